@@ -1,0 +1,1 @@
+"""foveate: visual-token pruning for stock Hugging Face vision-language models."""
