@@ -1,0 +1,146 @@
+"""What a trained glimpse module is for: its base model's sizes, the layers it reads, the sizes of its VIP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from foveate.errors import ConfigurationError, UnsupportedModelError
+
+_SEQUENCES = ("selected_layers", "le_layers", "selected_visual_layers", "anchors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlimpseConfig:
+    """Configuration of a `GlimpseModule`; layer indices count from 0.
+
+    Attributes:
+        base_model: id or path of the model the module was made for (information only).
+        family: `model_type` of that model.
+        hidden_size, num_attention_heads, num_hidden_layers, rms_norm_eps: of its language model.
+        vision_hidden_size: width of the vision tower's hidden states.
+        selected_layers: S, where the glimpse token's attention is read.
+        reduce_layer: K >= max(S); pruning happens after this layer.
+        le_layers: layers before which a glimpse vector is added to the glimpse token; contains 0.
+        le_length: number of glimpse tokens; the last one's attention is read.
+        le_dropout: dropout on the glimpse vectors in training.
+        selected_visual_layers: tapped vision layers, deepest first; Qwen2.5-VL counts blocks from 0, LLaVA
+            counts Hugging Face `hidden_states` (0 = embeddings, v = output of the v-th block).
+        use_attention_logits: read raw logits `q.k / sqrt(d)`; else log-probabilities over all keys.
+        threshold, max_keep, min_keep, anchors: defaults of the pruning decision (probability, fraction,
+            count, corner names).
+        vip_width, vip_cond_width, vip_heads, vip_act: f, c, heads and activation of the VIP.
+        vip_window: side of the VIP's attention windows in visual tokens; None: attention within an image.
+        deep_supervision, raw_attention: further output rows of the VIP, see `VIP`.
+
+    Raises:
+        ConfigurationError: the values contradict each other.
+    """
+
+    family: str
+    hidden_size: int
+    num_attention_heads: int
+    num_hidden_layers: int
+    vision_hidden_size: int
+    selected_layers: tuple[int, ...]
+    reduce_layer: int
+    le_layers: tuple[int, ...]
+    selected_visual_layers: tuple[int, ...]
+    use_attention_logits: bool
+    base_model: str = ""
+    rms_norm_eps: float = 1e-6
+    le_length: int = 1
+    le_dropout: float = 0.1
+    threshold: float = 0.5
+    max_keep: float | None = None
+    min_keep: int = 1
+    anchors: tuple[str, ...] = ()
+    vip_width: int = 256
+    vip_cond_width: int = 512
+    vip_heads: int = 4
+    vip_act: str = "silu"
+    vip_window: int | None = None
+    deep_supervision: bool = False
+    raw_attention: bool = False
+
+    def __post_init__(self) -> None:
+        for name in _SEQUENCES:  # JSON has lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check_layers()
+        width = self.vip_width + self.vip_cond_width
+        if self.vip_width % self.vip_heads or width % (4 * self.vip_heads):
+            raise ConfigurationError(
+                f"VIP sizes do not fit together: vip_width={self.vip_width} must divide by vip_heads="
+                f"{self.vip_heads}, and vip_width + vip_cond_width={width} by 4 * vip_heads"
+            )
+        if not 0 <= self.threshold <= 1:
+            raise ConfigurationError(
+                f"threshold={self.threshold} is not a probability; use a value in [0, 1]"
+            )
+
+    def _check_layers(self) -> None:
+        if not self.selected_layers or not self.selected_visual_layers:
+            raise ConfigurationError(
+                "selected_layers and selected_visual_layers must name at least one layer"
+            )
+        last = self.num_hidden_layers - 1
+        if not 0 <= min(self.selected_layers) <= max(self.selected_layers) <= min(last, self.reduce_layer):
+            raise ConfigurationError(
+                f"selected_layers={list(self.selected_layers)} must lie in "
+                f"0..{min(last, self.reduce_layer)}: "
+                f"the model has {self.num_hidden_layers} layers and pruning follows layer {self.reduce_layer}"
+            )
+        if 0 not in self.le_layers or len(set(self.le_layers)) != len(self.le_layers):
+            raise ConfigurationError(f"le_layers={list(self.le_layers)} must contain 0 and no layer twice")
+        if self.le_length < 1:
+            raise ConfigurationError(f"le_length={self.le_length}: at least one glimpse token is needed")
+
+    @classmethod
+    def for_model(cls, model_config: Any, **overrides: Any) -> GlimpseConfig:
+        """The published settings, scaled to a model. `overrides` replace single fields.
+
+        Layers: attention is read and pruning happens at layer `ceil(2L/3) - 1` of L (18 of 28, 23 of 36, 21
+        of 32, 26 of 40), glimpse vectors at all layers, vision layers at 4/4, 3/4, 2/4 and 1/4 of the tower.
+        VIP: width 256, an eighth of the hidden size (a multiple of 16) for models narrower than 2048;
+        conditions are twice as wide.
+
+        Raises:
+            UnsupportedModelError: a family without GlimpsePrune support.
+        """
+        family = model_config.model_type
+        defaults = _FAMILY_DEFAULTS.get(family)
+        if defaults is None:
+            raise UnsupportedModelError(
+                f"GlimpsePrune supports the model families {', '.join(sorted(_FAMILY_DEFAULTS))}; "
+                f"this model is of type {family!r}"
+            )
+        text, vision = model_config.text_config, model_config.vision_config
+        depth = getattr(vision, "depth", None) or vision.num_hidden_layers
+        layer = math.ceil(2 * text.num_hidden_layers / 3) - 1
+        width = min(256, max(16, text.hidden_size // 8 // 16 * 16))
+        fields: dict[str, Any] = {
+            "family": family,
+            "base_model": getattr(model_config, "_name_or_path", ""),
+            "hidden_size": text.hidden_size,
+            "num_attention_heads": text.num_attention_heads,
+            "num_hidden_layers": text.num_hidden_layers,
+            "rms_norm_eps": text.rms_norm_eps,
+            "vision_hidden_size": vision.hidden_size,
+            "selected_layers": (layer,),
+            "reduce_layer": layer,
+            "le_layers": range(text.num_hidden_layers),
+            "selected_visual_layers": sorted(
+                {max(0, depth * i // 4 - 1) for i in (1, 2, 3, 4)}, reverse=True
+            ),
+            "vip_width": width,
+            "vip_cond_width": 2 * width,
+        }
+        return cls(**{**fields, **defaults, **overrides})
+
+
+_FAMILY_DEFAULTS: Mapping[str, dict[str, Any]] = {
+    "qwen2_5_vl": {"use_attention_logits": True},
+    "llava": {"use_attention_logits": False},
+}
