@@ -41,7 +41,10 @@ def _add_shapes(rng: Random, image: Image.Image, scene: Scene, spec: SceneSpec, 
         reach = size // 2 + int(size * 0.14) + 1
         if 2 * reach + 2 >= min(scene.width, scene.height):
             continue
-        x, y = rng.randint(reach + 1, scene.width - reach - 1), rng.randint(reach + 1, scene.height - reach - 1)
+        x, y = (
+            rng.randint(reach + 1, scene.width - reach - 1),
+            rng.randint(reach + 1, scene.height - reach - 1),
+        )
         box = (x - reach, y - reach, x + reach, y + reach)
         if any(_touch(box, other) for other in taken):
             continue

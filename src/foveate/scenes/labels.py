@@ -54,7 +54,14 @@ def _label_shape(out: NDArray[np.int16], scene: Scene, shape: Shape, grid: Cell)
             beside[f"color {direction}"] = COLOR_NAMES.index(other.color)
             beside[f"shape {direction}"] = SHAPES.index(other.shape)
     for cell in box_cells(shape.box, grid):
-        _set(out, cell, kind=1, color=COLOR_NAMES.index(shape.color), shape=SHAPES.index(shape.shape), key=IGNORE)
+        _set(
+            out,
+            cell,
+            kind=1,
+            color=COLOR_NAMES.index(shape.color),
+            shape=SHAPES.index(shape.shape),
+            key=IGNORE,
+        )
         _set(out, cell, **beside)
         out[cell][_CHARS] = _spell(shape.label)
     x, y = shape.center
@@ -102,7 +109,9 @@ def box_cells(box: Box, grid: Cell, share: float = 0.3) -> set[Cell]:
 def text_cells(box: Box, grid: Cell) -> set[Cell]:
     """Cells that show a line of text: they hold 40 % of its height and 30 % of their own width of it."""
     width, height = max(1.0, box[2] - box[0]), max(1.0, box[3] - box[1])
-    return {(r, c) for r, c, x, y in _overlaps(box, grid) if y >= 0.4 * height and x >= 0.3 * min(CELL, width)}
+    return {
+        (r, c) for r, c, x, y in _overlaps(box, grid) if y >= 0.4 * height and x >= 0.3 * min(CELL, width)
+    }
 
 
 def _overlaps(box: Box, grid: Cell) -> Iterable[tuple[int, int, float, float]]:

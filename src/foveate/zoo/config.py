@@ -1,0 +1,139 @@
+"""What a zoo configuration file says. See `zoo/configs/`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from foveate.errors import FoveateError
+
+_CONFIGS = Path(__file__).parent / "configs"
+
+
+class ZooConfigError(FoveateError, ValueError):
+    """A configuration file that is missing, malformed or contradicts itself."""
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """One kind of batch. `images` a step and process, `size` (width, height), drawn by `weight`."""
+
+    size: tuple[int, int]
+    images: int
+    shapes: tuple[int, int]
+    rows: tuple[int, int] = (2, 5)
+    panel_share: float = 0.75
+    weight: float = 1.0
+    pages: int = 0
+    images_per_prompt: int = 1
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """Batches drawn until `until` (a share of the stage's steps)."""
+
+    until: float
+    batches: tuple[BatchConfig, ...]
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """Length and rates of a stage.
+
+    Attributes:
+        clip: limit of the gradient norm.
+        tower_rate: factor on the tower's rates.
+        frozen_until: the tower is frozen up to this share of the steps.
+        questions: K, questions that share one image.
+        type_weights: how often each question type is asked.
+        attention_weight: weight of the attention loss, falling to zero at `attention_until`.
+        attention_layer, attention_heads: whose attention it is.
+        dense_weight: weight of the dense heads.
+        distil_weight: weight of matching another tower's features.
+    """
+
+    steps: int
+    phases: tuple[PhaseConfig, ...]
+    lr: float = 2e-3
+    muon_lr: float = 0.016
+    clip: float = 5.0
+    tower_rate: float = 0.3
+    frozen_until: float = 0.3
+    questions: int = 12
+    type_weights: dict[str, float] = field(default_factory=dict)
+    attention_weight: float = 0.3
+    attention_until: float = 0.6
+    attention_layer: int = 4
+    attention_heads: tuple[int, ...] = (0, 1, 3, 4)
+    dense_weight: float = 0.15
+    distil_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class ZooConfig:
+    """A whole recipe. `tower` and `text` go to the stock configuration classes."""
+
+    name: str
+    family: str
+    tower: dict[str, Any]
+    text: dict[str, Any]
+    vision: StageConfig
+    language: StageConfig
+    seed: int = 0
+    processes: int = 2
+    checkpoint_seconds: float = 60.0
+    evaluate_every: int = 500
+    teacher: str = ""
+    image_size: int = 0
+
+
+def load(path: str | Path) -> ZooConfig:
+    """Reads a YAML file; a bare name is looked up in the package.
+
+    Raises:
+        ZooConfigError: the file is missing, malformed or has unknown or missing keys.
+    """
+    import yaml
+
+    file = Path(path)
+    if not file.exists():
+        file = _CONFIGS / file.name
+    if not file.exists():
+        known = ", ".join(sorted(p.name for p in _CONFIGS.glob("*.yaml")))
+        raise ZooConfigError(f"no configuration {path}; the package has {known}")
+    try:
+        raw = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ZooConfigError(f"{file} is not YAML: {error}") from error
+    config: ZooConfig = _build(ZooConfig, raw, str(file))
+    if config.family not in ("qwen2_5_vl", "llava"):
+        raise ZooConfigError(f"{file}: family {config.family!r} is not one of qwen2_5_vl, llava")
+    return config
+
+
+_NESTED = {"vision": StageConfig, "language": StageConfig, "phases": PhaseConfig, "batches": BatchConfig}
+
+
+def _build(kind: type, raw: Any, where: str) -> Any:
+    """A dataclass from nested mappings, refusing keys it does not know."""
+    if not isinstance(raw, dict):
+        raise ZooConfigError(f"{where}: expected keys and values, found {type(raw).__name__}")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    if unknown := sorted(set(raw) - set(fields)):
+        raise ZooConfigError(f"{where}: unknown {', '.join(unknown)}; known are {', '.join(fields)}")
+    missing = dataclasses.MISSING
+    needed = [n for n, f in fields.items() if f.default is missing and f.default_factory is missing]
+    if absent := [n for n in needed if n not in raw]:
+        raise ZooConfigError(f"{where}: {', '.join(absent)} missing")
+    values = {}
+    for key, value in raw.items():
+        if key in _NESTED and isinstance(value, list):
+            value = tuple(_build(_NESTED[key], v, f"{where}: {key}[{i}]") for i, v in enumerate(value))
+        elif key in _NESTED:
+            value = _build(_NESTED[key], value, f"{where}: {key}")
+        elif isinstance(value, list):
+            value = tuple(value)
+        values[key] = value
+    return kind(**values)

@@ -1,0 +1,175 @@
+"""The training-time forward passes: equal to the stock models', batched and blocked for speed.
+
+Two things the stock modules cannot do: encode a batch of equally large images without a loop over attention
+windows, and answer K questions about one image in a single pass (each sees the shared prefix and itself).
+Attention is written out because on CPU at these sizes it is two to five times faster than SDPA with its
+backward pass. `tests/zoo/test_forward.py` compares both with stock transformers.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MASKED = -1e4
+WINDOW = 8  # patches: 112 px, in both directions
+
+
+def rms_norm(x: Tensor, norm: nn.Module) -> Tensor:
+    """RMSNorm in the activations' own precision."""
+    return F.rms_norm(x, (x.shape[-1],), norm.weight.to(x.dtype), 1e-6)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding in the half-split layout of Llama and Qwen."""
+    a, b = x.chunk(2, -1)
+    return x * cos + torch.cat((-b, a), -1) * sin
+
+
+def swiglu(mlp: Any, x: Tensor) -> Tensor:
+    """The gated MLP that tower and language model share."""
+    return mlp.down_proj(F.silu(mlp.gate_proj(x)) * mlp.up_proj(x))
+
+
+# ------------------------------------------------------------------ the Qwen2.5-VL tower
+
+
+def to_windows(pixels: Tensor, patch: int = 14) -> Tensor:
+    """Pixels `[B, H, W, 3]` (H, W multiples of 112) -> patches `[B, P, 3 * patch**2]` in window order."""
+    b, height, width, _ = pixels.shape
+    rows, columns = height // patch, width // patch
+    x = pixels.reshape(b, rows // WINDOW, 4, 2, patch, columns // WINDOW, 4, 2, patch, 3)
+    return x.permute(0, 1, 5, 2, 6, 3, 7, 9, 4, 8).reshape(b, rows * columns, 3 * patch * patch)
+
+
+@lru_cache(maxsize=32)
+def _tower_rope(rows: int, columns: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    def order(ids: Tensor) -> Tensor:
+        windows = ids.reshape(rows // WINDOW, 4, 2, columns // WINDOW, 4, 2)
+        return windows.permute(0, 3, 1, 4, 2, 5).reshape(-1, 1)
+
+    y = order(torch.arange(rows)[:, None].expand(rows, columns))
+    x = order(torch.arange(columns)[None].expand(rows, columns))
+    inverse = 1.0 / (10000.0 ** (torch.arange(0, head_dim // 2, 2).float() / (head_dim // 2)))
+    angles = torch.cat([y * inverse, x * inverse], -1).repeat(1, 2)
+    return angles.cos(), angles.sin()
+
+
+def encode(tower: Any, patches: Tensor, rows: int, columns: int) -> Tensor:
+    """Qwen2.5-VL's tower on `to_windows` patches of a `rows x columns` grid.
+
+    Returns the merged features `[B, rows / 2, columns / 2, D]` in raster order.
+    """
+    config = tower.config
+    b, count, _ = patches.shape
+    head_dim = config.hidden_size // config.num_heads
+    kernel = tower.patch_embed.proj.weight.sum(2).flatten(1)  # both temporal halves see the same frame
+    x = F.linear(patches, kernel)
+    cos, sin = (t.to(x.device, x.dtype)[None, :, None] for t in _tower_rope(rows, columns, head_dim))
+    for i, block in enumerate(tower.blocks):
+        group = count if i in config.fullatt_block_indexes else WINDOW * WINDOW
+        x = _tower_block(block, x, cos, sin, group)
+    x = tower.merger.mlp(rms_norm(x, tower.merger.ln_q).reshape(b, count // 4, -1))
+    x = x.view(b, rows // WINDOW, columns // WINDOW, 4, 4, -1).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, rows // 2, columns // 2, -1)
+
+
+def _tower_block(block: Any, x: Tensor, cos: Tensor, sin: Tensor, group: int) -> Tensor:
+    """One block; tokens attend within consecutive groups of `group`."""
+    b, count, width = x.shape
+    heads = block.attn.num_heads
+    qkv = block.attn.qkv(rms_norm(x, block.norm1)).view(b, count, 3, heads, width // heads)
+    q, k, v = qkv.unbind(2)
+    q, k = rotate(q, cos, sin) * (width // heads) ** -0.5, rotate(k, cos, sin)
+    q, k, v = (t.reshape(-1, group, heads, width // heads).transpose(1, 2) for t in (q, k, v))
+    mixed = torch.matmul(torch.matmul(q, k.transpose(-1, -2)).softmax(-1), v)
+    x = x + block.attn.proj(mixed.transpose(1, 2).reshape(b, count, width))
+    return x + swiglu(block.mlp, rms_norm(x, block.norm2))
+
+
+# ------------------------------------------------------------------ the language model
+
+
+def text_rope(rotary: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """`positions` `[3, B, L]` (M-RoPE) or `[B, L]` -> cos, sin `[B, 1, L, head_dim]`."""
+    angles = positions[..., None].float() * rotary.inv_freq
+    if positions.ndim == 3:
+        sections = angles.split(list(rotary.mrope_section), -1)
+        angles = torch.cat([section[i % 3] for i, section in enumerate(sections)], -1)
+    angles = torch.cat([angles, angles], -1)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def read(
+    text: Any, x: Tensor, positions: Tensor, prefix: int, blocks: int, probe_layer: int = -1
+) -> tuple[Tensor, Tensor | None]:
+    """A causal prefix followed by K independent blocks, each seeing the prefix and itself.
+
+    Args:
+        text: stock Qwen2.5-VL or Llama text model.
+        x: embeddings `[B, prefix + K * Lq, C]`.
+        positions: `[3, B, L]` or `[B, L]`.
+        prefix: length of the shared prefix.
+        blocks: K.
+        probe_layer: the layer whose attention to the prefix is returned.
+
+    Returns:
+        Normed hidden states `[B, L, C]`; attention `[B, H, K, Lq, prefix]` of the probe layer or `None`.
+    """
+    cos, sin = (t.to(x.dtype) for t in text_rope(text.rotary_emb, positions))
+    length = (x.shape[1] - prefix) // max(1, blocks)
+    causal = [torch.full((n, n), MASKED, dtype=x.dtype, device=x.device).triu(1) for n in (prefix, length)]
+    probe = None
+    for i, layer in enumerate(text.layers):
+        x, seen = _text_layer(layer, text.config, x, (cos, sin), causal, (prefix, blocks))
+        probe = seen if i == probe_layer else probe
+    return rms_norm(x, text.norm), probe
+
+
+def _text_layer(
+    layer: Any,
+    config: Any,
+    x: Tensor,
+    rope: tuple[Tensor, Tensor],
+    causal: list[Tensor],
+    shape: tuple[int, int],
+) -> tuple[Tensor, Tensor | None]:
+    b, length, width = x.shape
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    head_dim = layer.self_attn.head_dim
+    attention, y = layer.self_attn, rms_norm(x, layer.input_layernorm)
+    q, k, v = (
+        project(y).view(b, length, -1, head_dim).transpose(1, 2)
+        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    q, k = rotate(q, *rope) / math.sqrt(head_dim), rotate(k, *rope)
+    k, v = (t.repeat_interleave(heads // groups, dim=1) for t in (k, v))
+    mixed, seen = _blocked_attention(q, k, v, causal, *shape)
+    x = x + attention.o_proj(mixed.transpose(1, 2).reshape(b, length, -1))
+    return x + swiglu(layer.mlp, rms_norm(x, layer.post_attention_layernorm)), seen
+
+
+def _blocked_attention(
+    q: Tensor, k: Tensor, v: Tensor, causal: list[Tensor], prefix: int, blocks: int
+) -> tuple[Tensor, Tensor | None]:
+    """q, k, v `[B, H, prefix + K * Lq, d]` -> mixed values of that shape, block attention to the prefix."""
+    b, heads, length, dim = q.shape
+    kp, vp = k[:, :, :prefix], v[:, :, :prefix]
+    scores = torch.matmul(q[:, :, :prefix], kp.transpose(-1, -2)) + causal[0]
+    out = torch.matmul(scores.softmax(-1), vp)
+    if not blocks:
+        return out, None
+    each = (b, heads, blocks, (length - prefix) // blocks)
+    qb, kb, vb = (t[:, :, prefix:].reshape(*each, dim) for t in (q, k, v))
+    to_prefix = torch.matmul(q[:, :, prefix:], kp.transpose(-1, -2)).view(*each, prefix)
+    to_block = torch.matmul(qb, kb.transpose(-1, -2)) + causal[1]
+    weights = torch.cat([to_prefix, to_block], -1).softmax(-1)
+    seen = weights[..., :prefix]
+    from_prefix = torch.matmul(seen.reshape(b, heads, -1, prefix), vp)
+    from_block = torch.matmul(weights[..., prefix:], vb).reshape(b, heads, -1, dim)
+    return torch.cat([out, from_prefix + from_block], 2), seen

@@ -1,0 +1,95 @@
+"""The tiny Qwen2.5-VL: stock classes, our sizes, our starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from foveate.scenes import SceneSpec, compose
+
+from . import initialise
+from .batches import normalise
+from .config import ZooConfig
+from .forward import encode, to_windows
+from .tokenizer import SPECIAL
+
+# A short RoPE base and sections for time, height and width: a tiny model sees short prompts.
+ROPE = {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [4, 6, 6]}
+# Scale of each rotary pair at the start: slow ones carry content over a distance.
+BAND = (0.3,) * 4 + (0.6,) * 6 + (1.2,) * 6
+VISUAL_RMS = 1.0
+
+
+def text_settings(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """What both families' text configurations share."""
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
+    return {
+        "vocab_size": -(-len(tokenizer) // 16) * 16,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+        "bos_token_id": ids["<|im_start|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+    }
+
+
+def configure(config: ZooConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
+    """The stock configuration of the recipe."""
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
+    tower = {
+        "out_hidden_size": config.text["hidden_size"],
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "window_size": 112,
+        "in_channels": 3,
+    }
+    return Qwen2_5_VLConfig(
+        text_config=text_settings(tokenizer) | {"rope_parameters": ROPE} | config.text,
+        vision_config=tower | {k: list(v) if isinstance(v, tuple) else v for k, v in config.tower.items()},
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+
+
+def create(config: ZooConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
+    """An untrained model with the starts of `zoo.initialise`."""
+    torch.manual_seed(config.seed)
+    model = Qwen2_5_VLForConditionalGeneration(configure(config, tokenizer))
+    tower = model.model.visual
+    residual = [linear for block in tower.blocks for linear in (block.attn.proj, block.mlp.down_proj)]
+    initialise.shrink_residuals(residual, len(tower.blocks))
+    initialise.look_at_neighbours(tower)
+    patches = to_windows(sample_pixels(48, 224)).flatten(0, 1)
+    kernel = initialise.dct_patches(patches, tower.config.hidden_size, 14).view(-1, 3, 1, 14, 14)
+    tower.patch_embed.proj.weight.data.copy_((kernel / 2).expand(-1, -1, 2, -1, -1))
+    initialise.match_and_copy(model.model.language_model, BAND)
+    return model
+
+
+def sample_pixels(n: int, side: int) -> Tensor:
+    """A few scenes to measure scales on: `[n, side, side, 3]`."""
+    spec = SceneSpec(sizes=(((side, side), 1.0),))
+    return normalise([compose(f"start:{i}", spec)[1] for i in range(n)])
+
+
+def features(model: Any, pixels: Tensor) -> Tensor:
+    """Pixels `[B, H, W, 3]` -> merged features `[B, rows, columns, D]`."""
+    rows, columns = pixels.shape[1] // 14, pixels.shape[2] // 14
+    return encode(model.model.visual, to_windows(pixels), rows, columns)
+
+
+def scale_features(model: Any) -> None:
+    """Scales the merger's output to `VISUAL_RMS`, the language model's starting point."""
+    with torch.no_grad():
+        rms = features(model, sample_pixels(8, 336)).pow(2).mean().sqrt()
+        last = model.model.visual.merger.mlp[2]
+        last.weight.mul_(VISUAL_RMS / rms)
+        last.bias.mul_(VISUAL_RMS / rms)

@@ -1,0 +1,85 @@
+"""Trains a zoo model from a configuration: `foveate train zoo --config qwen2_5_vl.yaml --out DIR`."""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from . import qwen
+from .config import ZooConfig, ZooConfigError, load
+from .export import export
+from .heads import DenseHeads
+from .prompts import Prompts
+from .stages import LanguageStage, VisionStage
+from .tokenizer import build
+from .trainer import Trainer, load_modules
+from .words import name_words
+
+
+def train(config_path: str | Path, out: Path) -> Path:
+    """Runs both stages in `processes` processes, resuming what `out` holds; returns the model's folder.
+
+    Raises:
+        ZooConfigError: the configuration is unusable, or `out` holds a run of another one.
+    """
+    config = load(config_path)
+    out.mkdir(parents=True, exist_ok=True)
+    _claim(config, out)
+    if config.processes == 1:
+        _worker(0, config, out, 0)
+    else:
+        mp.spawn(_worker, (config, out, _free_port()), nprocs=config.processes)
+    return out / config.name
+
+
+def _claim(config: ZooConfig, out: Path) -> None:
+    """Refuses to continue another model's run."""
+    marker = out / "run.txt"
+    own = f"{config.name} {config.family} tower={config.tower} text={config.text} seed={config.seed}\n"
+    if marker.exists() and marker.read_text() != own:
+        raise ZooConfigError(f"{out} holds a run of another configuration; choose another --out or empty it")
+    marker.write_text(own)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _worker(rank: int, config: ZooConfig, out: Path, port: int) -> None:
+    torch.set_num_threads(1 if config.processes > 1 else torch.get_num_threads())
+    if config.processes > 1:
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        dist.init_process_group("gloo", rank=rank, world_size=config.processes)
+    trainer = Trainer(out, rank, config.processes, config.checkpoint_seconds)
+    model, prompts = train_qwen(config, trainer)
+    if rank == 0:
+        export(model, prompts.tokenizer, out / config.name, config.family)
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def train_qwen(config: ZooConfig, trainer: Trainer) -> tuple[Any, Prompts]:
+    """The Qwen2.5-VL recipe: tower, then everything."""
+    prompts = Prompts(build())
+    model = qwen.create(config, prompts.tokenizer)
+    heads = DenseHeads(config.text["hidden_size"])
+    features = partial(qwen.features, model)
+    trainer.run(VisionStage(config, model.model.visual, heads, features))
+    if dist.is_initialized():
+        dist.barrier()
+    load_modules(trainer.out / "vision.pt", {"tower": model.model.visual, "heads": heads})
+    qwen.scale_features(model)
+    torch.manual_seed(config.seed + 1)
+    name_words(model.model.language_model.embed_tokens, heads, prompts.tokenizer)
+    trainer.run(LanguageStage(config, model, heads, features, prompts))
+    return model, prompts
