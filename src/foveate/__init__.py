@@ -1,1 +1,26 @@
 """foveate: visual-token pruning for stock Hugging Face vision-language models."""
+
+from foveate.core.attach import attach, detach, prune
+from foveate.core.budget import Keep
+from foveate.core.cache import FoveatedCache
+from foveate.core.method import Method, Score, Stage, Tap
+from foveate.core.selection import Selection
+from foveate.core.trace import Trace
+from foveate.core.view import View
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FoveatedCache",
+    "Keep",
+    "Method",
+    "Score",
+    "Selection",
+    "Stage",
+    "Tap",
+    "Trace",
+    "View",
+    "attach",
+    "detach",
+    "prune",
+]

@@ -1,0 +1,1 @@
+"""The engine: three seams, one cache, no knowledge of any method or model family."""

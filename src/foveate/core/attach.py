@@ -1,0 +1,111 @@
+"""`prune`, `attach` and `detach`: put a method in force on a stock model, and take it off again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from foveate.core.method import Method
+from foveate.core.seams import Seams
+from foveate.core.session import Session, close_session, open_session, sessions_on
+from foveate.core.trace import Trace
+from foveate.errors import ConfigurationError, SessionError, UnsupportedModelError
+from foveate.families import adapt
+
+_attached: dict[int, Seams] = {}
+
+
+@contextmanager
+def prune(model: nn.Module, method: Method | None) -> Iterator[Trace]:
+    """Prune visual tokens of `model` within a `with` block.
+
+    Args:
+        model: a stock transformers model of a supported family; it is not changed.
+        method: a configured method, or None for no new pruning (a pruned KV cache can be continued).
+
+    Yields:
+        A `Trace`, filled by every prefill inside the block.
+
+    The innermost block of the current thread wins. A thread that opened none follows the attached method or
+    the only open block, so that `generate` may stream from a worker thread.
+
+    Raises:
+        UnsupportedModelError: unknown family, compiled model, or a part is missing.
+        ConfigurationError: the method's configuration does not fit the model.
+        MissingTapError: the family cannot give what the method reads.
+    """
+    session = _session(model, method, attached=False)
+    seams = Seams(session)
+    open_session(session)
+    try:
+        seams.install()
+        yield session.trace
+    finally:
+        seams.remove()
+        close_session(session)
+
+
+def attach(model: nn.Module, method: Method) -> Trace:
+    """Put a method in force until `detach`, for every thread: the form for servers.
+
+    Returns:
+        A `Trace` that holds the latest prefill.
+
+    Raises:
+        SessionError: if a method is attached already; otherwise as `prune`.
+    """
+    session = _session(model, method, attached=True)
+    base = session.family.parts.base
+    if any(other.attached for other in sessions_on(base)):
+        raise SessionError("A method is attached to this model already; call foveate.detach(model) first.")
+    seams = Seams(session)
+    open_session(session)
+    try:
+        seams.install()
+    except BaseException:
+        seams.remove()
+        close_session(session)
+        raise
+    _attached[id(base)] = seams
+    return session.trace
+
+
+def detach(model: nn.Module) -> None:
+    """Take an attached method off; the model is exactly as before.
+
+    Raises:
+        SessionError: if nothing is attached.
+    """
+    seams = _attached.pop(id(adapt(model).parts.base), None)
+    if seams is None:
+        raise SessionError("Nothing is attached to this model.")
+    seams.remove()
+    close_session(seams.session)
+
+
+def _session(model: nn.Module, method: Method | None, attached: bool) -> Session:
+    if method is not None and not isinstance(method, Method):
+        raise ConfigurationError(
+            f"method must be a foveate Method (for example ViTCoP(keep=1/9)) or None, got {type(method).__name__}."
+        )
+    for module in (model, getattr(model, "model", None)):
+        compiled = getattr(module, "_compiled_call_impl", None) is not None
+        if compiled or type(module).__name__ == "OptimizedModule":
+            raise UnsupportedModelError(
+                "A compiled model cannot be pruned: its graph has fixed shapes and skips hooks. Pass the model "
+                "before torch.compile."
+            )
+    family = adapt(model)
+    if method is not None:
+        stages = method.stages(family.info)  # a bad configuration shows here, not in the middle of a prefill
+        layers = [stage.layer for stage in stages]
+        if layers != sorted(set(layers)) or any(not 0 <= k < family.info.layers for k in layers):
+            raise ConfigurationError(
+                f"{method} selects before layers {layers}; they must increase and lie in 0..{family.info.layers - 1} "
+                f"({family.info.layers} decoder layers; 0 is before the language model)."
+            )
+        for tap in method.taps(family.info):
+            family.block_of(tap)
+    return Session(family, method, Trace(str(method) if method else "none", family.info.layers), attached)

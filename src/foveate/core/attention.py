@@ -1,0 +1,87 @@
+"""Attention for a few queries, and attention received, without ever holding an N x N matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+CHUNK_BYTES = 64 * 1024 * 1024
+"""Upper bound for one float32 block of attention scores."""
+
+
+def attention_rows(q: Tensor, k: Tensor, scale: float, allowed: Tensor | None) -> Tensor:
+    """Softmax attention of a few queries; O(Q x n) memory.
+
+    Args:
+        q: `[H, Q, d]` queries after rotary embedding.
+        k: `[H_kv, n, d]` keys after rotary embedding; heads are shared by groups as in the model.
+        allowed: `[Q, n]` bool, or None if every key may be seen.
+
+    Returns:
+        `[H, Q, n]` probabilities, float32.
+    """
+    logits = attention_logits(q, k, scale)
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, float("-inf"))
+    return logits.softmax(-1)
+
+
+def attention_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """`q k^T * scale` for grouped-query heads, float32 `[H, Q, n]`; shapes as in `attention_rows`."""
+    heads, queries, width = q.shape
+    grouped = q.float().reshape(k.shape[0], heads // k.shape[0] * queries, width)
+    return (grouped @ k.float().transpose(1, 2) * scale).reshape(heads, queries, k.shape[1])
+
+
+def received_attention(q: Tensor, k: Tensor, scale: float, segments: Sequence[int]) -> Tensor:
+    """How much attention every token receives, summed over queries and heads, mean over queries.
+
+    Queries are processed in chunks of bounded memory; each only sees the keys of its own segment.
+
+    Args:
+        q, k: `[H, S, d]`.
+        segments: lengths of the consecutive segments (images or frames), summing to S.
+
+    Returns:
+        `[S]` float32; each segment sums to the number of heads.
+    """
+    out = torch.zeros(q.shape[1], dtype=torch.float32, device=q.device)
+    start = 0
+    for length in segments:
+        own = slice(start, start + length)
+        step = max(1, CHUNK_BYTES // (4 * q.shape[0] * length))
+        keys = k[:, own].float().transpose(1, 2)
+        for first in range(start, start + length, step):
+            block = q[:, first : min(first + step, start + length)].float() * scale
+            out[own] += (block @ keys).softmax(-1).sum((0, 1))
+        out[own] /= length
+        start += length
+    return out
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding in the half-split convention; `x` `[..., n, d]`, `cos`/`sin` broadcast to it."""
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin
+
+
+def project_heads(layer: nn.Module, hidden: Tensor, which: str, cos: Tensor, sin: Tensor) -> Tensor:
+    """Queries (`which="q"`) or keys (`"k"`) of a decoder layer for given inputs, after rotary embedding.
+
+    Args:
+        layer: decoder layer with `input_layernorm` and `self_attn.{q,k}_proj`.
+        hidden: `[n, D]` inputs of the layer.
+        cos, sin: `[n, d]`.
+
+    Returns:
+        `[H, n, d]`.
+    """
+    attn: Any = layer.self_attn
+    x = getattr(attn, f"{which}_proj")(layer.input_layernorm(hidden))  # type: ignore[operator]
+    x = x.view(hidden.shape[0], -1, attn.head_dim)
+    norm = getattr(attn, f"{which}_norm", None)  # Qwen3 normalises queries and keys per head
+    x = x if norm is None else norm(x)
+    return rotate(x.transpose(0, 1), cos.to(x.dtype), sin.to(x.dtype))

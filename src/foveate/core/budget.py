@@ -1,0 +1,133 @@
+"""How many visual tokens to keep: the only place that rounds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from foveate.errors import BudgetError
+
+Per = Literal["image", "prompt"]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """A budget of visual tokens.
+
+    Exactly one of `ratio`, `count` and `threshold` is given:
+
+    Args:
+        ratio: share of the tokens, in (0, 1]; rounded down, as the papers' code does.
+        count: number of tokens, at least 1; never more than there are.
+        threshold: keep tokens whose score is strictly greater; the number depends on the input.
+        floor: at least this many tokens survive (the best ones fill up).
+        cap: at most this many tokens (int) or this share of them (float in (0, 1]) survive.
+        per: `"image"` applies the budget to every image, `"prompt"` to all images of a row together.
+
+    Raises:
+        BudgetError: at construction, if a value is out of range or not exactly one kind is given.
+    """
+
+    ratio: float | None = None
+    count: int | None = None
+    threshold: float | None = None
+    floor: int = 1
+    cap: int | float | None = None
+    per: Per = "image"
+
+    def __post_init__(self) -> None:
+        kinds = [name for name in ("ratio", "count", "threshold") if getattr(self, name) is not None]
+        if len(kinds) != 1:
+            raise BudgetError(
+                f"Keep needs exactly one of ratio, count and threshold, got {kinds or 'none'}; "
+                "write for example Keep(ratio=1/9) or Keep(count=64)."
+            )
+        if self.ratio is not None:
+            _check_ratio("ratio", self.ratio)
+        if self.count is not None:
+            _check_count("count", self.count, least=1)
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise BudgetError(f"Keep(threshold={self.threshold}) must be a finite number.")
+        _check_count("floor", self.floor, least=0)
+        if isinstance(self.cap, float):
+            _check_ratio("cap", self.cap)
+        elif self.cap is not None:
+            _check_count("cap", self.cap, least=1)
+        if isinstance(self.cap, int) and self.cap < self.floor:
+            raise BudgetError(f"Keep(cap={self.cap}) is below floor={self.floor}; raise the cap or lower the floor.")
+        if self.per not in ("image", "prompt"):
+            raise BudgetError(f"Keep(per={self.per!r}) must be 'image' or 'prompt'.")
+
+    @classmethod
+    def of(cls, value: Keep | float | int, per: Per = "image") -> Keep:
+        """Read a budget as users write it: `0.11` is a ratio, `64` a count (`1` is the ratio 1.0)."""
+        if isinstance(value, Keep):
+            return value
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise BudgetError(f"keep={value!r} must be a ratio in (0, 1], a whole number of tokens or a Keep.")
+        if isinstance(value, int) and value > 1:
+            return cls(count=value, per=per)
+        return cls(ratio=float(value), per=per)
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether no token can ever be dropped, whatever the input."""
+        return self.ratio == 1.0 and self.cap is None
+
+    def size(self, n: int) -> int:
+        """Number of tokens to keep of `n` for ratio and count budgets.
+
+        Raises:
+            BudgetError: for a threshold budget, whose size depends on the scores.
+        """
+        if n == 0:
+            return 0
+        if self.ratio is not None:
+            wanted = int(self.ratio * n)
+        elif self.count is not None:
+            wanted = self.count
+        else:
+            raise BudgetError("A threshold budget has no size before the scores are known; use `choose`.")
+        return max(min(wanted, self._cap(n)), min(self.floor, n))
+
+    def choose(self, score: Tensor) -> Tensor:
+        """Pick tokens by score, higher is better.
+
+        Args:
+            score: `[n]`, any float type.
+
+        Returns:
+            Sorted indices `[m]` (int64) for ratio and count budgets; a boolean mask `[n]` for thresholds, so
+            that the number of survivors never has to be copied to the host here.
+        """
+        n = score.shape[0]
+        if self.threshold is None:
+            return top(score, self.size(n))
+        mask = score > self.threshold
+        rank = torch.empty_like(score, dtype=torch.long)
+        rank[score.argsort(descending=True, stable=True)] = torch.arange(n, device=score.device)
+        return (mask & (rank < self._cap(n))) | (rank < min(self.floor, n))
+
+    def _cap(self, n: int) -> int:
+        if self.cap is None:
+            return n
+        return min(n, int(self.cap * n) if isinstance(self.cap, float) else self.cap)
+
+
+def top(score: Tensor, k: int) -> Tensor:
+    """Sorted indices `[k]` of the `k` largest entries of `score` `[n]`; ties go to the smaller index."""
+    return score.argsort(descending=True, stable=True)[:k].sort().values
+
+
+def _check_ratio(name: str, value: float) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 1:
+        raise BudgetError(f"Keep({name}={value!r}) must lie in (0, 1]; 1/9 keeps every ninth token on average.")
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise BudgetError(f"Keep({name}={value!r}) must be a whole number of tokens >= {least}.")

@@ -1,0 +1,193 @@
+"""A KV cache whose layers may be shorter than the conversation, and from one another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from foveate.errors import CacheStateError, UnsupportedCacheError
+
+
+@dataclass(eq=False)
+class Kept:
+    """What one or more layers hold of the first `until` tokens of the conversation.
+
+    Attributes:
+        index: `[B, m]` logical indices, increasing; -1 is padding (always on the left of a block).
+        until: number of logical tokens this covers; later tokens are all held, in order.
+        padded: whether any entry is -1 (known on the host, to spare a synchronisation).
+    """
+
+    index: Tensor
+    until: int
+    padded: bool
+
+    def full(self, length: int) -> Tensor:
+        """`[B, m + length - until]` logical index of everything held when `length` tokens were seen."""
+        tail = torch.arange(self.until, length, device=self.index.device)
+        return torch.cat([self.index, tail.expand(self.index.shape[0], -1)], dim=1)
+
+
+class FoveatedCache(DynamicCache):
+    """`DynamicCache` that reports the *logical* length: the tokens of the conversation, pruned ones included.
+
+    `generate` slices follow-up prompts and derives positions from `get_seq_length()`; with the logical
+    length both stay right although the tensors are shorter. The state of pruning lives here, so threads,
+    chats and methods that share a model do not mix.
+    """
+
+    kept: list[Kept | None]
+    decode_from_cache: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.kept = []
+        self.decode_from_cache = False
+
+    @classmethod
+    def adopt(cls, cache: Cache) -> FoveatedCache:
+        """Turn a stock `DynamicCache` into a foveated one *in place*.
+
+        `generate` and its caller already hold references to the cache; a copy would leave them with a stale
+        object that reports the physical length.
+
+        Raises:
+            UnsupportedCacheError: for caches whose layers have a fixed size, are quantised or offloaded.
+        """
+        if isinstance(cache, cls):
+            return cache
+        check_cache(cache)
+        cache.__class__ = cls
+        assert isinstance(cache, cls)
+        cache.kept = []
+        cache.decode_from_cache = False
+        return cache
+
+    @property
+    def is_pruned(self) -> bool:
+        return any(kept is not None for kept in self.kept)
+
+    def held(self, layer: int) -> Kept | None:
+        return self.kept[layer] if layer < len(self.kept) else None
+
+    def physical_length(self, layer: int) -> int:
+        """Number of columns that the tensors of `layer` have."""
+        return super().get_seq_length(layer)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        physical = super().get_seq_length(layer_idx)
+        kept = self.held(layer_idx)
+        return physical if kept is None else kept.until + physical - kept.index.shape[1]
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        # Stock code only asks when it builds its own mask, that is, when no hook of ours took over.
+        if self.is_pruned:
+            raise CacheStateError(
+                "This KV cache was pruned and is now used outside foveate, where its shorter layers would be "
+                "misread. Continue inside `with foveate.prune(model, method):` (method=None prunes nothing new)."
+            )
+        return super().get_mask_sizes(query_length, layer_idx)
+
+    def nbytes(self) -> int:
+        """Bytes of all key and value tensors."""
+        return sum(
+            t.numel() * t.element_size() for layer in self.layers for t in (layer.keys, layer.values) if t is not None
+        )
+
+    # -- operations of stock caches, carried over to the bookkeeping -------------------------------------
+
+    def _map_kept(self, change: Callable[[Tensor], Tensor]) -> None:
+        done: dict[int, Kept] = {}
+        for kept in self.kept:
+            if kept is not None and id(kept) not in done:
+                done[id(kept)] = Kept(change(kept.index), kept.until, kept.padded)
+        self.kept = [None if kept is None else done[id(kept)] for kept in self.kept]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._map_kept(lambda index: index.index_select(0, beam_idx.to(index.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._map_kept(lambda index: index.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._map_kept(lambda index: index[indices.to(index.device)])
+
+    def reset(self) -> None:
+        super().reset()
+        self.kept = []
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last `-tokens_to_remove` tokens *of the conversation*, however many of them are held.
+
+        Raises:
+            CacheStateError: for a positive number (stock caches count what to remove, as a negative number).
+        """
+        if tokens_to_remove > 0:
+            raise CacheStateError(f"crop({tokens_to_remove}): pass the number of tokens to remove, negative.")
+        length = self.get_seq_length() + tokens_to_remove
+        if length < 0:
+            raise CacheStateError(f"crop({tokens_to_remove}): only {self.get_seq_length()} tokens were seen.")
+        if tokens_to_remove == 0:
+            return
+        cropped: dict[int, Kept] = {}
+        for number, layer in enumerate(self.layers):
+            kept = self.held(number)
+            if kept is None or length >= kept.until:
+                layer.crop(tokens_to_remove)
+                continue
+            columns, shorter = _crop_columns(kept, length)
+            layer.keys, layer.values = _take(layer.keys, columns), _take(layer.values, columns)
+            self.kept[number] = cropped.setdefault(id(kept), shorter)
+
+
+def check_cache(cache: object) -> None:
+    """Raise `UnsupportedCacheError` unless `cache` is a plain growing cache on the model's devices."""
+    remedy = "Leave `cache_implementation` unset and pass no `past_key_values`, or a transformers.DynamicCache."
+    if type(cache) not in (DynamicCache, FoveatedCache):
+        raise UnsupportedCacheError(
+            f"{type(cache).__name__} cannot be pruned: its layers cannot shrink one by one. {remedy}"
+        )
+    assert isinstance(cache, DynamicCache)
+    if getattr(cache, "offloading", False):
+        raise UnsupportedCacheError(f"An offloaded cache cannot be pruned while it moves. {remedy}")
+    for layer in cache.layers:
+        if type(layer) is not DynamicLayer:
+            raise UnsupportedCacheError(
+                f"Cache layers of type {type(layer).__name__} (sliding window or hybrid attention) cannot be "
+                "pruned; only layers with full attention can."
+            )
+
+
+def select_columns(cache: FoveatedCache, layer: int, columns: Tensor, valid: Tensor | None) -> None:
+    """Keep only `columns` `[B, m]` of a layer's tensors; entries where `valid` is False become zero."""
+    entry = cache.layers[layer]
+    for name in ("keys", "values"):
+        kept = _take(getattr(entry, name), columns)
+        if valid is not None:
+            kept = kept.masked_fill(~valid.to(kept.device)[:, None, :, None], 0)
+        setattr(entry, name, kept)
+
+
+def _take(states: Tensor, columns: Tensor) -> Tensor:
+    """`[B, H, n, d]` and `[B, m]` -> `[B, H, m, d]`."""
+    columns = columns.to(states.device)[:, None, :, None]
+    return states.gather(2, columns.expand(-1, states.shape[1], -1, states.shape[3]))
+
+
+def _crop_columns(kept: Kept, length: int) -> tuple[Tensor, Kept]:
+    """Columns of a layer that hold tokens before `length`, right-aligned so that rows stay left-padded."""
+    alive = (kept.index >= 0) & (kept.index < length)
+    counts = alive.sum(1)
+    order = alive.to(torch.int8).argsort(dim=1, stable=True)  # dropped first, survivors last, both in order
+    columns = order[:, order.shape[1] - int(counts.max()) :]
+    index = kept.index.gather(1, columns).masked_fill(~alive.gather(1, columns), -1)
+    return columns, Kept(index, length, True)

@@ -1,0 +1,120 @@
+"""Reading and checking what a model is called with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.core.family import Family
+from foveate.core.layout import EncodedImage, Grid
+from foveate.core.session import Call
+from foveate.errors import InputError
+
+
+def placeholders(family: Family, ids: Tensor | None, embeds: Tensor | None) -> dict[str, Tensor]:
+    """Per modality, `[B, n]` bool on the host: where visual tokens stand. One synchronisation."""
+    if ids is not None:
+        masks = [ids == token for token in family.token_ids.values()]
+    elif embeds is not None and embeds.shape[1] > 1:  # a single embedding is a decoding step
+        table: Any = family.parts.base.get_input_embeddings()  # type: ignore[operator]
+        tokens = torch.tensor(list(family.token_ids.values()), device=embeds.device)
+        masks = [(embeds == row).all(-1) for row in table(tokens)]
+    else:
+        return {}
+    if ids is not None and ids.shape[1] == 1:  # decoding: never a placeholder, so do not wait for the device
+        return {}
+    return dict(zip(family.token_ids, torch.stack(masks).cpu(), strict=True))
+
+
+def encoded_features(outputs: Any) -> dict[str, list[Tensor]]:
+    """Features per image that `generate` computed ahead, by modality."""
+    found = {}
+    for modality, output in (outputs or {}).items():
+        features = getattr(output, "pooler_output", None)
+        if features is not None:
+            found[modality] = list(features)
+    return found
+
+
+def check_placeholders(call: Call) -> None:
+    """Raise `InputError` early, where the sizes of the images are known before they are encoded."""
+    for modality, mask in call.visual.items():
+        sizes = [len(f) for f in call.features.get(modality, ())]
+        sizes += [grid.size for grid in call.incoming.get(modality, ())]
+        if sizes and sum(sizes) != int(mask.sum()):
+            from foveate.core.layout import placeholder_mismatch
+
+            given = [EncodedImage(Grid(1, 1, size), {}) for size in sizes]
+            raise placeholder_mismatch(modality, mask, given, None)
+
+
+def match_images(call: Call, encoded: list[EncodedImage]) -> dict[str, list[EncodedImage]]:
+    """The encoded images of a call in the order of their placeholders.
+
+    `generate` repeats the *same* feature tensors for beams and several return sequences, so the identity of
+    a tensor tells which image it came from.
+    """
+    counts = {m: len({id(f) for f in features}) for m, features in call.features.items()}
+    counts |= {m: len(grids) for m, grids in call.incoming.items()}
+    recent = encoded[len(encoded) - sum(counts.values()) :] if sum(counts.values()) <= len(encoded) else []
+    found: dict[str, list[EncodedImage]] = {}
+    for modality in call.visual:
+        own, recent = recent[: counts.get(modality, 0)], recent[counts.get(modality, 0) :]
+        if modality in call.features:
+            found[modality] = _by_identity(modality, call.features[modality], own)
+        else:
+            found[modality] = own
+    return found
+
+
+def _by_identity(modality: str, features: list[Tensor], own: list[EncodedImage]) -> list[EncodedImage]:
+    order: dict[int, int] = {}
+    for feature in features:
+        order.setdefault(id(feature), len(order))
+    if not own:  # encoded elsewhere: sizes are known, taps are not
+        return [EncodedImage(Grid(1, 1, len(f)), {}) for f in features]
+    images = [own[order[id(feature)]] for feature in features]
+    for feature, image in zip(features, images, strict=True):
+        if len(feature) != image.grid.size:
+            raise InputError(
+                f"An image of {image.grid.size} visual tokens arrived with {len(feature)} {modality} features. "
+                "Chunked prefill (`prefill_chunk_size`) cannot be pruned; leave it unset."
+            )
+    return images
+
+
+def padding_mask(mask: Any, embeds: Tensor, past: int) -> Tensor | None:
+    """The 2-D attention mask as bool `[B, past + n]`, or None if every token is real. One synchronisation.
+
+    Raises:
+        InputError: for prepared 4-D masks and masks of another length.
+    """
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        kind = f"{mask.dim()}-D tensor" if isinstance(mask, Tensor) else type(mask).__name__
+        raise InputError(
+            f"attention_mask is a {kind}; pruning needs the plain 2-D padding mask [batch, tokens]. Prepared masks "
+            "come from static caches or compiled generation: use the default dynamic cache."
+        )
+    expected = past + embeds.shape[1]
+    if mask.shape[1] != expected:
+        raise InputError(
+            f"attention_mask covers {mask.shape[1]} tokens, but {past} cached and {embeds.shape[1]} new ones make "
+            f"{expected}. Pass the mask of the full conversation."
+        )
+    return None if bool(mask.all()) else mask.bool()
+
+
+def check_padding_side(valid: Tensor | None, caching: bool) -> None:
+    """Right padding would put decoded tokens behind padding, which is wrong with or without pruning."""
+    if valid is None or not caching:
+        return
+    wrong = (~valid[:, -1] & valid.any(1)).nonzero().squeeze(1).tolist()
+    if wrong:
+        raise InputError(
+            f"Row(s) {wrong} are padded on the right; generation needs left padding. Set "
+            "`processor.tokenizer.padding_side = 'left'`, or pass use_cache=False for a plain forward pass."
+        )

@@ -1,0 +1,162 @@
+"""Which tokens of which row belong to which image. Built once per prefill, on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from foveate.core.budget import Per
+from foveate.core.method import Tap
+from foveate.errors import InputError
+
+
+class Grid(NamedTuple):
+    """Visual tokens of one image as the language model sees them (after any patch merging)."""
+
+    t: int
+    h: int
+    w: int
+
+    @property
+    def size(self) -> int:
+        return self.t * self.h * self.w
+
+    def coordinates(self, device: torch.device | str = "cpu") -> Tensor:
+        """`[t*h*w, 3]` (frame, row, column) in raster order."""
+        axes = [torch.arange(n, device=device) for n in self]
+        return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
+
+
+@dataclass
+class EncodedImage:
+    """One image that went through the vision tower, with what the taps read there."""
+
+    grid: Grid
+    taps: dict[Tap, Tensor]
+
+
+@dataclass
+class Group:
+    """The visual tokens that a method looks at together: an image, or all images of a row.
+
+    Attributes:
+        row: row of the batch.
+        image: index of the first image within the row (of this forward pass).
+        grids: one grid per image.
+        columns: `[N]` their places in the unpruned rows of this forward pass.
+        taps: vision-tower readings, `[N, ...]` each.
+        alive: `[n]` which of the `N` are alive now.
+        memo: the method's scratch space.
+    """
+
+    row: int
+    image: int
+    grids: tuple[Grid, ...]
+    columns: Tensor
+    taps: dict[Tap, Tensor]
+    alive: Tensor
+    memo: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        return self.columns.shape[0]
+
+
+@dataclass
+class Layout:
+    """The unpruned batch of one forward pass.
+
+    Attributes:
+        length: tokens per row, padding included.
+        past: logical tokens that were in the cache before.
+        visual: `[B, length]` bool on the host.
+        valid: `[B, length]` bool on the host, or None if nothing is padding.
+        groups: all groups of all rows.
+    """
+
+    length: int
+    past: int
+    visual: Tensor
+    valid: Tensor | None
+    groups: list[Group]
+
+    @property
+    def rows(self) -> int:
+        return self.visual.shape[0]
+
+    def counts(self) -> list[int]:
+        """Number of real tokens of every row."""
+        return [self.length] * self.rows if self.valid is None else self.valid.sum(1).tolist()
+
+
+def build_layout(
+    visual: Mapping[str, Tensor],
+    valid: Tensor | None,
+    images: Mapping[str, Sequence[EncodedImage]],
+    past: int,
+    per: Per,
+    device: torch.device,
+) -> Layout:
+    """Distribute the encoded images over the placeholder tokens, in reading order.
+
+    Args:
+        visual: per modality, `[B, n]` bool on the host, True on its placeholders.
+        valid: `[B, n]` bool on the host or None.
+        images: per modality, in the order in which their placeholders occur, row by row.
+
+    Raises:
+        InputError: if the placeholders are not exactly the images' tokens.
+    """
+    queues = {modality: list(images.get(modality, ())) for modality in visual}
+    groups: list[Group] = []
+    for row in range(next(iter(visual.values())).shape[0]):
+        found: list[tuple[Tensor, EncodedImage]] = []
+        for modality, mask in visual.items():
+            found += _take_images(modality, mask, queues[modality], images.get(modality, ()), row)
+        found.sort(key=lambda pair: int(pair[0][0]))
+        groups += _row_groups(row, found, per, device)
+    for modality, queue in queues.items():
+        if queue:
+            raise placeholder_mismatch(modality, visual[modality], images[modality], None)
+    union = torch.stack(list(visual.values())).any(0)
+    return Layout(union.shape[1], past, union, valid, groups)
+
+
+def _take_images(
+    modality: str, mask: Tensor, queue: list[EncodedImage], given: Sequence[EncodedImage], row: int
+) -> list[tuple[Tensor, EncodedImage]]:
+    columns = mask[row].nonzero().squeeze(1)
+    found, start = [], 0
+    while start < len(columns):
+        if not queue or queue[0].grid.size > len(columns) - start:
+            raise placeholder_mismatch(modality, mask, given, row)
+        image = queue.pop(0)
+        found.append((columns[start : start + image.grid.size], image))
+        start += image.grid.size
+    return found
+
+
+def placeholder_mismatch(modality: str, mask: Tensor, given: Sequence[EncodedImage], row: int | None) -> InputError:
+    sizes = [image.grid.size for image in given]
+    where = "" if row is None else f" (row {row} cannot be filled)"
+    return InputError(
+        f"The prompt has {int(mask.sum())} {modality} placeholder tokens, but the {len(sizes)} {modality}(s) given "
+        f"make {sum(sizes)} visual tokens {sizes}{where}. Put one {modality} marker per {modality} into the prompt "
+        "and let the processor expand it."
+    )
+
+
+def _row_groups(row: int, found: Sequence[tuple[Tensor, EncodedImage]], per: Per, device: torch.device) -> list[Group]:
+    bundles = [found] if per == "prompt" and found else [[pair] for pair in found]
+    groups: list[Group] = []
+    for number, bundle in enumerate(bundles):
+        columns = torch.cat([own for own, _ in bundle]).to(device)
+        encoded = [image for _, image in bundle]
+        taps = {tap: torch.cat([image.taps[tap] for image in encoded]) for tap in encoded[0].taps}
+        grids = tuple(image.grid for image in encoded)
+        groups.append(Group(row, number, grids, columns, taps, torch.arange(len(columns), device=device)))
+    return groups

@@ -1,0 +1,115 @@
+"""What a method may read at a seam, for one sample. Methods never see a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.core.layout import Grid, Group
+from foveate.core.method import ModelInfo, Tap
+
+
+@dataclass(frozen=True)
+class RowState:
+    """The current sequence of one row at a seam; tensors stay on the layer's device.
+
+    Attributes:
+        hidden: `[n, D]` tokens about to enter the layer, padding included.
+        valid: `[n]` bool or None when nothing is padding.
+        visual: `[n]` bool, True on visual tokens (of every image of the row).
+        keys: returns keys after rotary embedding of the previous layer, `[H_kv, n, d]`.
+        attention: `(query positions [Q]) -> [H, Q, n]`, probabilities of the previous layer over this block.
+    """
+
+    hidden: Tensor
+    valid: Tensor | None
+    visual: Tensor
+    keys: Callable[[], Tensor]
+    attention: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class View:
+    """Tokens of one image (or of all images of one prompt) as they stand before one stage.
+
+    `n` is the number of tokens still alive, `N` the number the image had in the unpruned prompt.
+
+    Attributes:
+        info: facts about the model.
+        layer: stage layer; 0 is before the language model.
+        index: `[n]` which of the image's `N` tokens are alive, increasing.
+        grids: merged grids (frames, rows, columns) of the image(s) this view covers.
+        image: index of the (first) image within the row.
+        memo: survives from one stage of a forward pass to the next; for what a method computed earlier.
+    """
+
+    info: ModelInfo
+    layer: int
+    index: Tensor
+    grids: tuple[Grid, ...]
+    image: int
+    memo: dict[str, Any]
+    _group: Group = field(repr=False)
+    _place: Tensor = field(repr=False)
+    _row: RowState = field(repr=False)
+
+    def __len__(self) -> int:
+        return self.index.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.index.device
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of the only (or first) image."""
+        return self.grids[0]
+
+    @property
+    def total(self) -> int:
+        """`N`: number of tokens in the unpruned prompt."""
+        return self._group.total
+
+    @property
+    def hidden(self) -> Tensor:
+        """`[n, D]` hidden states entering the layer (at layer 0: the projected visual features)."""
+        return self._row.hidden[self._place]
+
+    @property
+    def text(self) -> Tensor:
+        """`[T, D]` hidden states of the row's text tokens, in order, without padding.
+
+        Synchronises once on accelerators if the row is padded.
+        """
+        keep = ~self._row.visual if self._row.valid is None else ~self._row.visual & self._row.valid
+        return self._row.hidden[keep]
+
+    @property
+    def keys(self) -> Tensor:
+        """`[H_kv, n, d]` keys of the previous layer after rotary embedding, KV heads not repeated."""
+        return self._row.keys()[:, self._place]
+
+    def attention(self, queries: Tensor | None = None) -> Tensor:
+        """Attention of a few query tokens over this view's tokens in the previous layer.
+
+        Args:
+            queries: `[Q]` places in the current sequence; default is its last token.
+
+        Returns:
+            `[H, Q, n]` float32; each row is part of a softmax over the whole causal, unpadded sequence.
+        """
+        if queries is None:
+            queries = torch.tensor([self._row.hidden.shape[0] - 1], device=self.device)
+        return self._row.attention(queries)[..., self._place]
+
+    def tap(self, tap: Tap) -> Tensor:
+        """Value of a declared vision-tower tap for the tokens alive, `[n, ...]`."""
+        return self._group.taps[tap].to(self.device)[self.index]
+
+    def positions(self) -> Tensor:
+        """`[n, 3]` (frame, row, column) of every token within its own image, int64."""
+        return torch.cat([grid.coordinates(self.device) for grid in self.grids])[self.index]

@@ -1,0 +1,51 @@
+"""The exceptions that users meet. Each message says what is wrong, where, and the remedy."""
+
+from __future__ import annotations
+
+
+class FoveateError(Exception):
+    """Base of every error that foveate raises on purpose."""
+
+
+class BudgetError(FoveateError, ValueError):
+    """A keep ratio, count or threshold that makes no sense."""
+
+
+class ConfigurationError(FoveateError, ValueError):
+    """A method was given parameters that contradict each other or the model."""
+
+
+class UnsupportedModelError(FoveateError, TypeError):
+    """The model's family is unknown, or the model lacks a part that its family should have."""
+
+
+class MissingTapError(FoveateError, TypeError):
+    """A method needs something of the vision tower that this family cannot give."""
+
+
+class UnsupportedCacheError(FoveateError, TypeError):
+    """The KV cache cannot be compacted (static, quantised, offloaded or compiled)."""
+
+
+class CacheStateError(FoveateError, RuntimeError):
+    """A pruned KV cache was used where its shortened layers would be misread."""
+
+
+class InputError(FoveateError, ValueError):
+    """The model's inputs cannot be pruned as they are (padding side, placeholders, masks)."""
+
+
+class SessionError(FoveateError, RuntimeError):
+    """It is unclear which pruning applies: several are active and none belongs to this thread."""
+
+
+class ImageError(FoveateError, ValueError):
+    """An image file that cannot be used: missing, unreadable, empty or far too large."""
+
+
+class CheckpointError(FoveateError, ValueError):
+    """A checkpoint that cannot be read."""
+
+
+class MissingExtraError(FoveateError, ImportError):
+    """An optional dependency is not installed."""
