@@ -89,9 +89,7 @@ def test_left_padding(case: str, max_length: int | None) -> None:
     index, valid = rl_losses.left_pad_index(golden["repad/in_mask"], max_length)
     assert valid.long().tolist() == golden[f"{case}/out_mask"].tolist()
     assert torch.equal(rl_losses.left_pad(golden["repad/in_ids"], index, valid), golden[f"{case}/out_ids"])
-    assert torch.equal(
-        rl_losses.left_pad(golden["repad/in_embeds"], index, valid), golden[f"{case}/out_embeds"]
-    )
+    assert torch.equal(rl_losses.left_pad(golden["repad/in_embeds"], index, valid), golden[f"{case}/out_embeds"])
     positions = [rl_losses.left_pad(axis, index, valid) for axis in golden["repad/in_pos"]]
     assert torch.equal(torch.stack(positions), golden[f"{case}/out_pos"])
 
@@ -151,9 +149,7 @@ def test_box_masks() -> None:
 
 def test_box_normalisation() -> None:
     for case in reference("norm_bboxes"):
-        out = boxes.normalize_boxes(
-            case["bboxes"], FORMATS[case["type"]], width=case["width"], height=case["height"]
-        )
+        out = boxes.normalize_boxes(case["bboxes"], FORMATS[case["type"]], width=case["width"], height=case["height"])
         assert torch.allclose(torch.tensor(out), torch.tensor(case["out"]))
 
 

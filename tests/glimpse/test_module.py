@@ -38,9 +38,7 @@ def tiny_config(**overrides: object) -> GlimpseConfig:
 
 
 def model_config(family: str, layers: int, hidden: int, depth: int) -> SimpleNamespace:
-    text = SimpleNamespace(
-        hidden_size=hidden, num_attention_heads=4, num_hidden_layers=layers, rms_norm_eps=1e-6
-    )
+    text = SimpleNamespace(hidden_size=hidden, num_attention_heads=4, num_hidden_layers=layers, rms_norm_eps=1e-6)
     vision = SimpleNamespace(hidden_size=32, num_hidden_layers=depth)
     return SimpleNamespace(model_type=family, text_config=text, vision_config=vision)
 
@@ -78,9 +76,7 @@ def test_scores_of_one_sample(name: str, case: str) -> None:
         start = part.stop
         side = int(len(attn) ** 0.5)
         h, w = sides[row] if sides else (side, side)
-        conds = [
-            out[f"visual_cond.{i}"].reshape(-1, module.config.vision_hidden_size)[part] for i in range(count)
-        ]
+        conds = [out[f"visual_cond.{i}"].reshape(-1, module.config.vision_hidden_size)[part] for i in range(count)]
         logits = module.score(attn.flatten(1), conds, [(1, h, w)])
         assert_close(logits, out[f"vip_logits.{row}"])
         row += 1
@@ -249,6 +245,8 @@ def test_module_refuses_another_model() -> None:
         {"le_layers": (0, 0)},
         {"le_length": 0},
         {"threshold": 1.5},
+        {"selected_visual_layers": (1, -1)},
+        {"family": "llava"},  # visual layer 0
         {"selected_layers": ()},
     ],
 )

@@ -13,8 +13,7 @@ from foveate.glimpse.vip import VIP, Segments
 from .conftest import assert_close, golden_cases, golden_path, golden_tensors
 
 CASES = [
-    name.split("inputs_")[1].removesuffix(".safetensors")
-    for name in golden_cases("gp_vip_qwen/inputs_*.safetensors")
+    name.split("inputs_")[1].removesuffix(".safetensors") for name in golden_cases("gp_vip_qwen/inputs_*.safetensors")
 ]
 OFFICIAL = {
     "global": {},
@@ -52,27 +51,29 @@ def test_matches_the_official_implementation(case: str, output: str) -> None:
     options = dict(OFFICIAL[output])
     windowed, train = options.pop("windowed", False), options.pop("train", False)
     vip, config = build(**options)
-    grids = geometry.merged_grids(inputs["grid_thw"], config["spatial_merge_size"])
+    grids = merged_grids(inputs["grid_thw"], config["spatial_merge_size"])
     window = config["window_size"] // config["patch_size"] // config["spatial_merge_size"]
     attn = expected["logprob_attn_map"] if options.get("log_probabilities") else inputs["attn_map"]
     conds = [inputs[f"visual_cond.{i}"] for i in range(config["num_layers"])]
     with torch.no_grad():
-        logits = vip.train(train)(
-            attn, conds, grids, geometry.window_ids(grids, window) if windowed else None
-        )
+        logits = vip.train(train)(attn, conds, grids, geometry.window_ids(grids, window) if windowed else None)
     assert_close(logits, expected[output])
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_window_order_is_qwens(case: str) -> None:
+def test_windows_are_qwens(case: str) -> None:
     inputs = golden_tensors(f"gp_vip_qwen/inputs_{case}.safetensors")
     _, config = build()
     window = config["window_size"] // config["patch_size"] // config["spatial_merge_size"]
-    grids = geometry.merged_grids(inputs["grid_thw"], config["spatial_merge_size"])
-    assert torch.equal(geometry.window_order(grids, window), inputs["window_index"])
+    grids = merged_grids(inputs["grid_thw"], config["spatial_merge_size"])
+    assert torch.equal(geometry.window_ids(grids, window).argsort(stable=True), inputs["window_index"])
     sizes = torch.bincount(geometry.window_ids(grids, window)) * config["spatial_merge_size"] ** 2
     official = inputs["cu_window_seqlens"].unique_consecutive().diff()
     assert torch.equal(sizes, official.long())
+
+
+def merged_grids(grid_thw: Tensor, merge: int) -> list[geometry.Grid]:
+    return [(t, h // merge, w // merge) for t, h, w in grid_thw.tolist()]
 
 
 def tiny_vip() -> VIP:

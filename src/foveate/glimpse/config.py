@@ -76,14 +76,15 @@ class GlimpseConfig:
                 f"{self.vip_heads}, and vip_width + vip_cond_width={width} by 4 * vip_heads"
             )
         if not 0 <= self.threshold <= 1:
-            raise ConfigurationError(
-                f"threshold={self.threshold} is not a probability; use a value in [0, 1]"
-            )
+            raise ConfigurationError(f"threshold={self.threshold} is not a probability; use a value in [0, 1]")
 
     def _check_layers(self) -> None:
         if not self.selected_layers or not self.selected_visual_layers:
+            raise ConfigurationError("selected_layers and selected_visual_layers must name at least one layer")
+        if min(self.vision_blocks) < 0:
             raise ConfigurationError(
-                "selected_layers and selected_visual_layers must name at least one layer"
+                f"selected_visual_layers={list(self.selected_visual_layers)} must not be negative"
+                + (" and not 0: LLaVA's count starts after the embeddings" if self.family == "llava" else "")
             )
         last = self.num_hidden_layers - 1
         if not 0 <= min(self.selected_layers) <= max(self.selected_layers) <= min(last, self.reduce_layer):
@@ -96,6 +97,12 @@ class GlimpseConfig:
             raise ConfigurationError(f"le_layers={list(self.le_layers)} must contain 0 and no layer twice")
         if self.le_length < 1:
             raise ConfigurationError(f"le_length={self.le_length}: at least one glimpse token is needed")
+
+    @property
+    def vision_blocks(self) -> tuple[int, ...]:
+        """Vision blocks (from 0) whose outputs are the VIP's conditions, in the order of its layers."""
+        shift = 1 if self.family == "llava" else 0
+        return tuple(v - shift for v in self.selected_visual_layers)
 
     @classmethod
     def for_model(cls, model_config: Any, **overrides: Any) -> GlimpseConfig:
@@ -118,6 +125,7 @@ class GlimpseConfig:
             )
         text, vision = model_config.text_config, model_config.vision_config
         depth = getattr(vision, "depth", None) or vision.num_hidden_layers
+        lowest = 1 if family == "llava" else 0
         layer = math.ceil(2 * text.num_hidden_layers / 3) - 1
         width = min(256, max(16, text.hidden_size // 8 // 16 * 16))
         fields: dict[str, Any] = {
@@ -131,9 +139,7 @@ class GlimpseConfig:
             "selected_layers": (layer,),
             "reduce_layer": layer,
             "le_layers": range(text.num_hidden_layers),
-            "selected_visual_layers": sorted(
-                {max(0, depth * i // 4 - 1) for i in (1, 2, 3, 4)}, reverse=True
-            ),
+            "selected_visual_layers": sorted({max(lowest, depth * i // 4 - 1) for i in (1, 2, 3, 4)}, reverse=True),
             "vip_width": width,
             "vip_cond_width": 2 * width,
         }

@@ -13,11 +13,6 @@ from torch import Tensor
 Grid = tuple[int, int, int]
 
 
-def merged_grids(grid_thw: Tensor, merge_size: int) -> list[Grid]:
-    """Patch grids `[images, 3]` of a processor (`image_grid_thw`) as grids of merged visual tokens."""
-    return [(t, h // merge_size, w // merge_size) for t, h, w in grid_thw.tolist()]
-
-
 def token_counts(grids: Sequence[Grid]) -> list[int]:
     """Visual tokens of each image."""
     return [t * h * w for t, h, w in grids]
@@ -56,14 +51,6 @@ def window_ids(grids: Sequence[Grid], window: int) -> Tensor:
         return rows * across + columns, -(-grid[1] // window) * across
 
     return _numbered(grids, cells)
-
-
-def window_order(grids: Sequence[Grid], window: int) -> Tensor:
-    """Raster index of each token in Qwen2.5-VL's window order: int64 [N].
-
-    The stock tower runs its blocks in this order; `x_raster[order] == x_window`.
-    """
-    return torch.argsort(window_ids(grids, window), stable=True)
 
 
 def _numbered(grids: Sequence[Grid], cells: Callable[[Tensor, Grid], tuple[Tensor, int]]) -> Tensor:

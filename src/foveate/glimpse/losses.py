@@ -68,14 +68,10 @@ def confusion(logits: Sequence[Tensor], masks: Sequence[Tensor], threshold: floa
     """(true positives, false positives, false negatives, true negatives) of the last row: int64 [4]."""
     kept = torch.cat([sample[-1].sigmoid() > threshold for sample in logits])
     wanted = torch.cat([mask.flatten().bool() for mask in masks])
-    return torch.stack(
-        [(kept & wanted).sum(), (kept & ~wanted).sum(), (~kept & wanted).sum(), (~kept & ~wanted).sum()]
-    )
+    return torch.stack([(kept & wanted).sum(), (kept & ~wanted).sum(), (~kept & wanted).sum(), (~kept & ~wanted).sum()])
 
 
-def _reduce(
-    loss: Callable[[Tensor, Tensor], Tensor], logits: Sequence[Tensor], masks: Sequence[Tensor]
-) -> Tensor:
+def _reduce(loss: Callable[[Tensor, Tensor], Tensor], logits: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
     """Mean over samples, sum over output rows."""
     per_sample = [loss(x, mask.flatten()) for x, mask in zip(logits, masks, strict=True)]
     return torch.stack(per_sample).mean(0).sum()
