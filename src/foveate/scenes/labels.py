@@ -28,32 +28,36 @@ CLASSES = {
 COLUMN = {name: i for i, name in enumerate(CLASSES)}
 _CHARS = slice(COLUMN["char0"], COLUMN["char0"] + MAX_CHARACTERS)
 Cell = tuple[int, int]
+Scale = tuple[float, float]
 
 
-def dense(scene: Scene) -> NDArray[np.int16]:
-    """Labels `[rows, columns, len(CLASSES)]`, `IGNORE` where a class does not apply."""
-    grid = scene.height // CELL, scene.width // CELL
+def dense(scene: Scene, scale: Scale = (1.0, 1.0)) -> NDArray[np.int16]:
+    """Labels `[rows, columns, len(CLASSES)]`, `IGNORE` where a class does not apply.
+
+    `scale` (x, y) turns the scene's pixels into pixels of cells of 28, for models with other tokens.
+    """
+    grid = round(scene.height * scale[1]) // CELL, round(scene.width * scale[0]) // CELL
     out = np.full((*grid, len(CLASSES)), IGNORE, np.int16)
     out[..., COLUMN["kind"]] = out[..., COLUMN["center"]] = 0
     for field in scene.fields:
-        for cell in text_cells(field.key_box, grid):
+        for cell in text_cells(scaled(field.key_box, scale), grid):
             _set(out, cell, kind=2, key=KEYS.index(field.key))
             out[cell][_CHARS] = IGNORE
-        for cell in text_cells(field.value_box, grid):
+        for cell in text_cells(scaled(field.value_box, scale), grid):
             _set(out, cell, kind=3, key=KEYS.index(field.key))
             out[cell][_CHARS] = _spell(field.value)
     for shape in scene.shapes:
-        _label_shape(out, scene, shape, grid)
+        _label_shape(out, scene, shape, grid, scale)
     return out
 
 
-def _label_shape(out: NDArray[np.int16], scene: Scene, shape: Shape, grid: Cell) -> None:
+def _label_shape(out: NDArray[np.int16], scene: Scene, shape: Shape, grid: Cell, scale: Scale) -> None:
     beside = {}
     for direction in DIRECTIONS:
         if other := neighbour(scene, shape, direction):
             beside[f"color {direction}"] = COLOR_NAMES.index(other.color)
             beside[f"shape {direction}"] = SHAPES.index(other.shape)
-    for cell in box_cells(shape.box, grid):
+    for cell in box_cells(scaled(shape.box, scale), grid):
         _set(
             out,
             cell,
@@ -64,7 +68,7 @@ def _label_shape(out: NDArray[np.int16], scene: Scene, shape: Shape, grid: Cell)
         )
         _set(out, cell, **beside)
         out[cell][_CHARS] = _spell(shape.label)
-    x, y = shape.center
+    x, y = shape.center[0] * scale[0], shape.center[1] * scale[1]
     _set(out, (int(y // CELL), int(x // CELL)), center=1)
 
 
@@ -77,21 +81,28 @@ def _spell(text: str) -> list[int]:
     return [CHARACTERS.index(c) for c in text] + [BLANK] * (MAX_CHARACTERS - len(text))
 
 
-def local_characters(glyphs: Iterable[Glyph], width: int, height: int) -> NDArray[np.int16]:
+def scaled(box: Box, scale: Scale) -> Box:
+    """`box` with its coordinates multiplied by `scale` (x, y)."""
+    return box[0] * scale[0], box[1] * scale[1], box[2] * scale[0], box[3] * scale[1]
+
+
+def local_characters(
+    glyphs: Iterable[Glyph], width: int, height: int, scale: Scale = (1.0, 1.0)
+) -> NDArray[np.int16]:
     """Characters whose middle lies in each cell, left to right, case folded: `[rows, columns, 3]`.
 
     `IGNORE` where a cell holds more than three or parts of two lines.
     """
-    rows, columns = height // CELL, width // CELL
+    rows, columns = round(height * scale[1]) // CELL, round(width * scale[0]) // CELL
     out = np.full((rows, columns, MAX_CHARACTERS), BLANK, np.int16)
     inside: dict[Cell, list[Glyph]] = {}
     for glyph in glyphs:
-        cell = int(glyph.y // CELL), int(glyph.x // CELL)
+        cell = int(glyph.y * scale[1] // CELL), int(glyph.x * scale[0] // CELL)
         if 0 <= cell[0] < rows and 0 <= cell[1] < columns:
             inside.setdefault(cell, []).append(glyph)
     for cell, found in inside.items():
         heights = [g.y for g in found]
-        if len(found) > MAX_CHARACTERS or max(heights) - min(heights) > 9:
+        if len(found) > MAX_CHARACTERS or (max(heights) - min(heights)) * scale[1] > 9:
             out[cell] = IGNORE
             continue
         for i, glyph in enumerate(sorted(found, key=lambda g: g.x)):

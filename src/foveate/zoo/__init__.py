@@ -35,9 +35,7 @@ def path(name: str) -> Path:
     """
     full = name if name.startswith(_PREFIX) else _PREFIX + name
     if full not in names():
-        raise UnknownZooModelError(
-            f"no zoo model is called {name!r}; installed: {', '.join(names()) or 'none'}"
-        )
+        raise UnknownZooModelError(f"no zoo model is called {name!r}; installed: {', '.join(names()) or 'none'}")
     return _ROOT / full.removeprefix(_PREFIX)
 
 

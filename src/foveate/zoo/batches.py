@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.scenes import Question, Scene, SceneSpec, ask, compose, name_image
-from foveate.scenes.labels import CELL, box_cells, dense, local_characters, text_cells
+from foveate.scenes.labels import CELL, box_cells, dense, local_characters, scaled, text_cells
 
 from .config import BatchConfig
 
@@ -29,12 +29,14 @@ class Batch:
         objects: dense labels `[B, rows, columns, classes]`.
         characters: `[B, rows, columns, 3]`.
         scenes: what the images show.
+        scale: from a scene's pixels to pixels of label cells.
     """
 
     pixels: Tensor
     objects: Tensor
     characters: Tensor
     scenes: list[Scene]
+    scale: tuple[float, float]
 
 
 def normalise(images: Sequence[Image.Image]) -> Tensor:
@@ -43,18 +45,24 @@ def normalise(images: Sequence[Image.Image]) -> Tensor:
     return (pixels - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
 
 
-def render(first: int, config: BatchConfig) -> Batch:
-    """Training scenes `first`, `first + 1`, ... as many as the configuration says."""
+def render(first: int, config: BatchConfig, token: int = CELL) -> Batch:
+    """Training scenes `first`, `first + 1`, ... for a model whose visual tokens are `token` pixels wide."""
     spec = SceneSpec(
         sizes=((config.size, 1.0),), shapes=config.shapes, rows=config.rows, panel_share=config.panel_share
     )
     drawn = [compose(f"train:{first + i}", spec) for i in range(config.images)]
-    scenes = [scene for scene, _ in drawn]
+    scenes, images = [scene for scene, _ in drawn], [image for _, image in drawn]
+    width, height = config.size
+    if config.fit:
+        images = [image.resize((config.fit, config.fit), Image.Resampling.BICUBIC) for image in images]
+        width = height = config.fit
+    scale = width / config.size[0] * CELL / token, height / config.size[1] * CELL / token
     return Batch(
-        normalise([image for _, image in drawn]),
-        torch.from_numpy(np.stack([dense(scene) for scene in scenes])),
-        torch.from_numpy(np.stack([local_characters(s.glyphs, s.width, s.height) for s in scenes])),
+        normalise(images),
+        torch.from_numpy(np.stack([dense(scene, scale) for scene in scenes])),
+        torch.from_numpy(np.stack([local_characters(s.glyphs, s.width, s.height, scale) for s in scenes])),
         scenes,
+        scale,
     )
 
 
@@ -91,19 +99,13 @@ def question(batch: Batch, first: int, k: int, per_prompt: int, weights: Mapping
         questions = [chosen[image][i] for i, image in enumerate(which)]
         asked.questions.append(questions)
         texts = [
-            q.text if per_prompt == 1 else name_image(q.text, image)
-            for q, image in zip(questions, which, strict=True)
+            q.text if per_prompt == 1 else name_image(q.text, image) for q, image in zip(questions, which, strict=True)
         ]
         asked.texts.append([(text, q.answer) for text, q in zip(texts, questions, strict=True)])
         for i, (q, image) in enumerate(zip(questions, which, strict=True)):
             asked.places[b, i] = min(8, len(q.targets))
             for place, box in enumerate(q.targets[:8]):
                 find = text_cells if q.type in ("read_field", "field_of") else box_cells
-                for row, column in find(box, (grid[0], grid[1])):
+                for row, column in find(scaled(box, batch.scale), (grid[0], grid[1])):
                     asked.evidence[b, i, place, image * cells + row * grid[1] + column] = 1
     return asked
-
-
-def grid_of(size: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) in pixels -> (rows, columns) of merged tokens."""
-    return size[1] // CELL, size[0] // CELL

@@ -32,7 +32,5 @@ def load(path: Path) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen different types on a damaged file
-        raise CheckpointError(
-            f"{path} cannot be read ({error}); delete it to start this stage anew"
-        ) from error
+        raise CheckpointError(f"{path} cannot be read ({error}); delete it to start this stage anew") from error
     return state

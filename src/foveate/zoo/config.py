@@ -18,7 +18,10 @@ class ZooConfigError(FoveateError, ValueError):
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """One kind of batch. `images` a step and process, `size` (width, height), drawn by `weight`."""
+    """One kind of batch. `images` a step and process, `size` (width, height), drawn by `weight`.
+
+    `fit` resizes the images to that square, as a CLIP processor does.
+    """
 
     size: tuple[int, int]
     images: int
@@ -28,6 +31,7 @@ class BatchConfig:
     weight: float = 1.0
     pages: int = 0
     images_per_prompt: int = 1
+    fit: int = 0
 
 
 @dataclass(frozen=True)

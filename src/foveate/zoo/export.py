@@ -13,9 +13,7 @@ from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast, Qwen2VL
 LARGEST_SIDE = 672
 
 
-def export(
-    model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, family: str, image_size: int = 0
-) -> None:
+def export(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, family: str, image_size: int = 0) -> None:
     """bf16 weights, configurations, tokenizer and image processor; replaces what stood in `folder` at the end."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

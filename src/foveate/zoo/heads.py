@@ -34,7 +34,7 @@ class DenseHeads(nn.Module):
             if name in _BALANCED:
                 loss = loss + 0.5 * F.cross_entropy(scores, target)
             if known.any():
-                weight = 0.5 if name in _BALANCED or " " in name else 1.0
+                weight = 0.5 if name in _BALANCED else 1.0
                 loss = loss + weight * F.cross_entropy(scores[known], target[known])
                 metrics[name] = accuracy(scores[known], target[known])
         return loss, metrics

@@ -33,9 +33,7 @@ def dct_patches(patches: Tensor, width: int, side: int, luma: int = 84, chroma: 
     k = torch.arange(side).float()
     basis = torch.cos(math.pi * (2 * k[None] + 1) * k[:, None] / (2 * side))
     basis = basis / basis.norm(dim=1, keepdim=True)
-    order = sorted(
-        ((i, j) for i in range(side) for j in range(side)), key=lambda f: (f[0] ** 2 + f[1] ** 2, f)
-    )
+    order = sorted(((i, j) for i in range(side) for j in range(side)), key=lambda f: (f[0] ** 2 + f[1] ** 2, f))
 
     def planes(n: int, mix: tuple[float, ...]) -> Tensor:
         waves = [torch.einsum("c,y,x->cyx", torch.tensor(mix), basis[i], basis[j]) for i, j in order[:n]]

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from foveate.scenes import Glyph, draw, fonts
-from foveate.scenes.labels import local_characters
+from foveate.scenes.labels import CELL, local_characters
 from foveate.scenes.palette import COLOR_NAMES, COLORS, DIGITS, RGB, readable_ink
 
 from .batches import normalise
@@ -20,10 +20,11 @@ _ALPHABET = DIGITS * 3 + string.ascii_letters
 SIDE = 112
 
 
-def render_pages(first: int, n: int) -> tuple[Tensor, Tensor]:
-    """`n` pages of 112 px -> pixels `[n, 112, 112, 3]`, characters `[n, 4, 4, 3]`."""
+def render_pages(first: int, n: int, token: int = CELL) -> tuple[Tensor, Tensor]:
+    """`n` pages of 112 px -> pixels `[n, 112, 112, 3]`, characters `[n, 112 / token, 112 / token, 3]`."""
     pages = [_page(Random(f"page:{first + i}")) for i in range(n)]
-    labels = [local_characters(glyphs, SIDE, SIDE) for _, glyphs in pages]
+    scale = CELL / token, CELL / token
+    labels = [local_characters(glyphs, SIDE, SIDE, scale) for _, glyphs in pages]
     return normalise([image for image, _ in pages]), torch.from_numpy(np.stack(labels))
 
 

@@ -29,6 +29,12 @@ class Layout:
     visual: Tensor
     positions: Tensor
 
+    def flat_positions(self, blocks: int, length: int) -> Tensor:
+        """One-dimensional positions `[1, Lp + K * Lq]`: every block continues the prefix."""
+        prefix = len(self.ids)
+        question = prefix + torch.arange(length)
+        return torch.cat([torch.arange(prefix), question.repeat(blocks)])[None]
+
 
 class Prompts:
     """Encodes questions; remembers what it has encoded."""

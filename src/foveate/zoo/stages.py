@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from random import Random
 from typing import Any, Protocol
@@ -16,12 +15,11 @@ from foveate.scenes import NEEDS
 from .attention_loss import attention_loss
 from .batches import Asked, Batch, question, render
 from .config import BatchConfig, StageConfig, ZooConfig
+from .encoders import Encoder
 from .forward import read
 from .heads import DenseHeads, Metrics
 from .pages import render_pages
 from .prompts import IGNORE, Prompts
-
-Features = Callable[[Tensor], Tensor]
 
 
 class Stage(Protocol):
@@ -55,32 +53,33 @@ def low_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 class VisionStage:
-    """Dense labels on every merged token: objects, characters, neighbours."""
+    """Dense labels on every visual token: objects, characters, neighbours; and the family's own objective."""
 
     name = "vision"
 
-    def __init__(self, config: ZooConfig, tower: nn.Module, heads: DenseHeads, features: Features) -> None:
-        self.config, self.tower, self.heads, self.features = config.vision, tower, heads, features
+    def __init__(self, config: ZooConfig, encoder: Encoder, heads: DenseHeads) -> None:
+        self.config, self.encoder, self.heads = config.vision, encoder, heads
 
     def modules(self) -> dict[str, nn.Module]:
-        return {"tower": self.tower, "heads": self.heads}
+        return self.encoder.modules() | {"heads": self.heads}
 
     def loss(self, step: int, rank: int, world: int) -> tuple[Tensor, Metrics]:
         kind = pick(self.config, self.name, step)
         first = first_index(self.name, step, rank, world)
-        batch = render(first, kind)
+        batch = render(first, kind, self.encoder.token)
         with low_precision(batch.pixels.device):
-            features = self.features(batch.pixels)
+            features = self.encoder(batch.pixels, step)
         objects, metrics = self.heads.object_loss(features, batch.objects)
         characters, metrics["characters"] = self.heads.character_loss(features, batch.characters)
-        loss = objects + 2 * characters
+        own, more = self.encoder.own_loss(batch, features)
+        loss = objects + 2 * characters + own
         if kind.pages:
-            pixels, labels = render_pages(first, kind.pages)
+            pixels, labels = render_pages(first, kind.pages, self.encoder.token)
             with low_precision(pixels.device):
-                features = self.features(pixels)
+                features = self.encoder(pixels, step + 1)
             page_loss, metrics["pages"] = self.heads.character_loss(features, labels)
             loss = loss + 3 * page_loss
-        return loss, metrics
+        return loss, metrics | more
 
 
 class LanguageStage:
@@ -88,34 +87,25 @@ class LanguageStage:
 
     name = "language"
 
-    def __init__(
-        self, config: ZooConfig, model: Any, heads: DenseHeads, features: Features, prompts: Prompts
-    ) -> None:
+    def __init__(self, config: ZooConfig, model: Any, encoder: Encoder, heads: DenseHeads, prompts: Prompts) -> None:
         self.config, self.model, self.heads = config.language, model, heads
-        self.features, self.prompts = features, prompts
-        self.mrope = config.family == "qwen2_5_vl"
+        self.encoder, self.prompts = encoder, prompts
 
     def modules(self) -> dict[str, nn.Module]:
-        tower = getattr(self.model.model, "visual", None) or self.model.model.vision_tower
-        parts = {"tower": tower, "text": self.model.model.language_model, "heads": self.heads}
-        if projector := getattr(self.model.model, "multi_modal_projector", None):
-            parts["projector"] = projector
-        return parts
+        return self.encoder.modules() | {"text": self.model.model.language_model, "heads": self.heads}
 
     def loss(self, step: int, rank: int, world: int) -> tuple[Tensor, Metrics]:
         kind = pick(self.config, self.name, step)
         first = first_index(self.name, step, rank, world)
-        batch = render(first, kind)
-        asked = question(
-            batch, first, self.config.questions, kind.images_per_prompt, self.config.type_weights
-        )
+        batch = render(first, kind, self.encoder.token)
+        asked = question(batch, first, self.config.questions, kind.images_per_prompt, self.config.type_weights)
         progress = step / self.config.steps
         frozen = progress < self.config.frozen_until
-        for parameter in self.modules()["tower"].parameters():
+        for parameter in self.encoder.modules()["tower"].parameters():
             parameter.requires_grad_(not frozen)
         fade = max(0.0, 1 - progress / self.config.attention_until) if self.config.attention_until else 0.0
         with low_precision(batch.pixels.device):
-            features = self.features(batch.pixels)
+            features = self.encoder(batch.pixels, step)
             logits, labels, seen, visual = self.answer(features, asked, kind.images_per_prompt, fade > 0)
         known = labels != IGNORE
         loss = F.cross_entropy(logits[known].float(), labels[known])
@@ -132,7 +122,9 @@ class LanguageStage:
     def _dense(self, features: Tensor, batch: Batch, metrics: Metrics) -> Tensor:
         objects, _ = self.heads.object_loss(features, batch.objects)
         characters, metrics["characters"] = self.heads.character_loss(features, batch.characters)
-        return objects + 2 * characters
+        own, more = self.encoder.own_loss(batch, features)
+        metrics.update(more)
+        return objects + 2 * characters + own
 
     def answer(
         self, features: Tensor, asked: Asked, per_prompt: int, probe: bool
@@ -147,22 +139,13 @@ class LanguageStage:
         prefix = words[layout.ids].to(features.dtype).repeat(b, 1, 1)
         prefix[:, layout.visual] = features.reshape(b, -1, width)
         x = torch.cat([prefix, words[ids.flatten(1)].to(features.dtype)], 1)
-        positions = (
-            layout.positions[:, None] if self.mrope else self._flat_positions(len(layout.ids), k, length)
-        )
+        positions = layout.positions[:, None] if self.encoder.mrope else layout.flat_positions(k, length)
         layer = self.config.attention_layer if probe else -1
-        hidden, seen = read(
-            text, x, positions.expand(-1, b, -1) if self.mrope else positions, len(layout.ids), k, layer
-        )
+        hidden, seen = read(text, x, positions, len(layout.ids), k, layer)
         logits = F.linear(hidden[:, len(layout.ids) :].view(b, k, length, -1), words.to(hidden.dtype))
         if seen is not None:
             seen = seen[:, list(self.config.attention_heads)].float().mean(1)
         return logits, labels, seen, layout.visual
-
-    @staticmethod
-    def _flat_positions(prefix: int, blocks: int, length: int) -> Tensor:
-        question = prefix + torch.arange(length)
-        return torch.cat([torch.arange(prefix), question.repeat(blocks)])[None]
 
 
 @torch.no_grad()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from transformers import Qwen2_5_VLForConditionalGeneration
 
-from . import qwen
+from . import llava, qwen, resolve
 from .config import ZooConfig, ZooConfigError, load
+from .encoders import Encoder, LlavaEncoder, QwenEncoder
 from .export import export
 from .heads import DenseHeads
 from .prompts import Prompts
@@ -60,26 +61,43 @@ def _worker(rank: int, config: ZooConfig, out: Path, port: int) -> None:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         dist.init_process_group("gloo", rank=rank, world_size=config.processes)
     trainer = Trainer(out, rank, config.processes, config.checkpoint_seconds)
-    model, prompts = train_qwen(config, trainer)
+    model, prompts = train_model(config, trainer)
     if rank == 0:
-        export(model, prompts.tokenizer, out / config.name, config.family)
+        export(model, prompts.tokenizer, out / config.name, config.family, config.image_size)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
-def train_qwen(config: ZooConfig, trainer: Trainer) -> tuple[Any, Prompts]:
-    """The Qwen2.5-VL recipe: tower, then everything."""
+def build_model(config: ZooConfig, prompts: Prompts) -> tuple[Any, Encoder, Any]:
+    """An untrained model of the configured family, its encoder, and the teacher or `None`."""
+    if config.family == "qwen2_5_vl":
+        model = qwen.create(config, prompts.tokenizer)
+        return model, QwenEncoder(model), None
+    teacher = None
+    if config.teacher:
+        folder = resolve(config.teacher)
+        teacher = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).requires_grad_(False)
+    model = llava.create(config, prompts.tokenizer)
+    return model, LlavaEncoder(model, teacher, config.vision.distil_weight), teacher
+
+
+def train_model(config: ZooConfig, trainer: Trainer) -> tuple[Any, Prompts]:
+    """The recipe: the tower alone, then everything on questions."""
     prompts = Prompts(build())
-    model = qwen.create(config, prompts.tokenizer)
+    model, encoder, teacher = build_model(config, prompts)
     heads = DenseHeads(config.text["hidden_size"])
-    features = partial(qwen.features, model)
-    trainer.run(VisionStage(config, model.model.visual, heads, features))
+    vision = VisionStage(config, encoder, heads)
+    trainer.run(vision)
     if dist.is_initialized():
         dist.barrier()
-    load_modules(trainer.out / "vision.pt", {"tower": model.model.visual, "heads": heads})
-    qwen.scale_features(model)
+    load_modules(trainer.out / "vision.pt", vision.modules())
     torch.manual_seed(config.seed + 1)
-    name_words(model.model.language_model.embed_tokens, heads, prompts.tokenizer)
-    trainer.run(LanguageStage(config, model, heads, features, prompts))
+    if config.family == "qwen2_5_vl":
+        qwen.scale_features(model)
+    if teacher is None:
+        name_words(model.model.language_model.embed_tokens, heads, prompts.tokenizer)
+    else:
+        llava.copy_text(model, teacher)
+    trainer.run(LanguageStage(config, model, encoder, heads, prompts))
     return model, prompts

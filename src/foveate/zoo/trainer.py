@@ -41,9 +41,7 @@ class Journal:
         self.sums.clear()
         with self.file.open("a") as file:
             file.write(json.dumps(facts | means) + "\n")
-        return " ".join(
-            f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in (facts | means).items()
-        )
+        return " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in (facts | means).items())
 
 
 class Trainer:

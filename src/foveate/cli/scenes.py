@@ -1,0 +1,35 @@
+"""`foveate scenes`: the built-in images on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+app = typer.Typer(help="Rendered question-answering images.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Rendered question-answering images."""
+
+
+@app.command()
+def render(
+    out: Annotated[Path, typer.Option(help="New folder for images/, samples.jsonl and sheet.png.")],
+    split: Annotated[str, typer.Option(help="train, val, test, hard or multi.")] = "test",
+    n: Annotated[int, typer.Option(min=1, help="Number of samples.")] = 20,
+    start: Annotated[int, typer.Option(min=0, help="Index of the first sample.")] = 0,
+) -> None:
+    """Render samples of a split: images, JSON lines with questions, answers and boxes, a contact sheet."""
+    from foveate.scenes import load
+    from foveate.scenes.export import export
+
+    samples = load(split, n, start)
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task(f"rendering {split}", total=n)
+        export(samples, out, lambda: progress.advance(task))
+    typer.echo(f"{n} samples in {out}: samples.jsonl, images/, sheet.png")

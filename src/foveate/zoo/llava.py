@@ -1,0 +1,149 @@
+"""The tiny LLaVA: a CLIP tower with class token, a projector and a Llama, all stock classes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+from . import initialise
+from .config import ZooConfig
+from .qwen import sample_pixels, text_settings
+from .tokenizer import IMAGE
+
+# Long enough that slow rotary pairs carry content over all image tokens.
+ROPE = {"rope_type": "default", "rope_theta": 1e6}
+BAND = (0.3,) * 6 + (1.0,) * 10
+POSITION_DIMS = 12  # of the tower's width: sine and cosine of three frequencies on each axis
+_FREQUENCIES = torch.tensor([1.0, 10**-0.5, 0.1])
+_OFFSETS = [(0, 1), (0, -1), (1, 0), (-1, 0), (0, 0), (0, 2), (0, -2), (1, 1), (-1, -1), (2, 0)]
+
+
+def configure(config: ZooConfig, tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
+    """The stock configuration of the recipe; LLaVA-1.5's feature layer and strategy."""
+    tower = {"model_type": "clip_vision_model", "image_size": config.image_size}
+    text = {"model_type": "llama", "rope_parameters": ROPE}
+    return LlavaConfig(
+        vision_config=tower | config.tower,
+        text_config=text_settings(tokenizer) | text | config.text,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        image_seq_length=(config.image_size // config.tower["patch_size"]) ** 2,
+        tie_word_embeddings=True,
+    )
+
+
+def create(config: ZooConfig, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+    """An untrained model: DCT patches, sinusoidal positions, heads that look at neighbours."""
+    torch.manual_seed(config.seed)
+    model = LlavaForConditionalGeneration(configure(config, tokenizer))
+    tower = model.model.vision_tower
+    width, patch = tower.config.hidden_size, tower.config.patch_size
+    layers = tower.encoder.layers
+    initialise.shrink_residuals([lin for ly in layers for lin in (ly.self_attn.out_proj, ly.mlp.fc2)], len(layers))
+    free = width - POSITION_DIMS
+    pixels = sample_pixels(48, 14 * patch)
+    patches = F.unfold(pixels.permute(0, 3, 1, 2), patch, stride=patch).transpose(1, 2).flatten(0, 1)
+    with torch.no_grad():
+        kernel = tower.embeddings.patch_embedding.weight
+        kernel.zero_()
+        kernel[:free] = initialise.dct_patches(patches, free, patch, luma=120, chroma=14).view(free, 3, patch, patch)
+        _place_positions(tower, free)
+        for i, layer in enumerate(layers):
+            _look_at_neighbours(layer.self_attn, i, free)
+    initialise.match_and_copy(model.model.language_model, BAND)
+    return model
+
+
+def _place_positions(tower: Any, free: int) -> None:
+    """Sine and cosine of row and column in the last dimensions of the position embeddings."""
+    side = tower.config.image_size // tower.config.patch_size
+    table = tower.embeddings.position_embedding.weight
+    table.zero_()
+    y, x = torch.meshgrid(torch.arange(side).float(), torch.arange(side).float(), indexing="ij")
+    angles = torch.cat([y.reshape(-1, 1) * _FREQUENCIES, x.reshape(-1, 1) * _FREQUENCIES], 1)
+    table[1:, free:] = torch.cat([angles.cos(), angles.sin()], 1)
+
+
+def _look_at_neighbours(attention: Any, layer: int, free: int, strength: float = 0.35) -> None:
+    """Query and key weights that turn the sinusoids into a soft look at one fixed neighbour a head."""
+    heads, dim, half = attention.num_heads, attention.head_dim, POSITION_DIMS // 2
+    gain = math.sqrt(strength * math.sqrt(dim))
+    for head in range(heads):
+        dy, dx = _OFFSETS[(layer * heads + head) % len(_OFFSETS)]
+        phase = torch.cat([_FREQUENCIES * dy, _FREQUENCIES * dx])
+        turn = torch.zeros(POSITION_DIMS, POSITION_DIMS)
+        turn[:half, :half] = turn[half:, half:] = torch.diag(phase.cos())
+        turn[:half, half:], turn[half:, :half] = -torch.diag(phase.sin()), torch.diag(phase.sin())
+        rows = slice(head * dim, head * dim + POSITION_DIMS)
+        attention.q_proj.weight[rows] = 0
+        attention.k_proj.weight[rows] = 0
+        attention.q_proj.weight[rows, free:] = gain * turn
+        attention.k_proj.weight[rows, free:] = gain * torch.eye(POSITION_DIMS)
+
+
+def encode(tower: Any, pixels: Tensor, offset: tuple[int, int] = (0, 0)) -> tuple[Tensor, list[Tensor]]:
+    """CLIP's tower on pixels `[B, H, W, 3]`; smaller images stand at `offset` (rows, columns) of the grid.
+
+    Returns:
+        Patch tokens of the second-last layer `[B, rows * columns, D]`; class tokens of the second-last and of
+        the last layer, each `[B, D]`.
+    """
+    embeddings, config = tower.embeddings, tower.config
+    b, patch = pixels.shape[0], config.patch_size
+    side = config.image_size // patch
+    rows, columns = pixels.shape[1] // patch, pixels.shape[2] // patch
+    x = embeddings.patch_embedding(pixels.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+    table = embeddings.position_embedding.weight
+    grid = table[1:].view(side, side, -1)[offset[0] :, offset[1] :][:rows, :columns].reshape(1, rows * columns, -1)
+    first = (embeddings.class_embedding + table[0]).to(x.dtype).expand(b, 1, -1)
+    x = tower.pre_layrnorm(torch.cat([first, x + grid.to(x.dtype)], 1))
+    for layer in tower.encoder.layers[:-1]:
+        x = _layer(layer, x)
+    last = _layer(tower.encoder.layers[-1], x)
+    return x[:, 1:], [x[:, 0], tower.post_layernorm(last[:, 0])]
+
+
+def _layer(layer: Any, x: Tensor) -> Tensor:
+    attention, (b, length, width) = layer.self_attn, x.shape
+    y = layer.layer_norm1(x)
+    shape = (b, length, attention.num_heads, attention.head_dim)
+    q, k, v = (p(y).view(shape).transpose(1, 2) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+    weights = torch.matmul(q * attention.head_dim**-0.5, k.transpose(-1, -2)).softmax(-1)
+    x = x + attention.out_proj(torch.matmul(weights, v).transpose(1, 2).reshape(b, length, width))
+    return x + layer.mlp(layer.layer_norm2(x))
+
+
+def features(model: Any, pixels: Tensor, offset: tuple[int, int] = (0, 0)) -> tuple[Tensor, list[Tensor]]:
+    """Projected patch tokens `[B, rows, columns, C]` and the class tokens of `encode`."""
+    patch = model.model.vision_tower.config.patch_size
+    tokens, classes = encode(model.model.vision_tower, pixels, offset)
+    projected = model.model.multi_modal_projector(tokens)
+    return projected.view(len(pixels), pixels.shape[1] // patch, pixels.shape[2] // patch, -1), classes
+
+
+def copy_text(model: Any, teacher: Any) -> None:
+    """Starts the Llama from the teacher's language model (whose query, key and value biases it lacks)."""
+    own = model.model.language_model.state_dict()
+    given = {name: value for name, value in teacher.model.language_model.state_dict().items() if name in own}
+    model.model.language_model.load_state_dict({n: v.to(own[n].dtype) for n, v in given.items()})
+
+
+class ClassTokenHeads(nn.Module):
+    """What is present in the image, from class tokens: the objective that gives them something to attend to."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.second_last, self.last = nn.Linear(width, classes), nn.Linear(width, classes)
+
+    def loss(self, tokens: list[Tensor], present: Tensor) -> Tensor:
+        """Binary cross entropy of both layers' class tokens against `present` `[B, classes]`."""
+        scores = [head(token.float()) for head, token in zip((self.second_last, self.last), tokens, strict=True)]
+        loss = sum(F.binary_cross_entropy_with_logits(s, present) for s in scores)
+        assert isinstance(loss, Tensor)
+        return loss
