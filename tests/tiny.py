@@ -111,6 +111,7 @@ def make_tiny(family: str, attention: str = "sdpa") -> Tiny:
         for name, weight in model.named_parameters():
             if weight.dim() > 1:
                 weight.normal_(0, weight.shape[-1] ** -0.5 if "proj" in name or "qkv" in name else 0.3)
+        model.lm_head.weight[89:93] = 0  # never decode a placeholder
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     model.set_attn_implementation(attention)

@@ -22,12 +22,14 @@ class Alive:
         index: `[B, n]` their columns in the unpruned rows, -1 on padding; None while nothing was dropped.
         valid: `[B, n]` bool on the device, None if nothing is padding.
         counts: real tokens per row (on the host).
+        drops: how often tokens were dropped so far.
     """
 
     layout: Layout
     index: Tensor | None
     valid: Tensor | None
     counts: list[int]
+    drops: int = 0
 
     @classmethod
     def start(cls, layout: Layout, device: torch.device) -> Alive:
@@ -102,6 +104,7 @@ class Alive:
         if packed.valid is not None:
             index = index.masked_fill(~packed.valid, -1)
         self.index, self.valid = index, packed.valid
+        self.drops += 1
 
 
 def _join(merges: list[Merge]) -> Merge | None:

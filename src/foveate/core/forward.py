@@ -156,7 +156,7 @@ class ForwardPass:
         """The attention mask of a layer; layers that hold the same tokens share one."""
         held = None if self.cache is None else self.cache.held(layer)
         past = 0 if self.cache is None else self.cache.physical_length(layer)
-        key = (id(held), past, self.alive.length, hidden.device)
+        key = (id(held), past, self.alive.drops, hidden.device)
         if key not in self._masks:
             self._masks[key] = causal_mask(
                 self.family.parts.text.config, hidden, past, self._valid(layer, past, hidden.device)

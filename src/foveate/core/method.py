@@ -93,7 +93,7 @@ class Method(ABC):
     paper: ClassVar[str] = ""
     verified: ClassVar[str | None] = None
     per: Per = "image"
-    decode_from_cache: ClassVar[bool] = False
+    decode_from_cache: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

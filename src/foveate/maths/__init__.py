@@ -1,0 +1,1 @@
+"""Pure tensor mathematics of the methods: no models, no batches, no hooks."""

@@ -1,0 +1,176 @@
+"""ViTCoP: vision filter, cluster-guided co-pruning in shallow layers, text-guided pruning in deep ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveate.core.budget import Keep, top
+from foveate.core.method import BEFORE_LLM, Choice, Method, ModelInfo, Stage, Tap
+from foveate.core.selection import Selection
+from foveate.core.view import View
+from foveate.errors import ConfigurationError
+from foveate.maths.clustering import density_peaks, nearest_centre
+from foveate.maths.copruning import select_and_merge
+
+PRESETS = {1 / 9: (0.3, 0.12), 2 / 9: (0.4, 0.15), 1 / 3: (0.5, 0.18)}
+"""Published (vision keep, cluster fraction) by average keep ratio."""
+
+
+@dataclass(frozen=True)
+class ViTCoP(Method):
+    """Visual-Textual Co-Pruning (arXiv 2601.17818).
+
+    1. Before the language model keep the patches that receive most attention in the vision tower (from the class
+       token where there is one; on towers without, attention received from all patches in the last block with
+       global attention: our choice, not the paper's) and cluster them by their key features.
+    2. Before a shallow layer keep tokens of every cluster and merge the rest of each cluster into one.
+    3. Before a deep layer keep the tokens with the smallest key norm.
+
+    Saliency inside the language model is the L2 norm of the head-mean of the previous layer's keys (small =
+    salient), so no attention matrix is needed.
+
+    Args:
+        keep: average visual tokens per decoder layer over the unpruned number, in (0, 1]. 1/9, 2/9 and 1/3 are
+            the published presets; other values interpolate their vision keep and cluster fraction.
+        vision_keep: share kept in stage 1. None: from `keep`.
+        cluster_fraction: cluster centres over tokens kept in stage 1. None: from `keep`.
+        shallow_layer, deep_layer: layers of stages 2 and 3. None: 2 and 22 of 32, scaled to the depth.
+        deep_divisor: stage 3 keeps this fraction of stage 2's tokens.
+        kernel_width, reach: density kernel and spatial limit of the clustering.
+        saliency: what ranks patches in stage 1: `"received"` attention or `"key_norm"` (small first).
+        saliency_block: vision block that stage 1 reads. None: the family's choice.
+        official: reproduce the published code: a merged token is its target *plus* the group's mean (twice the
+            scale), positions are compacted in stages 1 and 3, decoding continues at the layer-0 cache length,
+            unlabelled tokens form a cluster of their own. Off, merged tokens are means, original positions stay
+            and unlabelled tokens join the nearest cluster.
+
+    Raises:
+        ConfigurationError: contradictory parameters, or layers that the model does not have.
+    """
+
+    name = "vitcop"
+    paper = "arXiv 2601.17818"
+    verified = "official implementation (LLaVA-1.5): clustering, merging, budgets, end to end"
+
+    keep: float = 1 / 9
+    vision_keep: float | None = None
+    cluster_fraction: float | None = None
+    shallow_layer: int | None = None
+    deep_layer: int | None = None
+    deep_divisor: float = 5.0
+    kernel_width: float = 8.0
+    reach: float = 0.6
+    saliency: Literal["received", "key_norm"] = "received"
+    saliency_block: int | None = None
+    official: bool = False
+
+    def __post_init__(self) -> None:
+        Keep(ratio=self.keep)
+        for share in (self.vision_keep, self.cluster_fraction):
+            if share is not None:
+                Keep(ratio=share)
+        if self.deep_divisor < 1 or self.kernel_width <= 0 or self.reach <= 0:
+            raise ConfigurationError("ViTCoP: deep_divisor must be >= 1, kernel_width and reach positive.")
+        if self.saliency not in ("received", "key_norm"):
+            raise ConfigurationError(f"ViTCoP(saliency={self.saliency!r}) must be 'received' or 'key_norm'.")
+        object.__setattr__(self, "decode_from_cache", self.official)
+
+    # -- plan --------------------------------------------------------------------------------------------
+
+    def layers(self, info: ModelInfo) -> tuple[int, int]:
+        """Layers of stages 2 and 3 on a model of this depth."""
+        shallow = max(1, round(info.layers * 2 / 32)) if self.shallow_layer is None else self.shallow_layer
+        deep = max(shallow + 1, round(info.layers * 22 / 32)) if self.deep_layer is None else self.deep_layer
+        if not 0 < shallow < deep < info.layers:
+            raise ConfigurationError(
+                f"ViTCoP needs 0 < shallow_layer < deep_layer < {info.layers} layers, got {shallow} and {deep}."
+            )
+        return shallow, deep
+
+    def shares(self, info: ModelInfo) -> tuple[float, float]:
+        """Vision keep and cluster fraction: given, published or interpolated (two decimals, as published)."""
+        ratios, presets = list(PRESETS), np.array(list(PRESETS.values()))
+        slope = (presets[-1] - presets[0]) / (ratios[-1] - ratios[0])
+        vision, cluster = np.round(presets[0] + (self.keep - ratios[0]) * slope, 2).tolist()
+        # very small budgets: leave at least half of the average for the layers after the shallow stage
+        vision = min(vision, 1.0, info.layers * self.keep / (2 * self.layers(info)[0]))
+        return (
+            vision if self.vision_keep is None else self.vision_keep,
+            min(cluster, 1.0) if self.cluster_fraction is None else self.cluster_fraction,
+        )
+
+    def budgets(self, n: int, info: ModelInfo) -> tuple[int, int, int]:
+        """Tokens kept of `n` in the three stages, never more than the stage before left."""
+        vision, _ = self.shares(info)
+        first = max(1, int(vision * n))
+        shallow, deep = stage_budgets(self.keep, vision, first, info.layers, *self.layers(info), self.deep_divisor)
+        if shallow > first:  # more than stage 1 left: give the surplus to the deep layers
+            start = self.layers(info)[1]
+            deep = round((info.layers * self.keep * n - start * first) / (info.layers - start))
+        shallow = min(max(shallow, 1), first)
+        return first, shallow, min(max(deep, 1), shallow)
+
+    def stages(self, info: ModelInfo) -> Sequence[Stage]:
+        if self.keep == 1.0:
+            return ()
+        if self.official and info.family != "llava":
+            raise ConfigurationError("ViTCoP(official=True) exists for LLaVA only; the published code has no other.")
+        shallow, deep = self.layers(info)
+        compact = ("contiguous", "original", "index") if self.official else ("original",) * 3
+        return [
+            Stage(layer, positions=mode)  # type: ignore[arg-type]
+            for layer, mode in zip((BEFORE_LLM, shallow, deep), compact, strict=True)
+        ]
+
+    def taps(self, info: ModelInfo) -> Sequence[Tap]:
+        if self.keep == 1.0:
+            return ()
+        keys = Tap("keys", self.saliency_block)
+        return (keys, Tap("received", self.saliency_block)) if self.saliency == "received" else (keys,)
+
+    # -- the three stages --------------------------------------------------------------------------------
+
+    def select(self, stage: Stage, view: View) -> Choice:
+        first, shallow, deep = self.budgets(view.total, view.info)
+        if stage.layer == BEFORE_LLM:
+            return self._filter(view, first)
+        norm = view.keys.float().mean(0).norm(dim=-1)
+        if stage.layer == self.layers(view.info)[0]:
+            return self._co_prune(view, norm, shallow)
+        return top(-norm, min(deep, len(view)))
+
+    def _filter(self, view: View, count: int) -> Tensor:
+        keys = view.tap(Tap("keys", self.saliency_block)).float()
+        score = view.tap(Tap("received", self.saliency_block)) if self.saliency == "received" else -keys.norm(dim=-1)
+        kept = top(score, count)
+        side = max(view.grid.h, view.grid.w)
+        labels = density_peaks(
+            keys[kept], view.positions()[kept, 1:] / side, self.shares(view.info)[1], self.kernel_width, self.reach
+        )
+        if not self.official:
+            labels = nearest_centre(keys[kept], labels)
+        view.memo["labels"] = torch.full((view.total,), -1, device=view.device).index_copy_(0, kept, labels)
+        return kept
+
+    def _co_prune(self, view: View, norm: Tensor, budget: int) -> Selection:
+        if budget >= len(view) and not self.official:
+            return Selection.everything(len(view), view.device)
+        labels = view.memo["labels"].to(norm.device)[view.index]
+        host = torch.stack([norm, labels.float()]).cpu()  # the one sync of this stage
+        return select_and_merge(host[0], host[1].long(), budget, add_target=self.official).to(view.device)
+
+
+def stage_budgets(
+    keep: float, vision_keep: float, first: int, layers: int, shallow_layer: int, deep_layer: int, divisor: float
+) -> tuple[int, int]:
+    """Tokens after stages 2 and 3 so that the average over all layers is `keep` (published formula, with the
+    model's depth for its 32)."""
+    rest = deep_layer - shallow_layer + (layers - deep_layer) / divisor
+    shallow = round((layers * keep / vision_keep - shallow_layer) / rest * first)
+    return shallow, round(shallow / divisor)

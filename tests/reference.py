@@ -1,0 +1,105 @@
+"""The reference that needs no weights: keep every token, but mask the dropped ones as keys from their layer on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate import Method, Stage, View
+from foveate.core.method import ModelInfo
+from foveate.families import adapt
+
+
+@dataclass(frozen=True)
+class Drop(Method):
+    """Keeps a random subset at every given layer; the subset depends on the image, not on the batch."""
+
+    layers: tuple[int, ...] = (0,)
+    keep: float = 0.5
+    seed: int = 0
+    as_mask: bool = False
+    queries: bool = False
+    compact: bool = False
+
+    def stages(self, info: ModelInfo) -> list[Stage]:
+        return [Stage(layer, queries=self.queries, compact_earlier=self.compact) for layer in self.layers]
+
+    def select(self, stage: Stage, view: View) -> Tensor:
+        random = torch.Generator().manual_seed(self.seed * 100 + 10 * stage.layer + view.image)
+        kept = torch.randperm(len(view), generator=random)[: max(1, int(len(view) * self.keep))].sort().values
+        if not self.as_mask:
+            return kept.to(view.device)
+        return torch.zeros(len(view), dtype=torch.bool).index_fill_(0, kept, True).to(view.device)
+
+
+@contextmanager
+def masked(model: Any, inputs: dict[str, Tensor], trace: dict[str, Any]) -> Iterator[None]:
+    """Within the block, decoder layer l cannot see the visual tokens that `trace` says are dropped there.
+    The sequence may be longer than the prompt (decoded tokens)."""
+    layers = adapt(model).parts.layers
+    handles = []
+    for number, layer in enumerate(layers):
+        dropped = torch.zeros(inputs["input_ids"].shape, dtype=torch.bool)
+        for row, traced in enumerate(trace["rows"]):
+            visual = [c for image in traced["images"] for c in image["columns"]]
+            gone = sorted(set(visual) - set(traced["layers"][number]["positions"]))
+            dropped[row, gone] = True
+
+        def hook(module: Any, args: Any, kwargs: Any, dropped: Tensor = dropped) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            n = hidden.shape[1]
+            padding = torch.nn.functional.pad(inputs["attention_mask"].bool(), (0, n - dropped.shape[1]), value=True)
+            visible = padding & ~torch.nn.functional.pad(dropped, (0, n - dropped.shape[1]))
+            allowed = torch.ones(n, n, dtype=torch.bool).tril()[None, None] & visible[:, None, None]
+            bias = torch.zeros(allowed.shape, dtype=hidden.dtype).masked_fill(~allowed, torch.finfo(hidden.dtype).min)
+            return args, {**kwargs, "attention_mask": bias}
+
+        handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def masked_logits(
+    model: Any, inputs: dict[str, Tensor], trace: dict[str, Any], tokens: Sequence[Tensor]
+) -> list[Tensor]:
+    """Logits `[B, V]` of the first token and of every following one, given the decoded tokens `[B]` each."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    found = []
+    for step in range(len(tokens)):
+        more = torch.stack(list(tokens[:step]), dim=1) if step else ids[:, :0]
+        longer = {
+            **inputs,
+            "input_ids": torch.cat([ids, more], 1),
+            "attention_mask": torch.cat([mask, torch.ones_like(more)], 1),
+        }
+        if "mm_token_type_ids" in inputs:
+            kinds = inputs["mm_token_type_ids"]
+            longer["mm_token_type_ids"] = torch.cat([kinds, torch.zeros_like(more, dtype=kinds.dtype)], 1)
+        else:
+            longer["position_ids"] = (longer["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        if "image_grid_thw" not in inputs:
+            longer["position_ids"] = (longer["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        with masked(model, inputs, trace), torch.no_grad():
+            found.append(model(**longer, use_cache=False).logits[:, -1])
+    return found
+
+
+def generate(model: Any, inputs: dict[str, Tensor], steps: int, **more: Any) -> tuple[Tensor, Tensor]:
+    """Greedy tokens `[B, steps]` and the logits `[B, steps, V]` that chose them."""
+    out = model.generate(
+        **inputs,
+        max_new_tokens=steps,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        **more,
+    )
+    return out.sequences[:, -steps:], torch.stack(out.logits, dim=1)
