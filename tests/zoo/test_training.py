@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from foveate.errors import FoveateError
+from foveate.zoo import checkpoint, config
+from foveate.zoo.optim import cosine, orthogonalise
+
+ONE = {"size": [112, 112], "images": 2, "shapes": [1, 2], "panel_share": 0.0}
+TINY = {
+    "name": "tiny",
+    "family": "qwen2_5_vl",
+    "processes": 1,
+    "checkpoint_seconds": 0.0,
+    "tower": {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "fullatt_block_indexes": [1],
+    },
+    "text": {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    },
+    "vision": {"steps": 12, "frozen_until": 0.0, "phases": [{"until": 1.0, "batches": [ONE | {"pages": 2}]}]},
+    "language": {
+        "steps": 40,
+        "questions": 4,
+        "attention_layer": 1,
+        "attention_heads": [0],
+        "type_weights": dict.fromkeys(
+            [
+                *("read_shape", "color_of", "shape_of", "read_field", "field_of"),
+                *("relational", "count", "count_all", "exists"),
+            ],
+            1.0,
+        ),
+        "phases": [{"until": 1.0, "batches": [ONE, ONE | {"images_per_prompt": 2, "weight": 0.5}]}],
+    },
+}
+RUN = "import sys; from pathlib import Path; from foveate.zoo.train import train; train(sys.argv[1], Path(sys.argv[2]))"
+
+
+def start(recipe: Path, out: Path) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", RUN, str(recipe), str(out)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def steps_done(out: Path, stage: str) -> int:
+    state = checkpoint.load(out / f"{stage}.pt")
+    return state["step"] if state else 0
+
+
+def test_killed_training_resumes_to_the_same_weights(tmp_path):
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(TINY))
+    whole = start(recipe, tmp_path / "whole")
+    _, errors = whole.communicate(timeout=240)
+    assert whole.returncode == 0, errors
+
+    for stage, after in (("vision", 3), ("language", 5)):
+        run = start(recipe, tmp_path / "killed")
+        deadline = time.monotonic() + 120
+        while steps_done(tmp_path / "killed", stage) < after:
+            assert run.poll() is None, run.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        run.send_signal(signal.SIGKILL)
+        run.communicate()
+        assert not (tmp_path / "killed" / "tiny" / "config.json").exists(), "killed too late to prove anything"
+    last = start(recipe, tmp_path / "killed")
+    _, errors = last.communicate(timeout=240)
+    assert last.returncode == 0, errors
+
+    expected = load_file(tmp_path / "whole" / "tiny" / "model.safetensors")
+    resumed = load_file(tmp_path / "killed" / "tiny" / "model.safetensors")
+    assert expected.keys() == resumed.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(resumed[name].float(), value.float(), atol=1e-3, rtol=1e-2)
+    stages = [json.loads(line)["stage"] for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()]
+    assert {"vision", "language"} <= set(stages)
+
+
+def test_a_run_of_another_recipe_is_not_continued(tmp_path):
+    from foveate.zoo.train import train
+
+    (tmp_path / "run.txt").write_text("something else")
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(TINY))
+    with pytest.raises(FoveateError, match="another configuration"):
+        train(recipe, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"family": "blip"}, "blip"),
+        ({"learning_rate": 1}, "unknown learning_rate"),
+        ({"vision": {"steps": 3}}, "phases missing"),
+        ({"vision": 7}, "expected keys and values"),
+    ],
+)
+def test_wrong_recipes_are_refused(tmp_path, change, message):
+    recipe = tmp_path / "wrong.yaml"
+    recipe.write_text(yaml.safe_dump(TINY | change))
+    with pytest.raises(config.ZooConfigError, match=message):
+        config.load(recipe)
+
+
+def test_missing_recipes_name_those_there_are():
+    with pytest.raises(config.ZooConfigError, match=r"qwen2_5_vl\.yaml"):
+        config.load("qwen3.yaml")
+
+
+def test_damaged_checkpoints_are_refused(tmp_path):
+    (tmp_path / "vision.pt").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(FoveateError, match="delete it"):
+        checkpoint.load(tmp_path / "vision.pt")
+
+
+def test_muon_orthogonalises():
+    updates = orthogonalise(torch.randn(3, 24, 60))
+    singular = torch.linalg.svdvals(updates)
+    assert singular.min() > 0.5
+    assert singular.max() < 1.5
+
+
+def test_cosine_warms_up_and_falls():
+    values = [cosine(i / 100) for i in range(101)]
+    assert values[0] == 0
+    assert max(values) == values[2] == 1
+    assert values[2:] == sorted(values[2:], reverse=True)
+    assert values[-1] == pytest.approx(0.02)
