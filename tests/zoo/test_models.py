@@ -21,7 +21,7 @@ def test_names_resolve(tmp_path):
     assert zoo.resolve(zoo.DEFAULT) == str(zoo.path("scenes-qwen2_5_vl"))
     assert zoo.resolve("Qwen/Qwen2.5-VL-7B-Instruct") == "Qwen/Qwen2.5-VL-7B-Instruct"
     assert zoo.resolve(str(tmp_path)) == str(tmp_path)
-    with pytest.raises(FoveateError, match="installed: foveate/scenes-qwen2_5_vl|installed: foveate/scenes-llava"):
+    with pytest.raises(FoveateError, match=r"installed: .*foveate/scenes-qwen2_5_vl"):
         zoo.resolve("foveate/scenes-gpt")
 
 

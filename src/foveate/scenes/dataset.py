@@ -36,6 +36,4 @@ def to_dataset(split: str, n: int, start: int = 0) -> Dataset:
             record.pop("scenes")
             yield record | {"images": list(sample.images)}
 
-    return Dataset.from_generator(
-        rows, features=features, gen_kwargs={"split": split, "n": n, "start": start}
-    )
+    return Dataset.from_generator(rows, features=features, gen_kwargs={"split": split, "n": n, "start": start})

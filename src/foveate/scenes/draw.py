@@ -58,9 +58,7 @@ def outline(kind: str, cx: float, cy: float, size: float, turn: float) -> list[P
     """Corners of a polygon about `size` pixels wide, turned by `turn` radians; a circle has 48."""
     half = size / 2
     if kind == "diamond":
-        return [
-            (cx + x * half * 1.1, cy + y * half * 1.1) for x, y in ((0, -1), (0.72, 0), (0, 1), (-0.72, 0))
-        ]
+        return [(cx + x * half * 1.1, cy + y * half * 1.1) for x, y in ((0, -1), (0.72, 0), (0, 1), (-0.72, 0))]
     if kind == "star":
         radii = [half * (1.25 if i % 2 == 0 else 0.62) for i in range(10)]
         return _ring(cx, cy, radii, turn - math.pi / 2)
@@ -75,10 +73,7 @@ def outline(kind: str, cx: float, cy: float, size: float, turn: float) -> list[P
 
 def _ring(cx: float, cy: float, radii: list[float], start: float) -> list[Point]:
     step = 2 * math.pi / len(radii)
-    return [
-        (cx + r * math.cos(start + i * step), cy + r * math.sin(start + i * step))
-        for i, r in enumerate(radii)
-    ]
+    return [(cx + r * math.cos(start + i * step), cy + r * math.sin(start + i * step)) for i, r in enumerate(radii)]
 
 
 def text(

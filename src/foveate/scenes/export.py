@@ -35,7 +35,7 @@ def export(split: Split, out: Path, on_sample: Callable[[], None] = lambda: None
     try:
         shutil.rmtree(partial, ignore_errors=True)
         (partial / "images").mkdir(parents=True)
-        tiles = []
+        tiles: list[Image.Image] = []
         with (partial / "samples.jsonl").open("w") as lines:
             for index, sample in zip(split.indices, split, strict=True):
                 lines.write(json.dumps(_write(sample, index, partial)) + "\n")

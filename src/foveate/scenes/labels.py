@@ -86,9 +86,7 @@ def scaled(box: Box, scale: Scale) -> Box:
     return box[0] * scale[0], box[1] * scale[1], box[2] * scale[0], box[3] * scale[1]
 
 
-def local_characters(
-    glyphs: Iterable[Glyph], width: int, height: int, scale: Scale = (1.0, 1.0)
-) -> NDArray[np.int16]:
+def local_characters(glyphs: Iterable[Glyph], width: int, height: int, scale: Scale = (1.0, 1.0)) -> NDArray[np.int16]:
     """Characters whose middle lies in each cell, left to right, case folded: `[rows, columns, 3]`.
 
     `IGNORE` where a cell holds more than three or parts of two lines.
@@ -120,9 +118,7 @@ def box_cells(box: Box, grid: Cell, share: float = 0.3) -> set[Cell]:
 def text_cells(box: Box, grid: Cell) -> set[Cell]:
     """Cells that show a line of text: they hold 40 % of its height and 30 % of their own width of it."""
     width, height = max(1.0, box[2] - box[0]), max(1.0, box[3] - box[1])
-    return {
-        (r, c) for r, c, x, y in _overlaps(box, grid) if y >= 0.4 * height and x >= 0.3 * min(CELL, width)
-    }
+    return {(r, c) for r, c, x, y in _overlaps(box, grid) if y >= 0.4 * height and x >= 0.3 * min(CELL, width)}
 
 
 def _overlaps(box: Box, grid: Cell) -> Iterable[tuple[int, int, float, float]]:

@@ -78,9 +78,7 @@ def _color_of(scene: Scene, rng: Random) -> list[Question]:
 def _shape_of(scene: Scene, rng: Random) -> list[Question]:
     out = []
     for s in scene.shapes:
-        text = rng.choice(
-            [f"What shape is marked {s.label}?", f"Which shape contains the {s.label_kind} {s.label}?"]
-        )
+        text = rng.choice([f"What shape is marked {s.label}?", f"Which shape contains the {s.label_kind} {s.label}?"])
         out.append(Question("shape_of", text, s.shape, (s.box,), (s.box,)))
     return out
 
@@ -88,9 +86,7 @@ def _shape_of(scene: Scene, rng: Random) -> list[Question]:
 def _read_field(scene: Scene, rng: Random) -> list[Question]:
     out = []
     for f in scene.fields:
-        text = rng.choice(["What is the {}?", "What value is shown for {}?", "Read the {} field."]).format(
-            f.key
-        )
+        text = rng.choice(["What is the {}?", "What value is shown for {}?", "Read the {} field."]).format(f.key)
         out.append(Question("read_field", text, f.value, (f.box,), (f.value_box,)))
     return out
 

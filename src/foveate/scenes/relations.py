@@ -24,9 +24,7 @@ def neighbour(scene: Scene, anchor: Shape, direction: str) -> Shape | None:
 
     Unambiguous means: it is within 25 degrees of the direction and the only shape within 50.
     """
-    cone = [
-        s for s in scene.shapes if s is not anchor and angle_between(anchor, s, direction) <= CLEAR_DEGREES
-    ]
+    cone = [s for s in scene.shapes if s is not anchor and angle_between(anchor, s, direction) <= CLEAR_DEGREES]
     if len(cone) == 1 and angle_between(anchor, cone[0], direction) <= ALIGNED_DEGREES:
         return cone[0]
     return None

@@ -23,9 +23,7 @@ SPECS = {
     "train": _EASY,
     "val": _EASY,
     "test": _EASY,
-    "hard": SceneSpec(
-        HARD_SIZES, shapes=(4, 7), rows=(3, 6), shape_px=(30, 46), font_px=(13, 17), clutter=(12, 40)
-    ),
+    "hard": SceneSpec(HARD_SIZES, shapes=(4, 7), rows=(3, 6), shape_px=(30, 46), font_px=(13, 17), clutter=(12, 40)),
     "multi": SceneSpec(sizes=(((224, 224), 1.0),), shapes=(2, 4), rows=(1, 3), panel_share=0.7),
 }
 SPLITS = list(SPECS)

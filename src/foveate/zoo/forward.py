@@ -13,14 +13,14 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 MASKED = -1e4
 WINDOW = 8  # patches: 112 px, in both directions
 
 
-def rms_norm(x: Tensor, norm: nn.Module) -> Tensor:
+def rms_norm(x: Tensor, norm: Any) -> Tensor:
     """RMSNorm in the activations' own precision."""
     return F.rms_norm(x, (x.shape[-1],), norm.weight.to(x.dtype), 1e-6)
 
@@ -139,7 +139,7 @@ def _text_layer(
     causal: list[Tensor],
     shape: tuple[int, int],
 ) -> tuple[Tensor, Tensor | None]:
-    b, length, width = x.shape
+    b, length, _ = x.shape
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     head_dim = layer.self_attn.head_dim
     attention, y = layer.self_attn, rms_norm(x, layer.input_layernorm)

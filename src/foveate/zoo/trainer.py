@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import checkpoint
 from .heads import Metrics
-from .optim import MuonAdamW, cosine, share_gradients
+from .optim import MuonAdamW, Named, cosine, share_gradients
 from .stages import Stage
 
 LOG_EVERY = 50
@@ -59,7 +59,7 @@ class Trainer:
     def run(self, stage: Stage) -> None:
         """Trains to the stage's last step, from its checkpoint where there is one."""
         modules = stage.modules()
-        named = [(f"{part}.{n}", p) for part, module in modules.items() for n, p in module.named_parameters()]
+        named: Named = [(f"{part}.{n}", p) for part, module in modules.items() for n, p in module.named_parameters()]
         config = stage.config
 
         def scale(name: str) -> float:
