@@ -46,6 +46,10 @@ class Family(ABC):
     blocks_path: ClassVar[str]
     text_path: ClassVar[str] = "language_model"
     has_class_token: ClassVar[bool] = False
+    wants_token_types: ClassVar[bool] = False
+    """Whether the model needs `mm_token_type_ids` (M-RoPE) from the processor."""
+    default_template: ClassVar[str | None] = None
+    """Chat template for checkpoints that come without one."""
 
     def __init__(self, model: nn.Module) -> None:
         self.config: Any = model.config

@@ -129,7 +129,7 @@ class Seams:
             return None
         call, cache = calls[-1], kwargs.get("past_key_values")
         continues = isinstance(cache, FoveatedCache) and cache.is_pruned
-        prefill = self.session.method is not None and call.has_images
+        prefill = call.has_images
         if not prefill and not continues:
             return None
         if prefill:
@@ -158,8 +158,8 @@ class Seams:
             inputs.check_padding_side(valid, cache is not None)
             images = inputs.match_images(call, local.encoded)
             local.used = True
-            assert self.session.method is not None
-            layout = build_layout(call.visual, valid, images, past, self.session.method.per, embeds.device)
+            per = self.session.method.per if self.session.method else "image"
+            layout = build_layout(call.visual, valid, images, past, per, embeds.device)
             self._check_taps(layout)
             trace = self.session.new_trace()
             trace.begin(layout)

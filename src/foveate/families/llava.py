@@ -23,6 +23,11 @@ class Llava(Family):
     tower_path = "vision_tower"
     blocks_path = "encoder.layers"
     has_class_token = True
+    default_template = (
+        "{% for m in messages %}{{ m.role.upper() + ': ' }}{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for c in m.content %}{{ '<image>\n' if c.type == 'image' else c.text }}{% endfor %}{% endif %}{{ ' ' }}"
+        "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    )
 
     def __init__(self, model: nn.Module) -> None:
         tower = getattr(getattr(model, "model", model), "vision_tower", None)

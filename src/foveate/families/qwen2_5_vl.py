@@ -25,6 +25,7 @@ class Qwen25VL(Family):
     model_types = ("qwen2_5_vl",)
     tower_path = "visual"
     blocks_path = "blocks"
+    wants_token_types = True
 
     @property
     def token_ids(self) -> dict[str, int]:

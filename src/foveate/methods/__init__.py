@@ -19,9 +19,9 @@ def registry() -> dict[str, type[Method]]:
     for module in pkgutil.iter_modules(__path__):
         imported = importlib.import_module(f"{__name__}.{module.name}")
         for thing in vars(imported).values():
-            if isinstance(thing, type) and issubclass(thing, Method) and not isabstract(thing):
-                if thing.__module__ == imported.__name__:
-                    found[thing.name] = thing
+            own = isinstance(thing, type) and thing.__module__ == imported.__name__
+            if own and issubclass(thing, Method) and not isabstract(thing):
+                found[thing.name] = thing
     return dict(sorted(found.items()))
 
 

@@ -1,0 +1,30 @@
+"""All commands in one place. Each lives in its own file and imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import typer
+
+from foveate.cli import ask, convert, methods, scenes, train_glimpse, train_zoo
+
+app = typer.Typer(
+    help="Visual-token pruning for stock Hugging Face vision-language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+train = typer.Typer(help="Train a glimpse module or a model of the zoo.", no_args_is_help=True)
+conversion = typer.Typer(help="Convert official checkpoints.", no_args_is_help=True)
+
+
+@conversion.callback()
+def _convert() -> None:
+    """Convert official checkpoints."""
+
+
+app.command()(ask.ask)
+app.command()(methods.methods)
+app.add_typer(scenes.app, name="scenes")
+app.add_typer(train, name="train")
+app.add_typer(conversion, name="convert")
+train.command("zoo")(train_zoo.zoo)
+train.command("glimpse")(train_glimpse.glimpse)
+conversion.command("glimpse")(convert.glimpse)

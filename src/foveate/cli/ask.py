@@ -1,0 +1,111 @@
+"""`foveate ask`: one question about images, answered by a pruned model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from foveate.core.method import Method
+from foveate.core.trace import Trace
+
+
+def ask(
+    inputs: Annotated[list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Image files, then the question.")],
+    model: Annotated[str | None, typer.Option(help="Folder or Hub id; default: the zoo model.")] = None,
+    method: Annotated[str, typer.Option(help="A name of `foveate methods`.")] = "vitcop",
+    keep: Annotated[float, typer.Option(help="Share of visual tokens to keep on average.")] = 1 / 9,
+    overlay: Annotated[Path | None, typer.Option(help="Write a picture of what was kept (first image).")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Also run unpruned, side by side.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default: float32 on CPU.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto.")] = None,
+    attention: Annotated[str | None, typer.Option(help="eager, sdpa, flash_attention_2.")] = None,
+) -> None:
+    """Ask a question about one or more images and show what pruning kept and saved."""
+    from foveate import zoo
+    from foveate.errors import InputError
+    from foveate.images import open_image
+    from foveate.loading import load
+    from foveate.methods import make
+
+    *files, question = inputs
+    if not files or Path(question).is_file():
+        raise InputError("Give the image file(s) first and the question last: foveate ask photo.jpg 'What is this?'")
+    images = [open_image(file) for file in files]
+    chosen = make(method, keep=keep)
+    loaded, processor = load(model or zoo.DEFAULT, dtype=dtype, device=device, attn_implementation=attention)
+    prompt = build_inputs(loaded, processor, images, question)
+    runs = [answer(loaded, processor, prompt, chosen, max_new_tokens, warm_up=compare)]
+    if compare:
+        runs.insert(0, answer(loaded, processor, prompt, None, max_new_tokens, warm_up=True))
+    Console().print(table(runs))
+    if overlay is not None:
+        runs[-1].trace.overlay(images[0]).save(overlay)
+        typer.echo(f"overlay: {overlay.resolve()}")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one run gave."""
+
+    name: str
+    text: str
+    trace: Trace
+
+
+def build_inputs(model: Any, processor: Any, images: list[Any], question: str) -> dict[str, Any]:
+    """Model inputs for one user turn with images, on the model's device and in its dtype."""
+    content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": question}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    return {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+        for name, value in inputs.items()
+    }
+
+
+def answer(
+    model: Any, processor: Any, inputs: dict[str, Any], method: Method | None, tokens: int, warm_up: bool
+) -> Answer:
+    """Greedy answer; with `warm_up` the times do not contain one-off costs of the first call."""
+    import torch
+
+    import foveate
+
+    with foveate.prune(model, method) as trace, torch.inference_mode():
+        if warm_up:
+            model.generate(**inputs, max_new_tokens=1, do_sample=False)
+        out = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+    new = out[:, inputs["input_ids"].shape[1] :]
+    text = processor.batch_decode(new, skip_special_tokens=True)[0].strip()
+    return Answer("unpruned" if method is None else method.name, text, trace)
+
+
+def table(runs: list[Answer]) -> Table:
+    """One column per run."""
+    from foveate.show.text import chain
+
+    rows = Table("", *(run.name for run in runs), show_header=len(runs) > 1, box=None, pad_edge=False)
+    last = [run.trace.last for run in runs]
+    rows.add_row("answer", *(f"[bold]{run.text}[/bold]" for run in runs))
+    rows.add_row("visual tokens", *(chain(trace) for trace in last))
+    rows.add_row("average per layer", *(f"{trace.keep_ratio:.1%}" for trace in last))
+    rows.add_row("KV cache bytes", *(f"{trace.kv_bytes:,} ({_share(trace)})" for trace in last))
+    rows.add_row("vision tower ms", *(f"{trace.vision.ms:.1f}" for trace in last))
+    rows.add_row("LLM prefill ms", *(f"{trace.prefill.ms:.1f}" for trace in last))
+    rows.add_row("of it selecting ms", *(f"{trace.selecting.ms:.1f}" for trace in last))
+    return rows
+
+
+def _share(trace: Any) -> str:
+    return f"{trace.kv_bytes / trace.kv_bytes_unpruned:.0%} of unpruned" if trace.kv_bytes_unpruned else "no cache"

@@ -1,0 +1,35 @@
+"""`foveate methods`: what there is."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+def methods(name: Annotated[str | None, typer.Argument(help="Show one method in full.")] = None) -> None:
+    """List the pruning methods with parameters, families and whether they are verified."""
+    from foveate.families import registry as families
+    from foveate.methods import make, registry
+
+    if name is not None:
+        kind = type(make(name)) if name in registry() else type(make(name))  # raises with the list of names
+        typer.echo(f"{kind.name}\n\n{(kind.__doc__ or '').strip()}")
+        return
+    table = Table("method", "parameters (default)", "families", "verified", "paper", show_lines=True)
+    served = ", ".join(sorted(families()))
+    for key, kind in registry().items():
+        fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+        parameters = ", ".join(f"{f.name}={_short(f)}" for f in fields)
+        table.add_row(key, parameters, served, kind.verified or "no", kind.paper or "-")
+    Console().print(table)
+
+
+def _short(field: dataclasses.Field[object]) -> str:
+    value = field.default
+    if value is dataclasses.MISSING:
+        return "?"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

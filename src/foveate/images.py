@@ -1,0 +1,46 @@
+"""Open image files safely."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from foveate.errors import ImageError
+
+MAX_PIXELS = 64_000_000
+"""Larger files are refused before they are decoded: a few kilobytes can unfold into gigabytes."""
+
+
+def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An RGB image, upright according to its EXIF orientation.
+
+    Raises:
+        ImageError: missing, empty, unreadable or truncated file, a side of one pixel, or too many pixels.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ImageError(f"There is no image file at {path}.")
+    if path.stat().st_size == 0:
+        raise ImageError(f"{path} is empty (0 bytes).")
+    try:
+        with Image.open(path) as image:
+            _check_size(path, image.size, max_pixels)
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path} has too many pixels: {error}. Resize it first.") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{path} cannot be read as an image ({error}). Is it complete, and a picture?") from error
+
+
+def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if min(size) < 2:
+        raise ImageError(f"{path} is {width} x {height} pixels; each side needs at least 2.")
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{path} has {width} x {height} = {width * height / 1e6:.0f} megapixels, the limit is "
+            f"{max_pixels / 1e6:.0f}. Resize it first."
+        )

@@ -1,0 +1,1 @@
+"""What a person looks at: text, tables and pictures of a trace."""
