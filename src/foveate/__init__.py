@@ -7,6 +7,7 @@ from foveate.core.method import Method, Score, Stage, Tap
 from foveate.core.selection import Selection
 from foveate.core.trace import Trace
 from foveate.core.view import View
+from foveate.loading import load
 
 __version__ = "0.1.0"
 
@@ -22,5 +23,6 @@ __all__ = [
     "View",
     "attach",
     "detach",
+    "load",
     "prune",
 ]

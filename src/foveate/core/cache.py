@@ -40,15 +40,24 @@ class FoveatedCache(DynamicCache):
     `generate` slices follow-up prompts and derives positions from `get_seq_length()`; with the logical
     length both stay right although the tensors are shorter. The state of pruning lives here, so threads,
     chats and methods that share a model do not mix.
+
+    Attributes:
+        kept: per layer, what it holds; None if it holds everything.
+        rows: facts per row of the batch, `[B, ...]`: `images` seen so far, M-RoPE `rope_deltas` `[B, 1]` (stock
+            models keep the latter on the model, where the next chat overwrites them).
+        decode_from_cache: decode at positions that follow the pruned prompt (published code that does so).
     """
 
     kept: list[Kept | None]
+    rows: dict[str, Tensor]
     decode_from_cache: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.kept = []
-        self.decode_from_cache = False
+        self._start()
+
+    def _start(self) -> None:
+        self.kept, self.rows, self.decode_from_cache = [], {}, False
 
     @classmethod
     def adopt(cls, cache: Cache) -> FoveatedCache:
@@ -65,8 +74,7 @@ class FoveatedCache(DynamicCache):
         check_cache(cache)
         cache.__class__ = cls
         assert isinstance(cache, cls)
-        cache.kept = []
-        cache.decode_from_cache = False
+        cache._start()
         return cache
 
     @property
@@ -102,28 +110,29 @@ class FoveatedCache(DynamicCache):
 
     # -- operations of stock caches, carried over to the bookkeeping -------------------------------------
 
-    def _map_kept(self, change: Callable[[Tensor], Tensor]) -> None:
+    def _map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
         done: dict[int, Kept] = {}
         for kept in self.kept:
             if kept is not None and id(kept) not in done:
                 done[id(kept)] = Kept(change(kept.index), kept.until, kept.padded)
         self.kept = [None if kept is None else done[id(kept)] for kept in self.kept]
+        self.rows = {name: change(value) for name, value in self.rows.items()}
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
-        self._map_kept(lambda index: index.index_select(0, beam_idx.to(index.device)))
+        self._map_rows(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        self._map_kept(lambda index: index.repeat_interleave(repeats, dim=0))
+        self._map_rows(lambda rows: rows.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
-        self._map_kept(lambda index: index[indices.to(index.device)])
+        self._map_rows(lambda rows: rows[indices.to(rows.device)])
 
     def reset(self) -> None:
         super().reset()
-        self.kept = []
+        self._start()
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` tokens *of the conversation*, however many of them are held.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from foveate.core.family import Family
-from foveate.core.layout import EncodedImage, Grid
+from foveate.core.layout import EncodedImage, Grid, placeholder_mismatch
 from foveate.core.session import Call
 from foveate.errors import InputError
 
@@ -38,16 +39,47 @@ def encoded_features(outputs: Any) -> dict[str, list[Tensor]]:
     return found
 
 
+def fresh_images(
+    visual: dict[str, Tensor], features: dict[str, list[Tensor]], seen: Tensor | None
+) -> dict[str, list[int]]:
+    """Which of the given images stand in the tokens of this call.
+
+    A follow-up turn comes with the images of the full conversation, of which `seen` `[B]` per row are cached.
+    """
+    fresh = {modality: list(range(len(given))) for modality, given in features.items()}
+    if seen is None or len(features) != 1:
+        return fresh
+    (modality, given), cached = next(iter(features.items())), seen.tolist()
+    counts = visual[modality].sum(1).tolist() if modality in visual else []
+    if len(counts) != len(cached) or sum(len(f) for f in given) == sum(counts):
+        return fresh  # only the new images were given
+    found, at = [], 0
+    for skip, wanted in zip(cached, counts, strict=True):
+        at += skip
+        while wanted > 0 and at < len(given):
+            found.append(at)
+            wanted -= len(given[at])
+            at += 1
+    return {modality: found}
+
+
+def keep_fresh(outputs: Any, fresh: dict[str, list[int]]) -> dict[str, Any]:
+    """Pre-encoded outputs with the fresh images only; the caller's objects stay as they are."""
+    kept = {}
+    for modality, output in outputs.items():
+        kept[modality] = copy.copy(output)
+        if modality in fresh:
+            kept[modality].pooler_output = [output.pooler_output[i] for i in fresh[modality]]
+    return kept
+
+
 def check_placeholders(call: Call) -> None:
     """Raise `InputError` early, where the sizes of the images are known before they are encoded."""
     for modality, mask in call.visual.items():
-        sizes = [len(f) for f in call.features.get(modality, ())]
+        sizes = [len(call.features[modality][i]) for i in call.fresh.get(modality, ())]
         sizes += [grid.size for grid in call.incoming.get(modality, ())]
         if sizes and sum(sizes) != int(mask.sum()):
-            from foveate.core.layout import placeholder_mismatch
-
-            given = [EncodedImage(Grid(1, 1, size), {}) for size in sizes]
-            raise placeholder_mismatch(modality, mask, given, None)
+            raise placeholder_mismatch(modality, mask, sizes, None)
 
 
 def match_images(call: Call, encoded: list[EncodedImage]) -> dict[str, list[EncodedImage]]:
@@ -58,12 +90,14 @@ def match_images(call: Call, encoded: list[EncodedImage]) -> dict[str, list[Enco
     """
     counts = {m: len({id(f) for f in features}) for m, features in call.features.items()}
     counts |= {m: len(grids) for m, grids in call.incoming.items()}
-    recent = encoded[len(encoded) - sum(counts.values()) :] if sum(counts.values()) <= len(encoded) else []
+    total = sum(counts.values())
+    recent = encoded[len(encoded) - total :] if total <= len(encoded) else []
     found: dict[str, list[EncodedImage]] = {}
     for modality in call.visual:
         own, recent = recent[: counts.get(modality, 0)], recent[counts.get(modality, 0) :]
         if modality in call.features:
-            found[modality] = _by_identity(modality, call.features[modality], own)
+            every = _by_identity(modality, call.features[modality], own)
+            found[modality] = [every[i] for i in call.fresh[modality]]
         else:
             found[modality] = own
     return found
@@ -118,3 +152,21 @@ def check_padding_side(valid: Tensor | None, caching: bool) -> None:
             f"Row(s) {wrong} are padded on the right; generation needs left padding. Set "
             "`processor.tokenizer.padding_side = 'left'`, or pass use_cache=False for a plain forward pass."
         )
+
+
+def continued_positions(given: Tensor, mask: Tensor | None, past: int, deltas: Tensor) -> Tensor:
+    """M-RoPE positions of new text tokens, from the deltas of *this* conversation.
+
+    Args:
+        given: `[1 | 3 | 4, B, n]` positions as stock code made them; with 4 axes the first is the plain text
+            position. They are wrong if another conversation used the model in between.
+        mask: `[B, past + n]` bool or None.
+        deltas: `[B, 1]`.
+    """
+    axes, rows, n = given.shape
+    if mask is None:
+        text = torch.arange(past, past + n, device=given.device).expand(rows, -1)
+    else:
+        text = (mask.long().cumsum(1) - 1).clamp(min=0)[:, past:]
+    moved = (text + deltas.to(text.device)).expand(min(axes, 3), -1, -1)
+    return torch.cat([text[None], moved]) if axes == 4 else moved

@@ -88,6 +88,13 @@ class Layout:
     def rows(self) -> int:
         return self.visual.shape[0]
 
+    def images_per_row(self) -> Tensor:
+        """`[B]` number of images in each row."""
+        counts = torch.zeros(self.rows, dtype=torch.long)
+        for group in self.groups:
+            counts[group.row] += len(group.grids)
+        return counts
+
     def counts(self) -> list[int]:
         """Number of real tokens of every row."""
         return [self.length] * self.rows if self.valid is None else self.valid.sum(1).tolist()
@@ -121,7 +128,8 @@ def build_layout(
         groups += _row_groups(row, found, per, device)
     for modality, queue in queues.items():
         if queue:
-            raise placeholder_mismatch(modality, visual[modality], images[modality], None)
+            sizes = [image.grid.size for image in images[modality]]
+            raise placeholder_mismatch(modality, visual[modality], sizes, None)
     union = torch.stack(list(visual.values())).any(0)
     return Layout(union.shape[1], past, union, valid, groups)
 
@@ -133,19 +141,18 @@ def _take_images(
     found, start = [], 0
     while start < len(columns):
         if not queue or queue[0].grid.size > len(columns) - start:
-            raise placeholder_mismatch(modality, mask, given, row)
+            raise placeholder_mismatch(modality, mask, [image.grid.size for image in given], row)
         image = queue.pop(0)
         found.append((columns[start : start + image.grid.size], image))
         start += image.grid.size
     return found
 
 
-def placeholder_mismatch(modality: str, mask: Tensor, given: Sequence[EncodedImage], row: int | None) -> InputError:
-    sizes = [image.grid.size for image in given]
+def placeholder_mismatch(modality: str, mask: Tensor, sizes: Sequence[int], row: int | None) -> InputError:
     where = "" if row is None else f" (row {row} cannot be filled)"
     return InputError(
-        f"The prompt has {int(mask.sum())} {modality} placeholder tokens, but the {len(sizes)} {modality}(s) given "
-        f"make {sum(sizes)} visual tokens {sizes}{where}. Put one {modality} marker per {modality} into the prompt "
+        f"The prompt has {int(mask.sum())} {modality} placeholder tokens, but {len(sizes)} {modality}(s) were given "
+        f"that make {sum(sizes)} visual tokens {sizes}{where}. Put one {modality} marker per {modality} into the prompt "
         "and let the processor expand it."
     )
 

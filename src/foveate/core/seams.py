@@ -107,15 +107,19 @@ class Seams:
 
     # -- around the base model ---------------------------------------------------------------------------
 
-    def before_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> None:
+    def before_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> Any:
         ids = kwargs.get("input_ids", args[0] if args else None)
-        call = Call(
-            visual=inputs.placeholders(self.family, ids, kwargs.get("inputs_embeds")),
-            features=inputs.encoded_features(kwargs.get("mm_encoder_outputs")),
-            incoming=self.family.incoming(kwargs),
-        )
+        outputs, cache = kwargs.get("mm_encoder_outputs"), kwargs.get("past_key_values")
+        visual = inputs.placeholders(self.family, ids, kwargs.get("inputs_embeds"))
+        features = inputs.encoded_features(outputs)
+        seen = cache.rows.get("images") if isinstance(cache, FoveatedCache) else None
+        fresh = inputs.fresh_images(visual, features, seen)
+        call = Call(visual, features, fresh, self.family.incoming(kwargs))
         inputs.check_placeholders(call)
         self.session.local.calls.append(call)
+        if any(len(fresh[modality]) < len(given) for modality, given in features.items()):
+            return args, {**kwargs, "mm_encoder_outputs": inputs.keep_fresh(outputs, fresh)}
+        return None
 
     def after_base(self, output: Any) -> None:
         if self.session.local.calls:
@@ -135,7 +139,9 @@ class Seams:
         if prefill:
             cache = self._own_cache(module, cache, kwargs)
         call.forward = self._begin(call, cache, kwargs, prefill)
-        return args, self._enter_text(call.forward, {**kwargs, "past_key_values": cache})
+        kwargs = {**kwargs, "past_key_values": cache}
+        self._keep_row_facts(call.forward, kwargs)
+        return args, self._enter_text(call.forward, kwargs)
 
     def _own_cache(self, text: nn.Module, cache: Any, kwargs: Kwargs) -> FoveatedCache | None:
         if cache is not None:
@@ -170,6 +176,24 @@ class Seams:
         if not prefill and mask is not None:
             forward.alive.valid = mask[:, past:]
         return forward
+
+    def _keep_row_facts(self, forward: ForwardPass, kwargs: Kwargs) -> None:
+        """What stock models keep on themselves, kept per conversation."""
+        cache, positions = forward.cache, kwargs.get("position_ids")
+        if cache is None:
+            return
+        if forward.trace is not None:
+            counts = forward.layout.images_per_row()
+            cache.rows["images"] = cache.rows.get("images", torch.zeros_like(counts)) + counts
+        if positions is None or positions.dim() != 3:
+            return
+        past, mask = forward.layout.past, forward.mask
+        if forward.trace is not None:
+            length = past + positions.shape[-1] if mask is None else mask.sum(1, keepdim=True)
+            cache.rows["rope_deltas"] = positions[-3:].amax((0, 2))[:, None] + 1 - length
+        elif "rope_deltas" in cache.rows:
+            deltas = cache.rows["rope_deltas"]
+            kwargs["position_ids"] = inputs.continued_positions(positions, mask, past, deltas)
 
     def _check_taps(self, layout: Layout) -> None:
         method = self.session.method

@@ -26,11 +26,13 @@ class Call:
     Attributes:
         visual: per modality, `[B, n]` bool on the host: the placeholder tokens.
         features: per modality, pre-encoded features of each image (`generate` encodes before it calls).
+        fresh: per modality, which of these images stand in this call's tokens (the others are cached).
         incoming: per modality, grids of the raw images that this call will encode itself.
     """
 
     visual: dict[str, Tensor]
     features: dict[str, list[Tensor]]
+    fresh: dict[str, list[int]]
     incoming: dict[str, list[Grid]]
     forward: ForwardPass | None = None
     started: float | torch.cuda.Event | None = None
