@@ -127,7 +127,7 @@ class GlimpseConfig:
         depth = getattr(vision, "depth", None) or vision.num_hidden_layers
         lowest = 1 if family == "llava" else 0
         layer = math.ceil(2 * text.num_hidden_layers / 3) - 1
-        width = min(256, max(16, text.hidden_size // 8 // 16 * 16))
+        width = min(256, max(32, text.hidden_size // 8 // 16 * 16))
         fields: dict[str, Any] = {
             "family": family,
             "base_model": getattr(model_config, "_name_or_path", ""),

@@ -17,7 +17,7 @@ from foveate.glimpse.config import GlimpseConfig
 from foveate.glimpse.geometry import Grid, window_ids
 from foveate.glimpse.vip import VIP
 
-_WEIGHTS = "model.safetensors"
+WEIGHTS = "model.safetensors"
 
 
 class GlimpseModule(  # type: ignore[call-arg]
@@ -143,9 +143,9 @@ class GlimpseModule(  # type: ignore[call-arg]
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write the weights so that a reader never sees half a file."""
         state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        partial = save_directory / f".{_WEIGHTS}.partial"
+        partial = save_directory / f".{WEIGHTS}.partial"
         save_file(state, partial, metadata={"format": "pt"})
-        partial.replace(save_directory / _WEIGHTS)
+        partial.replace(save_directory / WEIGHTS)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **kwargs: Any) -> Self:
@@ -163,5 +163,5 @@ class GlimpseModule(  # type: ignore[call-arg]
                 return super().from_pretrained(str(source), strict=True, **kwargs)
         except (TypeError, ValueError, RuntimeError, SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{source} does not hold a glimpse module (config.json + {_WEIGHTS}): {error}"
+                f"{source} does not hold a glimpse module (config.json + {WEIGHTS}): {error}"
             ) from error

@@ -1,0 +1,104 @@
+"""`foveate train glimpse`: train GlimpsePrune's predictor for a model, which itself stays as it is."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from foveate.errors import ConfigurationError
+
+Pairs = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any TrainingArguments field.")]
+ModulePairs = Annotated[
+    list[str] | None, typer.Option("--module", metavar="NAME=VALUE", help="Any GlimpseConfig field (JSON value).")
+]
+
+
+class Kind(StrEnum):
+    """Training objectives."""
+
+    boxes = "boxes"
+    distill = "distill"
+    both = "both"
+
+
+class BoxFormats(StrEnum):
+    """Conventions of boxes in a table."""
+
+    pixel = "pixel"
+    pixel_xywh = "pixel_xywh"
+    normalized = "normalized"
+    thousandths = "thousandths"
+
+
+def glimpse(
+    model: Annotated[str, typer.Option(help="Base model: hub id, folder or zoo name.")],
+    data: Annotated[str, typer.Option(help="Table (.jsonl, .parquet) or scenes[:SPLIT].")],
+    out: Annotated[Path, typer.Option(help="Folder for the module and its checkpoints.")],
+    objective: Annotated[Kind, typer.Option(help="boxes: evidence boxes; distill: no labels needed.")] = Kind.boxes,
+    eval_data: Annotated[str | None, typer.Option(help="Evaluate on this at every eval_steps.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use the first rows only.")] = None,
+    eval_limit: Annotated[int, typer.Option(min=1, help="The same for evaluation.")] = 200,
+    box_format: Annotated[BoxFormats, typer.Option(help="Boxes in the table.")] = BoxFormats.pixel,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable rows out and count them.")] = False,
+    keep_target: Annotated[float, typer.Option(min=0, max=1, help="distill: wanted kept fraction.")] = 0.1,
+    keep_weight: Annotated[float, typer.Option(min=0, help="distill: price of keeping more.")] = 1.0,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    start: Annotated[str | None, typer.Option(help="Go on from this module instead of a fresh one.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the base model; auto: float32 on a CPU.")] = "auto",
+    attention: Annotated[str, typer.Option(help="Attention backend of the base model.")] = "sdpa",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")] = False,
+    arguments: Pairs = None,
+    module: ModulePairs = None,
+) -> None:
+    """Train a glimpse module for a frozen model. bf16, checkpointing, logging and so on: --set NAME=VALUE."""
+    from foveate.glimpse.train.run import Settings, train
+
+    settings = Settings(
+        model=model,
+        data=data,
+        out=out,
+        objective=_objective(objective, keep_target, keep_weight),
+        eval_data=eval_data,
+        limit=limit,
+        eval_limit=eval_limit,
+        box_format=box_format.value,
+        skip_bad=skip_bad,
+        system=system,
+        start=start,
+        module={name: _value(text) for name, text in _pairs(module, "--module").items()},
+        arguments=_pairs(arguments, "--set"),
+        dtype=dtype,
+        attention=attention,
+        resume=resume,
+    )
+    metrics = train(settings)
+    kept = f", kept {metrics['eval_kept']:.1%} of the visual tokens" if "eval_kept" in metrics else ""
+    typer.echo(f"module in {out}{kept}")
+
+
+def _objective(kind: Kind, keep_target: float, keep_weight: float) -> Any:
+    from foveate.glimpse.train.objectives import Objective
+
+    boxes, distill = float(kind != Kind.distill), float(kind != Kind.boxes)
+    return Objective(boxes, boxes, distill, keep_rate=keep_weight, keep_target=keep_target)
+
+
+def _pairs(texts: list[str] | None, option: str) -> dict[str, str]:
+    pairs = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ConfigurationError(f"{option} {text}: expected NAME=VALUE")
+        pairs[name] = value
+    return pairs
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,275 @@
+"""Whole training runs on a tiny random model: results, resuming after a kill, refusals, the command line."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from typer import Typer
+from typer.testing import CliRunner
+
+from foveate import zoo
+from foveate.cli import convert as convert_cli
+from foveate.cli import train_glimpse as cli
+from foveate.errors import CheckpointError, ConfigurationError
+from foveate.glimpse import GlimpseModule
+from foveate.glimpse.train.example import DataError
+from foveate.glimpse.train.objectives import Objective
+from foveate.glimpse.train.run import Settings, train, training_arguments
+from foveate.glimpse.train.trainer import last_checkpoint
+
+from .conftest import golden_path
+
+FAST = {
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "max_steps": 8,
+    "save_steps": 2,
+    "logging_steps": 2,
+    "learning_rate": 0.01,
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+DISTILL = Objective(localization=0, language=0, distillation=1.0)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Qwen2.5-VL with the zoo's tokenizer and image processor."""
+    folder = tmp_path_factory.mktemp("base")
+    shipped = Path(zoo.resolve(zoo.DEFAULT))
+    raw = json.loads((shipped / "config.json").read_text())
+    raw["text_config"] |= {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "layer_types": ["full_attention"] * 4,
+    }
+    raw["text_config"]["rope_parameters"] |= {"mrope_section": [2, 3, 3]}
+    raw["vision_config"] |= {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_heads": 2,
+        "out_hidden_size": 32,
+        "fullatt_block_indexes": [1],
+    }
+    raw["tie_word_embeddings"] = raw["text_config"]["tie_word_embeddings"] = False  # else it echoes newlines
+    torch.manual_seed(0)
+    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**raw))
+    model.float().save_pretrained(folder)
+    for path in [*shipped.glob("token*.json"), *shipped.glob("*.jinja"), shipped / "preprocessor_config.json"]:
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    rows = []
+    for i in range(10):
+        image, box = Image.new("RGB", (112, 140), "white"), (14 * (i % 5), 7 * i, 14 * (i % 5) + 30, 7 * i + 40)
+        ImageDraw.Draw(image).rectangle(box, fill="red")
+        image.save(folder / f"{i}.png")
+        rows.append({"image": f"{i}.png", "question": f"Where is {i}?", "answer": str(i), "boxes": [list(box)]})
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def settings(base: Path, data: Path, tmp_path: Path) -> Settings:
+    return Settings(model=str(base), data=str(data), out=tmp_path / "out", arguments=FAST)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_boxes_are_learned(settings: Settings) -> None:
+    arguments = FAST | {"max_steps": 40, "save_steps": 20, "learning_rate": 0.02}
+    run = replace(settings, arguments=arguments, eval_data=settings.data)
+    metrics = train(run)
+    summary = json.loads((run.out / "training.json").read_text())
+    history = json.loads((last_checkpoint(run.out) / "trainer_state.json").read_text())["log_history"]
+    evaluations = [entry for entry in history if "eval_loc_loss" in entry]
+    losses = [entry["loc_loss"] for entry in history if "loc_loss" in entry]
+    assert len(evaluations) == 2
+    assert losses[-1] < losses[0]
+    assert 0 <= metrics["eval_kept"] <= 1
+    assert 0 <= metrics["eval_recall"] <= 1
+    assert summary["rows"] == 10
+    assert summary["metrics"]["eval_kept"] == metrics["eval_kept"]
+    module = GlimpseModule.from_pretrained(run.out)
+    assert module.config.base_model == run.model
+    stored = {p.name for p in last_checkpoint(run.out).iterdir()}
+    assert "training_args.bin" not in stored
+    assert sum(p.stat().st_size for p in run.out.glob("*.safetensors")) < 2_000_000
+
+
+def test_distillation_learns_without_labels(settings: Settings, tmp_path: Path) -> None:
+    """Answers come from the base model and are asked for once; the price of tokens is felt."""
+    source = Path(settings.data)
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    bare = source.with_name("bare.jsonl")
+    bare.write_text("".join(json.dumps({k: r[k] for k in ("image", "question")}) + "\n" for r in rows))
+    arguments = FAST | {"max_steps": 30, "learning_rate": 0.02}
+    run = replace(settings, data=str(bare), objective=DISTILL, arguments=arguments)
+    train(run)
+    history = json.loads((last_checkpoint(run.out) / "trainer_state.json").read_text())["log_history"]
+    keep = [entry["keep_loss"] for entry in history if "keep_loss" in entry]
+    assert keep[-1] < keep[0] / 2
+    answers = run.out / "answers.jsonl"
+    lines = answers.read_text().splitlines()
+    assert len(lines) == len(rows)
+    # A line cut off by a kill is asked again, the others are not.
+    changed = [json.loads(line) | {"answer": "seven"} for line in lines]
+    text = "".join(json.dumps(row) + "\n" for row in changed)
+    answers.write_text(text[:-10])
+    train(replace(run, resume=True, arguments=arguments | {"max_steps": 31}))
+    again = [json.loads(line)["answer"] for line in answers.read_text().splitlines()]
+    assert again[:-1] == ["seven"] * (len(rows) - 1)
+    assert again[-1] == json.loads(lines[-1])["answer"]
+
+
+def test_killed_and_resumed_run_gives_the_same_weights(settings: Settings, tmp_path: Path) -> None:
+    arguments = FAST | {"max_steps": 40, "save_steps": 4, "save_total_limit": 3}
+    whole = replace(settings, out=tmp_path / "whole", arguments=arguments)
+    train(whole)
+    killed = replace(settings, out=tmp_path / "killed", arguments=arguments)
+    options = ["--model", killed.model, "--data", killed.data, "--out", str(killed.out)]
+    options += [x for name, value in arguments.items() for x in ("--set", f"{name}={value}")]
+    program = "import typer; from foveate.cli.train_glimpse import glimpse; typer.run(glimpse)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *options],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 120
+    while last_checkpoint(killed.out) is None:
+        assert process.poll() is None, process.stderr.read().decode()[-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    reached = last_checkpoint(killed.out)
+    start = weights(reached)
+    assert not (killed.out / "model.safetensors").exists(), "the run was over before it could be killed"
+    assert reached.name != "checkpoint-40"
+    with pytest.raises(ConfigurationError, match="--resume"):
+        train(killed)
+    train(replace(killed, resume=True))
+    expected, actual = weights(whole.out), weights(killed.out)
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+    assert any(not torch.equal(start[name], actual[name]) for name in actual), "nothing happened after the kill"
+
+
+def test_unfinished_checkpoints_are_passed_over(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path) is None
+    for step, state in ((2, "{}"), (10, "{}"), (12, '{"log'), (14, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"")
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-best").mkdir()
+    assert last_checkpoint(tmp_path).name == "checkpoint-10"
+
+
+def test_resume_without_a_checkpoint_starts_fresh(settings: Settings) -> None:
+    train(replace(settings, resume=True, arguments=FAST | {"max_steps": 1}))
+    assert (settings.out / "config.json").exists()
+
+
+def test_start_from_a_module(settings: Settings, tmp_path: Path) -> None:
+    one = FAST | {"max_steps": 1}
+    train(replace(settings, arguments=one, module={"le_length": 2, "threshold": 0.3}))
+    further = replace(settings, out=tmp_path / "further", start=str(settings.out), arguments=one)
+    train(further)
+    config = GlimpseModule.from_pretrained(further.out).config
+    assert (config.le_length, config.threshold) == (2, 0.3)
+    with pytest.raises(ConfigurationError, match="only one of both"):
+        train(replace(further, out=tmp_path / "third", module={"le_length": 1}))
+
+
+def test_bad_data_stops_before_the_models_are_loaded(settings: Settings, tmp_path: Path) -> None:
+    source = Path(settings.data)
+    lines = source.read_text().splitlines()
+    lines[3] = json.dumps(json.loads(lines[3]) | {"boxes": [[0, 0, 999, 10]]})
+    bad = source.with_name("bad.jsonl")
+    bad.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r"row 4: .*outside"):
+        train(replace(settings, data=str(bad), model="no/such/model"))
+    train(replace(settings, data=str(bad), skip_bad=True, arguments=FAST | {"max_steps": 1}))
+    summary = json.loads((settings.out / "training.json").read_text())
+    assert (summary["rows"], summary["rows_skipped"]) == (9, 1)
+
+
+def test_refusals(settings: Settings) -> None:
+    with pytest.raises(ConfigurationError, match="learning_rat"):
+        training_arguments(replace(settings, arguments={"learning_rat": 1}))
+    with pytest.raises(ConfigurationError, match="training arguments"):
+        training_arguments(replace(settings, arguments={"learning_rate": "fast"}))
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        train(replace(settings, model="no/such/model"))
+
+
+def test_published_settings_are_the_defaults(settings: Settings) -> None:
+    arguments = training_arguments(replace(settings, arguments={"use_cpu": True}))
+    assert arguments.learning_rate == 1e-4
+    assert str(arguments.lr_scheduler_type.value) == "cosine"
+    assert arguments.get_warmup_steps(1000) == 100
+    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (1, 8)
+    assert arguments.num_train_epochs == 1
+
+
+def test_gradient_checkpointing_and_accumulation_pass_through(settings: Settings, tmp_path: Path) -> None:
+    plain = replace(settings, arguments=FAST | {"max_steps": 2}, module={"le_dropout": 0.0})
+    train(plain)
+    saved = replace(plain, out=tmp_path / "saved", arguments=plain.arguments | {"gradient_checkpointing": "true"})
+    train(saved)
+    a, b = weights(plain.out), weights(saved.out)
+    assert all(torch.allclose(a[name], b[name], atol=1e-5) for name in a)
+
+
+def app(command: object) -> Typer:
+    out = Typer()
+    out.command()(command)
+    return out
+
+
+def test_command_line(settings: Settings) -> None:
+    options = ["--model", settings.model, "--data", settings.data, "--out", str(settings.out)]
+    options += ["--objective", "both", "--keep-target", "0.2", "--module", "selected_layers=[1]"]
+    options += ["--module", "reduce_layer=1", "--limit", "4", "--eval-data", settings.data, "--eval-limit", "2"]
+    options += [x for name, value in (FAST | {"max_steps": 1}).items() for x in ("--set", f"{name}={value}")]
+    result = CliRunner().invoke(app(cli.glimpse), options, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "kept" in result.output
+    summary = json.loads((settings.out / "training.json").read_text())
+    assert summary["settings"]["objective"]["keep_target"] == 0.2
+    assert summary["settings"]["objective"]["distillation"] == 1.0
+    assert GlimpseModule.from_pretrained(settings.out).config.selected_layers == (1,)
+    with pytest.raises(ConfigurationError, match="NAME=VALUE"):
+        CliRunner().invoke(app(cli.glimpse), [*options, "--set", "bf16"], catch_exceptions=False)
+
+
+def test_convert_command(tmp_path: Path) -> None:
+    source = golden_path("gp_qwen/new_modules")
+    result = CliRunner().invoke(app(convert_cli.glimpse), [str(source), str(tmp_path / "ours")])
+    assert result.exit_code == 0, result.output
+    assert GlimpseModule.from_pretrained(tmp_path / "ours").config.family == "qwen2_5_vl"
