@@ -38,6 +38,11 @@ def test_it_answers(reader):
     assert sum(right) >= 0.75 * len(right)
 
 
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FoveateError, match="no checkpoint folder"):
+        Reader.load(str(tmp_path / "nothing"))
+
+
 def test_a_batch_answers_as_its_rows_do(reader):
     samples = list(scenes.load("val", n=9))
     assert reader.answers(samples) == [reader.answers([s])[0] for s in samples]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from transformers import (
 from foveate.errors import UnsupportedModelError
 from foveate.scenes import Sample
 
-from . import resolve
+from . import names, resolve
 from .tokenizer import IMAGE, SYSTEM
 
 Inputs = dict[str, Tensor]
@@ -37,9 +38,11 @@ class Reader:
         """Loads a zoo name or a folder.
 
         Raises:
-            UnsupportedModelError: the folder holds neither a Qwen2.5-VL nor a LLaVA.
+            UnsupportedModelError: there is no such folder, or it holds neither a Qwen2.5-VL nor a LLaVA.
         """
         folder = resolve(name)
+        if not (Path(folder) / "config.json").is_file():
+            raise UnsupportedModelError(f"{name}: no checkpoint folder; the zoo has {', '.join(names())}")
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
         processors = {"qwen2_5_vl": Qwen2VLImageProcessorPil, "llava": CLIPImageProcessorPil}
         if model.config.model_type not in processors:
