@@ -12,10 +12,12 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil
 
 from foveate import zoo
 from foveate.core.layout import Grid
+from foveate.families.llava import Llava
 from foveate.glimpse.losses import IGNORE
-from foveate.glimpse.train.collate import LLAVA_TEMPLATE, Collator
+from foveate.glimpse.train.collate import Collator
 from foveate.glimpse.train.data import load_examples
 from foveate.glimpse.train.example import DataError, Example, Rules
+from foveate.loading import ImageTextProcessor, load_processor
 from foveate.scenes.splits import load as load_scenes
 
 WriteTable = Callable[..., Path]
@@ -155,20 +157,20 @@ def test_scenes() -> None:
 class FakeFamily(SimpleNamespace):
     """What a collator asks of a family adapter."""
 
-    def tower_grids(self, args: tuple, kwargs: dict) -> list[Grid]:
-        if "grid_thw" in kwargs:
-            return [Grid(t, h // 2, w // 2) for t, h, w in kwargs["grid_thw"].tolist()]
+    def incoming(self, kwargs: dict) -> dict[str, list[Grid]]:
+        if "image_grid_thw" in kwargs:
+            return {"image": [Grid(t, h // 2, w // 2) for t, h, w in kwargs["image_grid_thw"].tolist()]}
         pixels = kwargs["pixel_values"]
-        return [Grid(1, pixels.shape[-2] // 14, pixels.shape[-1] // 14)] * len(pixels)
+        return {"image": [Grid(1, pixels.shape[-2] // 14, pixels.shape[-1] // 14)] * len(pixels)}
 
 
 @pytest.fixture(scope="module")
 def qwen_collator() -> Collator:
     path = zoo.resolve(zoo.DEFAULT)
     tokenizer = AutoTokenizer.from_pretrained(path)
-    image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
-    family = FakeFamily(name="qwen2_5_vl", token_ids={"image": image})
-    return Collator.from_pretrained(path, family, system="Be brief.")
+    token_ids = {"image": tokenizer.convert_tokens_to_ids("<|image_pad|>")}
+    family = FakeFamily(token_ids=token_ids, wants_token_types=True, default_template=None)
+    return Collator(family, load_processor(path, family), system="Be brief.")
 
 
 def example(images: int = 1, question: str = "Q?", answer: str | None = "42", size: tuple = (112, 168)) -> Example:
@@ -211,20 +213,22 @@ def test_placeholder_in_a_question(qwen_collator: Collator) -> None:
         qwen_collator([example(question="What is <|image_pad|>?")])
 
 
-def test_llava_prompts_and_cropped_boxes(qwen_collator: Collator) -> None:
+def test_llava_prompts_and_cropped_boxes() -> None:
     tokenizer = AutoTokenizer.from_pretrained(zoo.resolve(zoo.DEFAULT))
-    tokenizer.chat_template = None
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    family = FakeFamily(name="llava", token_ids={"image": tokenizer.convert_tokens_to_ids("<image>")})
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
-    collator = Collator(family, tokenizer, processor)
+    token_ids = {"image": tokenizer.convert_tokens_to_ids("<image>")}
+    family = FakeFamily(token_ids=token_ids, wants_token_types=False)
+    images = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+    collator = Collator(family, ImageTextProcessor(images, tokenizer, family, Llava.default_template))
     left = Example(1, (Image.new("RGB", (224, 112)),), "Q?", "A", ((((0.0, 0.0, 0.2, 1.0),),)))
     middle = Example(2, (Image.new("RGB", (224, 112)),), "Q?", "A", ((((0.26, 0.0, 0.37, 0.2),),)))
     batch = collator([left, middle])
-    assert (batch["input_ids"] == family.token_ids["image"]).sum(1).tolist() == [16, 16]
+    assert (batch["input_ids"] == token_ids["image"]).sum(1).tolist() == [16, 16]
     assert "mm_token_type_ids" not in batch
     # The centre crop shows the middle half: the left box is out of sight, the other in the top left corner.
     assert batch["ref_masks"][0].sum() == 0
     assert batch["ref_masks"][1].view(4, 4).int().tolist() == [[1, 0, 0, 0]] + [[0] * 4] * 3
-    assert collator._texts(left) == ("USER: <image>\nQ? ASSISTANT:", " A</s>")
-    assert "ASSISTANT" in LLAVA_TEMPLATE
+    text = tokenizer.decode(batch["input_ids"][0]).replace("<image>", "")
+    assert text == "USER: \nQ? ASSISTANT: A<|im_end|>"
+    answer = batch["labels"][0][batch["labels"][0] != IGNORE]
+    assert tokenizer.decode(answer) == " A<|im_end|>"

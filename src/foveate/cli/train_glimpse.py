@@ -76,7 +76,7 @@ def glimpse(
         resume=resume,
     )
     metrics = train(settings)
-    kept = f", kept {metrics['eval_kept']:.1%} of the visual tokens" if "eval_kept" in metrics else ""
+    kept = f"; kept {metrics['eval_kept']:.1%} of the visual tokens" if "eval_kept" in metrics else ""
     typer.echo(f"module in {out}{kept}")
 
 

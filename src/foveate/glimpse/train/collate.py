@@ -1,32 +1,22 @@
 """Examples -> batches: prompts through the model's own chat template, image processor and tokenizer.
 
-The stock multimodal processor classes are not used: some cannot be built without torchvision, and training
-needs to know where the answer starts.
+Text is tokenized here and not by the model's processor, because training must know where the answer starts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from foveate.core.family import Family
-from foveate.errors import CheckpointError
+from foveate.core.layout import Grid
 from foveate.glimpse.boxes import Box, box_mask
-from foveate.glimpse.geometry import Grid
 from foveate.glimpse.losses import IGNORE
 from foveate.glimpse.train.example import DataError, Example
-
-LLAVA_TEMPLATE = (
-    "{% for m in messages %}{% if m.role == 'system' %}{{ m.content }} {% endif %}"
-    "{% if m.role == 'user' %}USER: {% for c in m.content %}{% if c.type == 'image' %}<image>\n{% else %}"
-    "{{ c.text }}{% endif %}{% endfor %} ASSISTANT:{% endif %}"
-    "{% if m.role == 'assistant' %} {{ m.content }}</s>{% endif %}{% endfor %}"
-)
-"""LLaVA-1.5's conversation format, for tokenizers that come without a chat template."""
 
 
 @dataclass
@@ -35,29 +25,19 @@ class Collator:
 
     Attributes:
         family: adapter of the base model.
+        processor: its processor (`foveate.loading.load`).
         system: system message; None leaves it to the chat template.
         with_boxes: also make `ref_masks`.
     """
 
     family: Family
-    tokenizer: Any
-    image_processor: Any
+    processor: Any
     system: str | None = None
     with_boxes: bool = True
 
-    @classmethod
-    def from_pretrained(cls, path: str, family: Family, **options: Any) -> Self:
-        """With the tokenizer and image processor of a checkpoint.
-
-        Raises:
-            CheckpointError: the checkpoint lacks one of them.
-        """
-        from transformers import AutoImageProcessor, AutoTokenizer
-
-        try:
-            return cls(family, AutoTokenizer.from_pretrained(path), AutoImageProcessor.from_pretrained(path), **options)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} lacks a usable tokenizer or image processor: {error}") from error
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Model inputs with `labels` on the answers and, if asked for, `ref_masks` (a list, [N_b] bool each)."""
@@ -71,9 +51,9 @@ class Collator:
         rows, pixels, masks = [], list[dict[str, Tensor]](), list[Tensor]()
         for example in examples:
             images = example.load_images()
-            encoded = dict(self.image_processor(images=images, return_tensors="pt"))
-            grids = self._grids(encoded)
-            rows.append(self._tokens(example, [grid[0] * grid[1] * grid[2] for grid in grids], answered))
+            encoded = dict(self.processor.image_processor(images=images, return_tensors="pt"))
+            grids = self.family.incoming(encoded)["image"]
+            rows.append(self._tokens(example, [grid.size for grid in grids], answered))
             pixels.append(encoded)
             if self.with_boxes and answered:
                 masks.append(self._masks(example, [image.size for image in images], grids))
@@ -84,13 +64,8 @@ class Collator:
             batch["ref_masks"] = masks
         return batch
 
-    def _grids(self, encoded: dict[str, Tensor]) -> list[Grid]:
-        pixels, thw = encoded["pixel_values"], encoded.get("image_grid_thw")
-        arguments = {"pixel_values": pixels} if thw is None else {"grid_thw": thw}
-        return list(self.family.tower_grids((), arguments))
-
     def _tokens(self, example: Example, counts: Sequence[int], answered: bool) -> tuple[list[int], list[int]]:
-        """Token ids of prompt and answer; the answer ends with the end-of-sequence token, as in generation."""
+        """Token ids of prompt and answer."""
         prompt, answer = self._texts(example)
         image_id = self.family.token_ids["image"]
         pieces = prompt.split(self.tokenizer.convert_ids_to_tokens(image_id))
@@ -102,12 +77,16 @@ class Collator:
         ids = self._ids(pieces[0], first=True)
         for count, piece in zip(counts, pieces[1:], strict=True):
             ids += [image_id] * count + self._ids(piece)
-        return ids, self._until_end(self._ids(answer)) if answered else []
+        return ids, self._answer_ids(answer) if answered else []
 
-    def _until_end(self, ids: list[int]) -> list[int]:
-        """Without what the template puts after the end of a turn (Qwen: a newline), which no answer contains."""
+    def _answer_ids(self, text: str) -> list[int]:
+        """The answer up to the end-of-sequence token, with which generation ends too.
+
+        What templates put after it (Qwen: a newline) belongs to no answer; some put nothing.
+        """
         end = self.tokenizer.eos_token_id
-        return ids[: ids.index(end) + 1] if end in ids else ids
+        ids = self._ids(text)
+        return ids[: ids.index(end) + 1] if end in ids else [*self._ids(text.rstrip()), end]
 
     def _ids(self, text: str, first: bool = False) -> list[int]:
         """Ids of a piece of the prompt; only the first may get a begin-of-sequence token."""
@@ -117,21 +96,23 @@ class Collator:
         return [bos, *ids] if wanted and ids[:1] != [bos] else ids
 
     def _texts(self, example: Example) -> tuple[str, str]:
-        content = [{"type": "image"}] * len(example.images) + [{"type": "text", "text": example.question}]
+        content = [{"type": "image"}] * len(example.images) + _text(example.question)
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if self.system is not None:
-            messages.insert(0, {"role": "system", "content": self.system})
-        reply = {"role": "assistant", "content": example.answer or ""}
-        template = self.tokenizer.chat_template or (LLAVA_TEMPLATE if self.family.name == "llava" else None)
-        if template is None:
-            raise CheckpointError("the tokenizer has no chat template; add chat_template.jinja to the checkpoint")
-        render = {"chat_template": template, "tokenize": False}
-        prompt = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, **render)
-        whole = self.tokenizer.apply_chat_template([*messages, reply], **render)
-        if not whole.startswith(prompt):
-            # Such a template rewrites the conversation; end the answer as generation would.
-            return prompt, (example.answer or "") + self.tokenizer.eos_token
-        return prompt, whole[len(prompt) :]
+            messages.insert(0, {"role": "system", "content": _text(self.system)})
+        reply = {"role": "assistant", "content": _text(example.answer or "")}
+        prompt = self._render(messages, True)
+        whole = self._render([*messages, reply], False)
+        # A template that rewrites earlier turns cannot tell where the answer starts.
+        return prompt, whole[len(prompt) :] if whole.startswith(prompt) else example.answer or ""
+
+    def _render(self, messages: list[dict[str, Any]], prompt: bool) -> str:
+        return self.tokenizer.apply_chat_template(
+            messages,
+            chat_template=getattr(self.processor, "chat_template", None),
+            tokenize=False,
+            add_generation_prompt=prompt,
+        )
 
     def _pad(self, rows: Sequence[tuple[list[int], list[int]]], answered: bool) -> dict[str, Tensor]:
         length = max(len(prompt) + len(answer) for prompt, answer in rows)
@@ -145,7 +126,7 @@ class Collator:
         used = torch.tensor([len(prompt) + len(answer) for prompt, answer in rows])
         mask = (torch.arange(length) >= length - used[:, None]).long()
         batch = {"input_ids": ids, "attention_mask": mask}
-        if self.family.name == "qwen2_5_vl":
+        if self.family.wants_token_types:
             batch["mm_token_type_ids"] = (ids == self.family.token_ids["image"]).long()
         return batch | {"labels": labels} if answered else batch
 
@@ -159,7 +140,7 @@ class Collator:
 
     def _seen(self, boxes: Sequence[Box], size: tuple[int, int]) -> list[Box]:
         """Boxes relative to what the model sees, where the image processor crops the centre."""
-        processor = self.image_processor
+        processor = self.processor.image_processor
         if not getattr(processor, "do_center_crop", False):
             return list(boxes)
         edge = processor.size["shortest_edge"] / min(size)
@@ -168,3 +149,8 @@ class Collator:
         moved = [(x0 * sx - ox, y0 * sy - oy, x1 * sx - ox, y1 * sy - oy) for x0, y0, x1, y1 in boxes]
         inside = [box for box in moved if box[0] < 1 and box[1] < 1 and box[2] > 0 and box[3] > 0]
         return [tuple(min(max(v, 0.0), 1.0) for v in box) for box in inside]
+
+
+def _text(text: str) -> list[dict[str, str]]:
+    """Message content; some templates take lists of parts only."""
+    return [{"type": "text", "text": text}]

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from PIL import Image
+from PIL import Image, ImageOps
 
+from foveate import images as files
 from foveate.errors import FoveateError
 from foveate.glimpse.boxes import Box, BoxFormat
 
@@ -105,5 +106,7 @@ def open_image(source: Path | Embedded | Image.Image) -> Image.Image:
     """The RGB image behind a path or a place in a table."""
     if isinstance(source, Image.Image):
         return source.convert("RGB")
-    with Image.open(source if isinstance(source, Path) else io.BytesIO(source.read())) as image:
-        return image.convert("RGB")
+    if isinstance(source, Path):
+        return files.open_image(source)
+    with Image.open(io.BytesIO(source.read())) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")

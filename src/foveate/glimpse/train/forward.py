@@ -1,30 +1,42 @@
-"""Forward hooks that let a glimpse token run through a frozen stock language model.
+"""Forward hooks through which training sees and steers a frozen stock language model.
 
-One pre-hook on every decoder layer adds the layer's glimpse vector, reads the glimpse token's attention at the
-selected layers, and, for distillation, replaces the attention mask after the pruning layer. What belongs to a
-call travels with the call, as the keyword argument `glimpse` that stock layers receive from the language model
-and that the hook takes out again. So calls do not mix, also under gradient checkpointing.
+One pre-hook on every decoder layer. What belongs to a call travels with the call, as the keyword argument
+`passenger`, which stock layers receive from the language model and which the hook takes out again. So calls do
+not mix, also under gradient checkpointing. There are two kinds of passenger: a `Glimpse` adds the glimpse vectors
+and reads the glimpse token's attention; `Gates` replace the attention masks after the pruning layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from foveate.core.attention import rotate
 from foveate.glimpse.config import GlimpseConfig
 from foveate.glimpse.train.inputs import Prompt
 
-KEYWORD = "glimpse"
+KEYWORD = "passenger"
+
+
+class Passenger(Protocol):
+    """Something that travels through the layers of one call."""
+
+    def enter(self, index: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """Called before layer `index` with its input [B, L, D]; returns the input, may change `kwargs`."""
+
+
+class EnoughSeen(Exception):  # noqa: N818 - control flow, not an error
+    """Ends a call whose remaining layers would change nothing."""
 
 
 @dataclass
 class Glimpse:
-    """One call's glimpse token.
+    """One call's glimpse tokens.
 
     Attributes:
         vectors: [len(le_layers), le_length, hidden].
@@ -32,8 +44,7 @@ class Glimpse:
         prompt: the batch with glimpse tokens inserted.
         config: of the module.
         official: normalise log-probabilities over the answer too, as the published training code does.
-        late_mask: makes the additive mask [B, 1, L, L] for layers after `config.reduce_layer`, from the
-            attention read so far; called once.
+        only_look: stop (`EnoughSeen`) when the last selected layer has been read.
         rows: what was read: layer -> [N, heads] for the N image tokens of the batch.
     """
 
@@ -42,9 +53,17 @@ class Glimpse:
     prompt: Prompt
     config: GlimpseConfig
     official: bool = False
-    late_mask: Callable[[Glimpse], Tensor] | None = None
+    only_look: bool = False
     rows: dict[int, Tensor] = field(default_factory=dict)
-    _mask: Tensor | None = None
+
+    def enter(self, index: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        if index > 0 and index in self.config.le_layers:
+            hidden = self.add(hidden, index)
+        if index in self.config.selected_layers:
+            self.rows[index] = self.read(layer, hidden, kwargs["position_embeddings"])
+            if self.only_look and index == max(self.config.selected_layers):
+                raise EnoughSeen
+        return hidden
 
     @property
     def features(self) -> Tensor:
@@ -84,44 +103,43 @@ class Glimpse:
             return valid
         return valid & (torch.arange(valid.shape[1], device=valid.device) <= last[:, None])
 
-    def mask_after_pruning(self) -> Tensor:
-        if self._mask is None:
-            assert self.late_mask is not None
-            self._mask = self.late_mask(self)
-        return self._mask
+
+@dataclass
+class Gates:
+    """Additive attention masks [B, 1, L, L] for layers up to and after the pruning layer."""
+
+    early: Tensor
+    late: Tensor
+    reduce_layer: int
+
+    def enter(self, index: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        kwargs["attention_mask"] = self.early if index <= self.reduce_layer else self.late
+        return hidden
 
 
-def install(layers: nn.ModuleList) -> list[torch.utils.hooks.RemovableHandle]:
-    """Prepare decoder layers to carry a `Glimpse`. Without one in the call the hooks do nothing."""
+def install(layers: nn.ModuleList) -> list[RemovableHandle]:
+    """Prepare decoder layers to carry a `Passenger`. Without one in the call the hooks do nothing."""
     return [layer.register_forward_pre_hook(_before(index), with_kwargs=True) for index, layer in enumerate(layers)]
 
 
 def _before(index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]:
     def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        glimpse: Glimpse | None = kwargs.pop(KEYWORD, None)
-        if glimpse is None:
+        passenger: Passenger | None = kwargs.pop(KEYWORD, None)
+        if passenger is None:
             return args, kwargs
-        config, hidden = glimpse.config, args[0]
-        if index > 0 and index in config.le_layers:
-            hidden = glimpse.add(hidden, index)
-        if index in config.selected_layers:
-            glimpse.rows[index] = glimpse.read(layer, hidden, kwargs["position_embeddings"])
-        if glimpse.late_mask is not None and index > config.reduce_layer:
-            kwargs["attention_mask"] = glimpse.mask_after_pruning()
+        hidden = passenger.enter(index, layer, args[0], kwargs)
         return (hidden, *args[1:]), kwargs
 
     return hook
 
 
-def run(text: nn.Module, prompt: Prompt, mask: Tensor | None = None, glimpse: Glimpse | None = None) -> Tensor:
-    """Hidden states [B, L, D] after the language model's final norm.
-
-    `mask` replaces the prompt's padding mask by an additive one, [B, 1, L, L].
-    """
-    extra = {} if glimpse is None else {KEYWORD: glimpse}
+def run(text: nn.Module, prompt: Prompt, passenger: Passenger | None = None) -> Tensor:
+    """Hidden states [B, L, D] after the language model's final norm."""
+    mask = passenger.early if isinstance(passenger, Gates) else prompt.mask
+    extra = {} if passenger is None else {KEYWORD: passenger}
     return text(
         inputs_embeds=prompt.embeds,
-        attention_mask=prompt.mask if mask is None else mask,
+        attention_mask=mask,
         position_ids=prompt.positions,
         use_cache=False,
         **extra,

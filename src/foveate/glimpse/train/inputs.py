@@ -106,11 +106,10 @@ def encode(family: Family, batch: Mapping[str, Tensor], blocks: Sequence[int]) -
     )
 
 
-def insert(prompt: Prompt, glimpse: Tensor, *, shift_positions: bool) -> Prompt:
+def insert(prompt: Prompt, glimpse: Tensor) -> Prompt:
     """Put glimpse tokens [le_length, hidden] before the first answer token of every row.
 
-    Their positions continue the prompt's; `shift_positions` moves those of the answer along (the published
-    training step), else the answer keeps the positions that it has at inference, where the glimpse is gone.
+    Their positions continue the prompt's, and those of the answer move along (the published training step).
     """
     before, extra = prompt.first_label[:, None], len(glimpse)
     columns = torch.arange(prompt.mask.shape[1] + extra, device=before.device)[None]
@@ -123,14 +122,13 @@ def insert(prompt: Prompt, glimpse: Tensor, *, shift_positions: bool) -> Prompt:
 
     positions = prompt.positions.gather(-1, source.expand(*prompt.positions.shape[:-1], -1))
     ordinal = (columns - before + 1).clamp(min=0, max=extra)
-    offset = torch.where(probe | after, ordinal, 0) if shift_positions else torch.where(probe, ordinal, 0)
     rows = torch.arange(len(before), device=before.device)[:, None]
     tokens = glimpse.to(prompt.embeds.dtype)[(ordinal - 1).clamp(min=0)]
     return replace(
         prompt,
         embeds=torch.where(probe[..., None], tokens, prompt.embeds[rows, source]),
         mask=move(prompt.mask, 1),
-        positions=positions + offset,
+        positions=positions + ordinal,
         visual=move(prompt.visual, torch.zeros_like(probe)),
         labels=move(prompt.labels, IGNORE),
     )
@@ -141,7 +139,7 @@ def _complete(family: Family, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     out = dict(batch)
     ids = out["input_ids"]
     out.setdefault("attention_mask", torch.ones_like(ids))
-    if family.name == "qwen2_5_vl":  # without them the stock model gives image tokens text positions
+    if family.wants_token_types:  # without them the stock model gives image tokens text positions
         out.setdefault("mm_token_type_ids", (ids == family.token_ids["image"]).int())
     if out.get("pixel_values") is None:
         raise InputError("a training batch has no images; every example needs at least one")

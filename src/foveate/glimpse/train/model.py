@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
@@ -14,10 +15,30 @@ from foveate.errors import ConfigurationError, UnsupportedModelError
 from foveate.families import adapt
 from foveate.glimpse.module import GlimpseModule
 from foveate.glimpse.train import forward as hooks
-from foveate.glimpse.train.inputs import encode
-from foveate.glimpse.train.objectives import Frozen, Objective, Outcome, distilled, supervised
+from foveate.glimpse.train.inputs import Prompt, encode
+from foveate.glimpse.train.objectives import (
+    Frozen,
+    Objective,
+    accuracy,
+    decide,
+    distilled,
+    located,
+    look,
+    pruned_accuracy,
+)
 
-TERMS = ("le_loss", "dice_loss", "bce_loss", "loc_loss", "kl_loss", "keep_loss")
+
+@dataclass(frozen=True)
+class Outcome:
+    """A batch's loss terms (unweighted), their weighted sum, and the logits they came from.
+
+    `logits[b]` is [output rows, N_b] for the image tokens of row b; the last row decides.
+    """
+
+    prompt: Prompt
+    logits: list[Tensor]
+    terms: dict[str, Tensor]
+    total: Tensor
 
 
 class GlimpseForTraining(nn.Module):
@@ -46,7 +67,7 @@ class GlimpseForTraining(nn.Module):
                 f"{type(base).__name__} has no language model head; load it with AutoModelForImageTextToText"
             )
         self._frozen = Frozen(adapt(base), head)
-        self._check_distillation()
+        self._check_objective()
         self._checkpointing = False
         self._handles = hooks.install(self._frozen.family.parts.layers)
 
@@ -54,19 +75,26 @@ class GlimpseForTraining(nn.Module):
     def _layers(self) -> Any:
         return self._frozen.family.parts.layers
 
-    def _check_distillation(self) -> None:
+    @property
+    def _takes_masks(self) -> bool:
+        config: Any = self.base.config
+        return config._attn_implementation in ("sdpa", "eager")
+
+    def _check_objective(self) -> None:
+        config = self.module.config
+        if not self.objective.supervised and not self.objective.distillation:
+            raise ConfigurationError("all loss weights are 0, so there is nothing to learn")
         if not self.objective.distillation:
             return
-        config, attention = self.module.config, self.base.config._attn_implementation  # type: ignore[union-attr]
         if config.reduce_layer >= config.num_hidden_layers - 1:
             raise ConfigurationError(
                 f"distillation needs layers after reduce_layer={config.reduce_layer}, but the model has "
                 f"{config.num_hidden_layers}; choose a smaller reduce_layer"
             )
-        if attention not in ("sdpa", "eager"):
+        if not self._takes_masks:
             raise ConfigurationError(
-                f"distillation adds a bias to attention, which {attention!r} cannot do; load the model with "
-                "attn_implementation='sdpa'"
+                "distillation adds a bias to attention, which the model's attention backend cannot do; load "
+                "the model with attn_implementation='sdpa'"
             )
 
     def remove_hooks(self) -> None:
@@ -132,27 +160,32 @@ class GlimpseForTraining(nn.Module):
         if objective.uses_boxes and ref_masks is None:
             raise ConfigurationError("the localization loss needs evidence boxes; set its weight to 0 without")
         prompt = encode(self._frozen.family, batch, module.config.vision_blocks)
-        parts = []
-        if objective.supervised:
-            parts.append(supervised(self._frozen, module, prompt, ref_masks, objective))
+        logits, terms = look(self._frozen, module, prompt, objective)
+        if objective.uses_boxes and ref_masks is not None:
+            terms |= located(logits, ref_masks, objective)
         if objective.distillation:
-            parts.append(distilled(self._frozen, module, prompt, objective))
-        if not parts:
-            raise ConfigurationError("all loss weights are 0, so there is nothing to learn")
-        terms = {name: term for part in parts for name, term in part.terms.items()}
-        return Outcome(terms, torch.stack([part.total for part in parts]).sum(), parts[-1].logits)
+            terms |= distilled(self._frozen, prompt, logits, module.config.reduce_layer, objective)
+        return Outcome(prompt, logits, terms, objective.total(terms))
 
     def forward(self, ref_masks: Sequence[Tensor] | None = None, **batch: Tensor) -> dict[str, Tensor]:
-        """Scalar `loss` and, each [B], its terms, `kept` (fraction of visual tokens) and `recall` of evidence."""
+        """The loss, and what it is made of.
+
+        Returns:
+            `loss` (scalar) and, each [B], its terms, `kept` (fraction of visual tokens) and, with evidence masks,
+            `recall` (fraction of the evidence that is kept). In evaluation mode also `accuracy` and
+            `accuracy_unpruned`: whether greedy decoding would give the answer, with and without pruning (if the
+            attention backend takes additive masks).
+        """
         outcome = self.outcome(ref_masks, **batch)
-        threshold = self.module.config.threshold
-        keep = [row[-1].detach().float().sigmoid() > threshold for row in outcome.logits]
-        size = len(keep)
+        keep = decide(outcome.logits, self.module.config)
         result = {"loss": outcome.total}
-        result |= {k: outcome.terms[k].detach().float().expand(size) for k in TERMS if k in outcome.terms}
+        result |= {name: term.detach().float().expand(len(keep)) for name, term in outcome.terms.items()}
         result["kept"] = torch.stack([k.float().mean() for k in keep])
         if ref_masks is not None:
             pairs = zip(keep, ref_masks, strict=True)
-            found = [(k & m.flatten()).sum() / m.sum().clamp(min=1) for k, m in pairs]
-            result["recall"] = torch.stack(found)
+            result["recall"] = torch.stack([(k & m).sum() / m.sum().clamp(min=1) for k, m in pairs])
+        if not self.training and self._takes_masks:
+            layer = self.module.config.reduce_layer
+            result["accuracy"] = pruned_accuracy(self._frozen, outcome.prompt, keep, layer)
+            result["accuracy_unpruned"] = accuracy(self._frozen, outcome.prompt)
         return result

@@ -1,7 +1,13 @@
-"""The two training objectives: evidence boxes (published) and distillation (needs no boxes)."""
+"""The two training objectives: evidence boxes (published) and distillation (needs no boxes).
+
+A step first *looks*: the glimpse token runs through the model and the VIP gives a logit per visual token. The
+published losses judge that pass. Distillation adds two: the unpruned answer, and the answer under gates made
+from the logits.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foveate.core.budget import Keep
 from foveate.core.family import Family
 from foveate.glimpse import losses
+from foveate.glimpse.config import GlimpseConfig
 from foveate.glimpse.module import GlimpseModule
-from foveate.glimpse.train.forward import Glimpse, run
+from foveate.glimpse.train.forward import EnoughSeen, Gates, Glimpse, run
 from foveate.glimpse.train.inputs import Prompt, insert
 
 
@@ -23,7 +31,7 @@ class Objective:
     Attributes:
         localization: mask loss of the VIP's logits against the evidence boxes.
         language: cross entropy of the answer, predicted with the glimpse token in sight.
-        distillation: KL divergence of the answer under soft gating from the answer of the unpruned model.
+        distillation: KL divergence of the softly gated answer from the unpruned one.
         keep_rate: penalty on the expected kept fraction above `keep_target` (with distillation).
         dice, bce: parts of the mask loss.
         official: see `Glimpse.official`.
@@ -46,17 +54,15 @@ class Objective:
     def supervised(self) -> bool:
         return self.localization > 0 or self.language > 0
 
-
-@dataclass
-class Outcome:
-    """Loss terms (unweighted), their weighted sum, and the logits they came from.
-
-    `logits[b]` is [rows, N_b] for the image tokens of row b; the last row decides.
-    """
-
-    terms: dict[str, Tensor]
-    total: Tensor
-    logits: list[Tensor]
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """Weighted sum of the loss terms."""
+        weights = {
+            "le_loss": self.language,
+            "loc_loss": self.localization,
+            "kl_loss": self.distillation,
+            "keep_loss": self.keep_rate,
+        }
+        return torch.stack([weight * terms[name] for name, weight in weights.items() if name in terms]).sum()
 
 
 @dataclass(frozen=True)
@@ -66,89 +72,93 @@ class Frozen:
     family: Family
     head: nn.Module
 
-    def logits(self, hidden: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Vocabulary logits [T, V] at the given places of hidden states [B, L, D]."""
-        return self.head(hidden[rows, columns])
+    def answers(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Predictions [T, V] for the T answer tokens from hidden states [B, L, D], and the tokens, [T]."""
+        rows, columns = (labels != losses.IGNORE).nonzero(as_tuple=True)
+        return self.head(hidden[rows, columns - 1]), labels[rows, columns]
 
 
-def supervised(
-    base: Frozen, module: GlimpseModule, prompt: Prompt, masks: Sequence[Tensor] | None, objective: Objective
-) -> Outcome:
-    """The published step: the glimpse token stays in sight of the answer, nothing is pruned.
+def look(
+    base: Frozen, module: GlimpseModule, prompt: Prompt, objective: Objective
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """VIP logits of each row, [output rows, N_b], and the language loss if the objective has one.
 
-    Args:
-        masks: evidence masks per row, [N_b] in raster order (all images of the row); None without boxes.
+    The glimpse token stays in sight of the answer, and its output predicts the first answer token; nothing is
+    pruned.
     """
     vectors = module.glimpse_vectors()
-    longer = insert(prompt, vectors[0], shift_positions=True)
-    glimpse = Glimpse(vectors, prompt.first_label, longer, module.config, objective.official)
-    hidden = run(base.family.parts.text, longer, glimpse=glimpse)
-    logits = _score(module, glimpse)
-    terms: dict[str, Tensor] = {}
-    if objective.language:
-        rows, columns = (longer.labels != losses.IGNORE).nonzero(as_tuple=True)
-        predicted = base.logits(hidden, rows, columns - 1)
-        terms["le_loss"] = losses.language_loss(predicted, longer.labels[rows, columns])
-    if objective.localization and masks is not None:
-        terms["dice_loss"] = losses.dice_loss(logits, masks)
-        terms["bce_loss"] = losses.bce_loss(logits, masks)
-        terms["loc_loss"] = objective.dice * terms["dice_loss"] + objective.bce * terms["bce_loss"]
-    weights = {"le_loss": objective.language, "loc_loss": objective.localization}
-    return Outcome(terms, _weigh(terms, weights), logits)
-
-
-def distilled(base: Frozen, module: GlimpseModule, prompt: Prompt, objective: Objective) -> Outcome:
-    """Match the unpruned answers while layers after K see visual key i with bias `log sigmoid(logit_i)`.
-
-    The glimpse token sees the prompt and is seen by nobody, and the answer keeps its positions, as at
-    inference. A logit far above 0 is a kept token, one far below 0 a pruned one.
-    """
-    text, rows, columns = base.family.parts.text, *(prompt.labels != losses.IGNORE).nonzero(as_tuple=True)
-    with torch.no_grad():
-        teacher = base.logits(run(text, prompt), rows, columns - 1)
-    vectors = module.glimpse_vectors()
-    longer = insert(prompt, vectors[0], shift_positions=False)
-    mask, logits = hiding_mask(longer, prompt.first_label, len(vectors[0])), list[Tensor]()
-
-    def late_mask(glimpse: Glimpse) -> Tensor:
-        logits.extend(_score(module, glimpse))
-        gate = F.logsigmoid(torch.cat([row[-1] for row in logits]).float())
-        bias = torch.zeros(longer.mask.shape, device=gate.device).masked_scatter(longer.visual, gate)
-        return mask + bias.to(mask.dtype)[:, None, None]
-
-    glimpse = Glimpse(vectors, prompt.first_label, longer, module.config, late_mask=late_mask)
-    hidden = run(text, longer, mask, glimpse)
-    # The last prompt token stays in front of the glimpse tokens; what it predicts does not move.
-    moved = columns - 1 + len(vectors[0]) * (columns > prompt.first_label[rows])
-    student = base.logits(hidden, rows, moved)
-    terms = {
-        "kl_loss": losses.distillation_loss(student, teacher),
-        "keep_loss": losses.keep_rate_loss([row[-1] for row in logits], objective.keep_target),
-    }
-    weights = {"kl_loss": objective.distillation, "keep_loss": objective.keep_rate}
-    return Outcome(terms, _weigh(terms, weights), logits)
-
-
-def hiding_mask(prompt: Prompt, first: Tensor, length: int) -> Tensor:
-    """Additive mask [B, 1, L, L]: causal, without padding, glimpse tokens seen by glimpse tokens only."""
-    columns = torch.arange(prompt.mask.shape[1], device=first.device)
-    probe = (columns >= first[:, None]) & (columns < first[:, None] + length)
-    seen = prompt.mask.bool()[:, None] & (columns[None, :] <= columns[:, None])
-    seen &= probe[:, :, None] | ~probe[:, None, :]
-    dtype = prompt.embeds.dtype
-    # Not -inf: a padding query sees nothing, and its row must stay finite.
-    return torch.zeros(seen.shape, dtype=dtype, device=first.device).masked_fill(~seen, torch.finfo(dtype).min / 2)[
-        :, None
-    ]
-
-
-def _score(module: GlimpseModule, glimpse: Glimpse) -> list[Tensor]:
-    """VIP output rows [rows, N_b] of each prompt."""
-    prompt = glimpse.prompt
+    longer = insert(prompt, vectors[0])
+    only_look = not objective.language
+    glimpse = Glimpse(vectors, prompt.first_label, longer, module.config, objective.official, only_look)
+    terms = {}
+    with contextlib.suppress(EnoughSeen):
+        hidden = run(base.family.parts.text, longer, glimpse)
+        terms["le_loss"] = losses.language_loss(*base.answers(hidden, longer.labels))
     rows = module.score_rows(glimpse.features, prompt.conds, prompt.grids)
-    return list(rows.split(prompt.counts, dim=1))
+    return list(rows.split(prompt.counts, dim=1)), terms
 
 
-def _weigh(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-    parts = [weight * terms[name] for name, weight in weights.items() if name in terms]
-    return torch.stack([part.float() for part in parts]).sum()
+def located(logits: Sequence[Tensor], masks: Sequence[Tensor], objective: Objective) -> dict[str, Tensor]:
+    """Losses against evidence masks, one [N_b] per row in raster order (all images of the row)."""
+    dice, bce = losses.dice_loss(logits, masks), losses.bce_loss(logits, masks)
+    return {"dice_loss": dice, "bce_loss": bce, "loc_loss": objective.dice * dice + objective.bce * bce}
+
+
+def distilled(
+    base: Frozen, prompt: Prompt, logits: Sequence[Tensor], reduce_layer: int, objective: Objective
+) -> dict[str, Tensor]:
+    """Match the unpruned answer where visual keys carry the attention bias `log sigmoid(logit)`.
+
+    A logit far above 0 is a kept token, one far below 0 a pruned one.
+    """
+    text, deciding = base.family.parts.text, [row[-1] for row in logits]
+    with torch.no_grad():
+        teacher, _ = base.answers(run(text, prompt), prompt.labels)
+    gates = gate(prompt, F.logsigmoid(torch.cat(deciding).float()), reduce_layer)
+    student, _ = base.answers(run(text, prompt, gates), prompt.labels)
+    return {
+        "kl_loss": losses.distillation_loss(student, teacher),
+        "keep_loss": losses.keep_rate_loss(deciding, objective.keep_target),
+    }
+
+
+def gate(prompt: Prompt, bias: Tensor, reduce_layer: int) -> Gates:
+    """Attention masks that weaken visual keys by `bias` [N] where pruning would remove them.
+
+    As at inference: layers after `reduce_layer` see the gated keys only, and so do the answer tokens in the
+    earlier layers, whose caches are compacted too. The prompt has been read there before anything is pruned.
+    """
+    dtype, floor = prompt.embeds.dtype, torch.finfo(prompt.embeds.dtype).min / 2
+    columns = torch.arange(prompt.mask.shape[1], device=bias.device)
+    seen = prompt.mask.bool()[:, None] & (columns[None] <= columns[:, None])
+    # Not -inf: a padding query sees nothing, and its row must stay finite.
+    causal = torch.zeros(seen.shape, dtype=dtype, device=bias.device).masked_fill(~seen, floor)[:, None]
+    keys = torch.zeros(prompt.mask.shape, device=bias.device).masked_scatter(prompt.visual, bias)
+    keys = keys.clamp(min=floor).to(dtype)[:, None, None]
+    answering = (columns >= prompt.first_label[:, None])[:, None, :, None]
+    return Gates(causal + torch.where(answering, keys, 0), causal + keys, reduce_layer)
+
+
+def decide(logits: Sequence[Tensor], config: GlimpseConfig) -> list[Tensor]:
+    """Keep decision of each prompt at the configured threshold, cap and floor: bool [N_b]."""
+    keep = Keep(threshold=config.threshold, floor=config.min_keep, cap=config.max_keep, per="prompt")
+    return [keep.choose(row[-1].detach().float().sigmoid()) for row in logits]
+
+
+@torch.no_grad()
+def accuracy(base: Frozen, prompt: Prompt, gates: Gates | None = None) -> Tensor:
+    """Whether greedy decoding would give each row's answer, its end included: float [B].
+
+    Teacher-forced: every answer token must be the most probable one after those before it.
+    """
+    predicted, labels = base.answers(run(base.family.parts.text, prompt, gates), prompt.labels)
+    rows, _ = (prompt.labels != losses.IGNORE).nonzero(as_tuple=True)
+    wrong = (predicted.argmax(-1) != labels).float()
+    return (torch.zeros(len(prompt.labels), device=wrong.device).index_add(0, rows, wrong) == 0).float()
+
+
+def pruned_accuracy(base: Frozen, prompt: Prompt, keep: Sequence[Tensor], reduce_layer: int) -> Tensor:
+    """`accuracy` with the tokens outside `keep` (bool [N_b] per row) pruned after `reduce_layer`: [B]."""
+    kept = torch.cat(list(keep))
+    bias = torch.zeros(kept.shape, device=kept.device).masked_fill(~kept, -torch.inf)
+    return accuracy(base, prompt, gate(prompt, bias, reduce_layer))

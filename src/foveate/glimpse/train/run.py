@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForImageTextToText, HfArgumentParser, TrainingArguments, set_seed
+from transformers import HfArgumentParser, TrainingArguments, set_seed
 
 from foveate import zoo
-from foveate.errors import CheckpointError, ConfigurationError
+from foveate.errors import ConfigurationError
 from foveate.families import adapt
 from foveate.glimpse.boxes import BoxFormat
 from foveate.glimpse.module import WEIGHTS, GlimpseModule
@@ -27,6 +27,7 @@ from foveate.glimpse.train.example import Examples, Rules
 from foveate.glimpse.train.model import GlimpseForTraining
 from foveate.glimpse.train.objectives import Objective
 from foveate.glimpse.train.trainer import GlimpseTrainer, last_checkpoint
+from foveate.loading import load
 from foveate.zoo.tokenizer import SYSTEM as ZOO_SYSTEM
 
 PUBLISHED = {
@@ -163,22 +164,24 @@ def _load_data(settings: Settings) -> tuple[Examples, Examples | None]:
 
 
 def _load_models(settings: Settings) -> tuple[GlimpseForTraining, Collator]:
-    path = zoo.resolve(settings.model)
-    accelerated = torch.accelerator.is_available()
-    dtype = settings.dtype if settings.dtype != "auto" or accelerated else "float32"
-    try:
-        base = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=settings.attention)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"base model {settings.model} cannot be loaded: {error}") from error
+    if settings.start is not None and settings.module:
+        raise ConfigurationError("a module to start from brings its own configuration; give only one of both")
+    automatic = "auto" if torch.accelerator.is_available() else "float32"
+    # On the CPU: the Trainer knows which device belongs to this process.
+    base, processor = load(
+        settings.model,
+        dtype=automatic if settings.dtype == "auto" else settings.dtype,
+        device="cpu",
+        attn_implementation=settings.attention,
+    )
     if settings.start is not None:
-        if settings.module:
-            raise ConfigurationError("a module to start from brings its own configuration; give only one of both")
         module = load_module(settings.start).float()
     else:
         module = GlimpseModule.for_model(base, **{"base_model": settings.model, **settings.module})
     # Zoo models only know prompts with the system message that they were trained with.
-    system = ZOO_SYSTEM if settings.system is None and path != settings.model else settings.system
-    collator = Collator.from_pretrained(path, adapt(base), system=system, with_boxes=settings.objective.uses_boxes)
+    from_zoo = zoo.resolve(settings.model) != settings.model
+    system = ZOO_SYSTEM if settings.system is None and from_zoo else settings.system
+    collator = Collator(adapt(base), processor, system=system, with_boxes=settings.objective.uses_boxes)
     return GlimpseForTraining(base, module, settings.objective), collator
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +23,18 @@ PREFIX = "module."
 """Where the module's parameters are in the state dict of `GlimpseForTraining`."""
 
 
-class GlimpseTrainer(Trainer):
-    """Trains a `GlimpseForTraining`.
+_SHOWN = ("recall", "accuracy", "accuracy_unpruned")
 
-    Args:
-        answer_accuracy: called after each evaluation with the model being trained; its result, the fraction of
-            evaluation questions that the pruned model answers correctly, joins the evaluation's metrics.
-        Others: those of `transformers.Trainer`.
+
+class GlimpseTrainer(Trainer):
+    """Trains a `GlimpseForTraining`; the arguments are those of `transformers.Trainer`.
+
+    Evaluations report the mean of everything that the model's forward returns.
     """
 
-    def __init__(
-        self,
-        model: GlimpseForTraining,
-        *args: Any,
-        answer_accuracy: Callable[[GlimpseForTraining], float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, model: GlimpseForTraining, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, compute_metrics=self._metrics, **kwargs)
         self.add_callback(_EvaluationLine)
-        self._answer_accuracy = answer_accuracy
         self._terms: dict[str, list[Tensor]] = defaultdict(list)
         self._names: list[str] = []
 
@@ -82,13 +75,6 @@ class GlimpseTrainer(Trainer):
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         return {name: float(np.mean(x)) for name, x in zip(self._names, prediction.predictions, strict=True)}
 
-    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if self._answer_accuracy is not None:
-            metrics[f"{metric_key_prefix}_accuracy"] = self._answer_accuracy(self.accelerator.unwrap_model(self.model))
-            self.log({f"{metric_key_prefix}_accuracy": metrics[f"{metric_key_prefix}_accuracy"]})
-        return metrics
-
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the module alone; `state_dict` is the whole model's, gathered, where it is sharded."""
         if not self.args.should_save:
@@ -119,7 +105,7 @@ class _EvaluationLine(TrainerCallback):
             return
         metrics = {k.removeprefix("eval_"): v for k, v in kwargs["metrics"].items()}
         parts = [f"loss {metrics['loss']:.4f}", f"kept {metrics['kept']:.1%}"]
-        parts += [f"{name} {metrics[name]:.1%}" for name in ("recall", "accuracy") if name in metrics]
+        parts += [f"{name.replace('_', ' ')} {metrics[name]:.1%}" for name in _SHOWN if name in metrics]
         tqdm.write(f"step {state.global_step}: " + ", ".join(parts))
 
 
