@@ -22,7 +22,9 @@ def generate(model: Any, inputs: dict[str, Tensor], steps: int, **more: Any) -> 
     )
 
 
-def follow_up(tiny: Tiny, before: dict[str, Tensor], out: Any, rows: list, all_images: bool = True) -> dict[str, Tensor]:
+def follow_up(
+    tiny: Tiny, before: dict[str, Tensor], out: Any, rows: list, all_images: bool = True
+) -> dict[str, Tensor]:
     """Inputs of the full conversation: `out`'s sequences plus one more (equally long) part per row."""
     new = tiny.batch(rows, seed=1)
     assert bool(new["attention_mask"].all())

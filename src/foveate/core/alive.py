@@ -23,6 +23,7 @@ class Alive:
         valid: `[B, n]` bool on the device, None if nothing is padding.
         counts: real tokens per row (on the host).
         drops: how often tokens were dropped so far.
+        probe: number of probe tokens at the end of every row.
     """
 
     layout: Layout
@@ -30,11 +31,23 @@ class Alive:
     valid: Tensor | None
     counts: list[int]
     drops: int = 0
+    probe: int = 0
 
     @classmethod
     def start(cls, layout: Layout, device: torch.device) -> Alive:
         valid = None if layout.valid is None else layout.valid.to(device)
         return cls(layout, None, valid, layout.counts())
+
+    def append(self, tokens: int, device: torch.device) -> None:
+        """Probe tokens follow the last column of every row."""
+        rows, n = self.layout.rows, self.length
+        columns = torch.arange(n, device=device).expand(rows, -1) if self.index is None else self.index
+        tail = torch.arange(self.layout.length, self.layout.length + tokens, device=device).expand(rows, -1)
+        self.index = torch.cat([columns, tail], dim=1)
+        if self.valid is not None:
+            self.valid = torch.cat([self.valid, self.valid.new_ones(rows, tokens)], dim=1)
+        self.counts = [count + tokens for count in self.counts]
+        self.probe = tokens
 
     @property
     def length(self) -> int:
@@ -64,21 +77,27 @@ class Alive:
                 mask[self.places(group)] = True
         return mask
 
-    def drop(self, selections: Sequence[Selection]) -> Packed | None:
-        """Apply one selection per group; returns how to re-pack the batch, or None if nothing changes."""
-        if all(selection.is_identity for selection in selections):
+    def drop(self, selections: Sequence[Selection], probe: int = 0) -> Packed | None:
+        """Apply one selection per group; returns how to re-pack the batch, or None if nothing changes.
+
+        Args:
+            probe: how many probe tokens stay; all or none.
+        """
+        if self.probe == probe and all(selection.is_identity for selection in selections):
             return None
         by_row: list[list[tuple[Group, Selection]]] = [[] for _ in range(self.layout.rows)]
         for group, selection in zip(self.layout.groups, selections, strict=True):
             by_row[group.row].append((group, selection))
-        packed = pack([self._row(row, chosen) for row, chosen in enumerate(by_row)])
+        packed = pack([self._row(row, chosen, self.probe - probe) for row, chosen in enumerate(by_row)])
         self._update(packed)
+        self.probe = probe
         for group, selection in zip(self.layout.groups, selections, strict=True):
             group.alive = group.alive[selection.index]
         return packed
 
-    def _row(self, row: int, chosen: list[tuple[Group, Selection]]) -> Selection:
-        """Selection over the whole row: all text, the chosen visual tokens, no padding."""
+    def _row(self, row: int, chosen: list[tuple[Group, Selection]], cut: int) -> Selection:
+        """Selection over the whole row: all text, the chosen visual tokens, no padding; `cut` tokens fewer at
+        the end."""
         device = self.layout.groups[0].columns.device
         n = self.length
         keep = torch.ones(n, dtype=torch.int8, device=device)
@@ -89,6 +108,9 @@ class Alive:
             keep[place] = 0
             keep[place[selection.index]] = 1
             self.counts[row] -= selection.n - len(selection)
+        if cut:
+            keep[-cut:] = 0
+            self.counts[row] -= cut
         # a stable sort lists the survivors in order; their number is known, so nothing has to be copied back
         index = keep.argsort(descending=True, stable=True)[: self.counts[row]]
         rank = keep.long().cumsum(0) - 1

@@ -7,14 +7,12 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from foveate.core.hooks import hooks_of
 from foveate.core.method import Method
-from foveate.core.seams import Seams
 from foveate.core.session import Session, close_session, open_session, sessions_on
 from foveate.core.trace import Trace
 from foveate.errors import ConfigurationError, SessionError, UnsupportedModelError
 from foveate.families import adapt
-
-_attached: dict[int, Seams] = {}
 
 
 @contextmanager
@@ -37,14 +35,14 @@ def prune(model: nn.Module, method: Method | None) -> Iterator[Trace]:
         MissingTapError: the family cannot give what the method reads.
     """
     session = _session(model, method, attached=False)
-    seams = Seams(session)
+    hooks = hooks_of(session.family.parts.base)
+    hooks.acquire(session)
     open_session(session)
     try:
-        seams.install()
         yield session.trace
     finally:
-        seams.remove()
         close_session(session)
+        hooks.release(session)
 
 
 def attach(model: nn.Module, method: Method) -> Trace:
@@ -60,15 +58,8 @@ def attach(model: nn.Module, method: Method) -> Trace:
     base = session.family.parts.base
     if any(other.attached for other in sessions_on(base)):
         raise SessionError("A method is attached to this model already; call foveate.detach(model) first.")
-    seams = Seams(session)
+    hooks_of(base).acquire(session)
     open_session(session)
-    try:
-        seams.install()
-    except BaseException:
-        seams.remove()
-        close_session(session)
-        raise
-    _attached[id(base)] = seams
     return session.trace
 
 
@@ -78,11 +69,13 @@ def detach(model: nn.Module) -> None:
     Raises:
         SessionError: if nothing is attached.
     """
-    seams = _attached.pop(id(adapt(model).parts.base), None)
-    if seams is None:
-        raise SessionError("Nothing is attached to this model.")
-    seams.remove()
-    close_session(seams.session)
+    base = adapt(model).parts.base
+    for session in sessions_on(base):
+        if session.attached:
+            close_session(session)
+            hooks_of(base).release(session)
+            return
+    raise SessionError("Nothing is attached to this model.")
 
 
 def _session(model: nn.Module, method: Method | None, attached: bool) -> Session:
@@ -101,7 +94,8 @@ def _session(model: nn.Module, method: Method | None, attached: bool) -> Session
     if method is not None:
         stages = method.stages(family.info)  # a bad configuration shows here, not in the middle of a prefill
         layers = [stage.layer for stage in stages]
-        if layers != sorted(set(layers)) or any(not 0 <= k < family.info.layers for k in layers):
+        last = family.info.layers - (0 if stages and stages[-1].compact_earlier else 1)
+        if layers != sorted(set(layers)) or any(not 0 <= k <= last for k in layers):
             raise ConfigurationError(
                 f"{method} selects before layers {layers}; they must increase and lie in 0..{family.info.layers - 1} "
                 f"({family.info.layers} decoder layers; 0 is before the language model)."

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from foveate.core.alive import Alive, resolve
-from foveate.core.attention import attention_rows, project_heads
 from foveate.core.cache import FoveatedCache, Kept, select_columns
 from foveate.core.family import Family
 from foveate.core.layout import Group, Layout
 from foveate.core.masks import causal_mask
 from foveate.core.method import Method, Stage
+from foveate.core.probe import Reading, read_probe
+from foveate.core.reader import LayerReader
 from foveate.core.selection import Packed
 from foveate.core.trace import PrefillTrace
 from foveate.core.view import RowState, View
@@ -58,8 +59,10 @@ class ForwardPass:
         self.stages = {stage.layer: stage for stage in stages}
         self.position_embeddings: tuple[Tensor, Tensor] | None = None
         self.entered: list[Block] = []  # what each layer was given in this pass
-        self.previous: tuple[Tensor, tuple[Tensor, Tensor]] | None = None  # input of the layer before
+        self.reader: LayerReader | None = None  # of the layer before
         self._masks: dict[tuple[Any, ...], Any] = {}
+        self.probe = method.probe(family.info) if method is not None and self.stages else None
+        self.readings: dict[int, Reading] = {}
 
     @property
     def took_over(self) -> bool:
@@ -69,6 +72,7 @@ class ForwardPass:
 
     def select(self, layer: int, hidden: Tensor) -> Packed | None:
         """Run the stage before `layer`, if there is one; returns how to re-pack the batch."""
+        self._read_probe()
         stage = self.stages.get(layer)
         if stage is None or self.method is None or self.trace is None:
             return None
@@ -79,7 +83,9 @@ class ForwardPass:
             choices = [self.method.select(stage, self._view(stage, group, rows)) for group in groups]
             selections = resolve(choices, [len(g.alive) for g in groups], self.method.name)
             self.trace.record(layer, groups, selections)
-            packed = self.alive.drop(selections)
+            if self.probe is not None and layer > max(self.probe.reads):
+                self.probe = None  # it has read all it should
+            packed = self.alive.drop(selections, probe=self.probe.length if self.probe and layer else 0)
         if packed is not None and stage.compact_earlier and self.cache is not None:
             for earlier in range(layer):
                 self._compact(earlier)
@@ -96,51 +102,39 @@ class ForwardPass:
             _group=group,
             _place=self.alive.places(group),
             _row=rows[group.row],
+            _readings=self.readings,
         )
 
     def _row_state(self, row: int, hidden: Tensor) -> RowState:
-        valid = None if self.alive.valid is None else self.alive.valid[row]
+        tokens = self.alive.length - self.alive.probe
         return RowState(
-            hidden=hidden[row],
-            valid=valid,
-            visual=self.alive.visual(row, hidden.device),
+            hidden=hidden[row, :tokens],
+            valid=None if self.alive.valid is None else self.alive.valid[row, :tokens],
+            visual=self.alive.visual(row, hidden.device)[:tokens],
             keys=lambda: self._keys(row).to(hidden.device),
-            attention=lambda queries: self._attention(row, queries, valid),
+            attention=lambda queries: self._attention(row, queries),
         )
 
     def _keys(self, row: int) -> Tensor:
-        """Keys of the previous layer for this pass's tokens: from its cache, else computed again."""
-        layer = len(self.entered) - 1
-        assert layer >= 0, "keys exist from layer 1 on"
-        if self.cache is not None:
-            return self.cache.layers[layer].keys[row, :, -self.alive.length :]
-        return self._project("k", row, slice(None))
+        assert self.reader is not None, "keys exist from layer 1 on"
+        return self.reader.keys(row)[:, self.reader.past :]
 
-    def _project(self, which: str, row: int, tokens: Tensor | slice) -> Tensor:
-        assert self.previous is not None, "declare Stage(queries=True) to read attention"
-        hidden, (cos, sin) = self.previous
-        lone = 0 if cos.shape[0] == 1 else row
-        layer = self.family.parts.layers[len(self.entered) - 1]
-        return project_heads(layer, hidden[row][tokens], which, cos[lone][tokens], sin[lone][tokens])
+    def _attention(self, row: int, queries: Tensor) -> Tensor:
+        reader = self.reader
+        assert reader is not None, "attention exists from layer 1 on"
+        valid = self._valid(reader.layer, reader.past)
+        return reader.attention(row, queries, None if valid is None else valid[row])
 
-    def _attention(self, row: int, queries: Tensor, valid: Tensor | None) -> Tensor:
-        """`[H, Q, n]` over this pass's tokens; the softmax also runs over what the cache held before."""
-        layer: Any = self.family.parts.layers[len(self.entered) - 1]
-        q = self._project("q", row, queries)
-        now = self.alive.length
-        if self.cache is None:
-            keys, past = self._project("k", row, slice(None)), 0
-        else:
-            keys = self.cache.layers[len(self.entered) - 1].keys[row]
-            past = keys.shape[1] - now
-        allowed = torch.arange(now, device=q.device)[None] <= queries.to(q.device)[:, None]
-        if valid is not None:
-            allowed = allowed & valid.to(q.device)[None]
-        before = torch.ones(len(queries), past, dtype=torch.bool, device=q.device)
-        if past and (held := self._past_valid(len(self.entered) - 1)) is not None:
-            before &= held[row].to(q.device)[None]
-        scale = layer.self_attn.scaling
-        return attention_rows(q, keys.to(q.device), scale, torch.cat([before, allowed], dim=1))[..., past:]
+    def _read_probe(self) -> None:
+        """Record the probe's attention in the layer that has just run, if the method reads it there."""
+        reader = self.reader
+        if self.probe is None or reader is None or reader.layer not in self.probe.reads:
+            return
+        if reader.layer not in self.readings:
+            valid = self._valid(reader.layer, reader.past)
+            self.readings[reader.layer] = read_probe(
+                reader, self.probe.length, valid, self.alive.index, self.layout.rows
+            )
 
     # -- what a layer sees -------------------------------------------------------------------------------
 
@@ -148,9 +142,11 @@ class ForwardPass:
         """Note that `layer` is about to run on `hidden`."""
         del self.entered[layer:]  # a layer may run twice (gradient checkpointing)
         self.entered.append(Block(self.alive.index, self.alive.length, self.alive.valid is not None))
-        wanted = self.stages.get(layer + 1)
-        reads = wanted is not None and (wanted.queries or self.cache is None)
-        self.previous = (hidden, embeddings) if reads else None
+        following = self.stages.get(layer + 1)
+        reads = following is not None and (following.queries or self.cache is None)
+        reads = reads or (self.probe is not None and layer in self.probe.reads)
+        held = (hidden, embeddings) if reads else None
+        self.reader = LayerReader(self.family, layer, self.alive.length, self.cache, held)
 
     def layer_mask(self, layer: int, hidden: Tensor) -> Any:
         """The attention mask of a layer; layers that hold the same tokens share one."""
@@ -158,21 +154,21 @@ class ForwardPass:
         past = 0 if self.cache is None else self.cache.physical_length(layer)
         key = (id(held), past, self.alive.drops, hidden.device)
         if key not in self._masks:
-            self._masks[key] = causal_mask(
-                self.family.parts.text.config, hidden, past, self._valid(layer, past, hidden.device)
-            )
+            config = self.family.parts.text.config
+            self._masks[key] = causal_mask(config, hidden, past, self._valid(layer, past))
         return self._masks[key]
 
-    def _valid(self, layer: int, past: int, device: torch.device) -> Tensor | None:
+    def _valid(self, layer: int, past: int) -> Tensor | None:
         """`[B, past + n]` which columns of a layer are real tokens, None if all are."""
         before = self._past_valid(layer) if past else None
         now = self.alive.valid
         if before is None and now is None:
             return None
-        rows = self.layout.rows
-        before = torch.ones(rows, past, dtype=torch.bool, device=device) if before is None else before
-        now = torch.ones(rows, self.alive.length, dtype=torch.bool, device=device) if now is None else now
-        return torch.cat([before.to(device), now.to(device)], dim=1)
+        shape, device = (self.layout.rows, past), (now if before is None else before).device  # type: ignore[union-attr]
+        before = torch.ones(shape, dtype=torch.bool, device=device) if before is None else before
+        shape = (self.layout.rows, self.alive.length)
+        now = torch.ones(shape, dtype=torch.bool, device=device) if now is None else now.to(device)
+        return torch.cat([before, now], dim=1)
 
     def _past_valid(self, layer: int) -> Tensor | None:
         past = self.layout.past

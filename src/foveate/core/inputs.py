@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.family import Family
-from foveate.core.layout import EncodedImage, Grid, placeholder_mismatch
+from foveate.core.layout import EncodedImage, Grid, assign
 from foveate.core.session import Call
 from foveate.errors import InputError
 
@@ -78,8 +78,8 @@ def check_placeholders(call: Call) -> None:
     for modality, mask in call.visual.items():
         sizes = [len(call.features[modality][i]) for i in call.fresh.get(modality, ())]
         sizes += [grid.size for grid in call.incoming.get(modality, ())]
-        if sizes and sum(sizes) != int(mask.sum()):
-            raise placeholder_mismatch(modality, mask, sizes, None)
+        if sizes:
+            assign(modality, mask, sizes)
 
 
 def match_images(call: Call, encoded: list[EncodedImage]) -> dict[str, list[EncodedImage]]:

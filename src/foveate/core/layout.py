@@ -118,42 +118,54 @@ def build_layout(
     Raises:
         InputError: if the placeholders are not exactly the images' tokens.
     """
-    queues = {modality: list(images.get(modality, ())) for modality in visual}
+    owners = {
+        modality: assign(modality, mask, [image.grid.size for image in images.get(modality, ())])
+        for modality, mask in visual.items()
+    }
     groups: list[Group] = []
     for row in range(next(iter(visual.values())).shape[0]):
         found: list[tuple[Tensor, EncodedImage]] = []
         for modality, mask in visual.items():
-            found += _take_images(modality, mask, queues[modality], images.get(modality, ()), row)
+            own = [images[modality][number] for number in owners[modality][row]]
+            columns = mask[row].nonzero().squeeze(1).split([image.grid.size for image in own])
+            found += zip(columns, own, strict=True)
         found.sort(key=lambda pair: int(pair[0][0]))
         groups += _row_groups(row, found, per, device)
-    for modality, queue in queues.items():
-        if queue:
-            sizes = [image.grid.size for image in images[modality]]
-            raise placeholder_mismatch(modality, visual[modality], sizes, None)
     union = torch.stack(list(visual.values())).any(0)
     return Layout(union.shape[1], past, union, valid, groups)
 
 
-def _take_images(
-    modality: str, mask: Tensor, queue: list[EncodedImage], given: Sequence[EncodedImage], row: int
-) -> list[tuple[Tensor, EncodedImage]]:
-    columns = mask[row].nonzero().squeeze(1)
-    found, start = [], 0
-    while start < len(columns):
-        if not queue or queue[0].grid.size > len(columns) - start:
-            raise placeholder_mismatch(modality, mask, [image.grid.size for image in given], row)
-        image = queue.pop(0)
-        found.append((columns[start : start + image.grid.size], image))
-        start += image.grid.size
-    return found
+def assign(modality: str, mask: Tensor, sizes: Sequence[int]) -> list[list[int]]:
+    """Numbers of the images of every row: rows are filled one after the other.
+
+    Args:
+        mask: `[B, n]` bool on the host, the placeholders.
+        sizes: tokens of every image.
+
+    Raises:
+        InputError: a row cannot be filled exactly, or images are left over.
+    """
+    rows, number = [], 0
+    for row, left in enumerate(mask.sum(1).tolist()):
+        own = []
+        while left > 0:
+            if number == len(sizes) or sizes[number] > left:
+                raise placeholder_mismatch(modality, mask, sizes, row)
+            own.append(number)
+            left -= sizes[number]
+            number += 1
+        rows.append(own)
+    if number < len(sizes):
+        raise placeholder_mismatch(modality, mask, sizes, None)
+    return rows
 
 
 def placeholder_mismatch(modality: str, mask: Tensor, sizes: Sequence[int], row: int | None) -> InputError:
     where = "" if row is None else f" (row {row} cannot be filled)"
     return InputError(
         f"The prompt has {int(mask.sum())} {modality} placeholder tokens, but {len(sizes)} {modality}(s) were given "
-        f"that make {sum(sizes)} visual tokens {sizes}{where}. Put one {modality} marker per {modality} into the prompt "
-        "and let the processor expand it."
+        f"that make {sum(sizes)} visual tokens {sizes}{where}. Put one {modality} marker per {modality} into the "
+        "prompt and let the processor expand it."
     )
 
 

@@ -15,6 +15,7 @@ from foveate.core.budget import Keep, Per
 from foveate.core.selection import Selection
 
 if TYPE_CHECKING:
+    from foveate.core.probe import Probe
     from foveate.core.view import View
 
 BEFORE_LLM = 0
@@ -46,7 +47,8 @@ class Stage:
 
     Attributes:
         layer: 0 is before the language model, k >= 1 before decoder layer k (0-based: layers k, k+1, ... see
-            the survivors only).
+            the survivors only). With `compact_earlier` it may be the number of layers: then all layers read
+            everything and only the KV cache is pruned.
         queries: whether `View.attention` will be called, so that layer k-1's input must be held.
         compact_earlier: also remove the dropped tokens from the KV caches of layers 0..k-1.
         positions: `"original"` keeps the position ids; the other two exist to reproduce published code:
@@ -111,6 +113,10 @@ class Method(ABC):
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
         """What this method reads in the vision tower; only these taps are installed."""
         return ()
+
+    def probe(self, info: ModelInfo) -> Probe | None:
+        """Tokens to append behind the prompt; they are removed at the method's last stage."""
+        return None
 
     @abstractmethod
     def select(self, stage: Stage, view: View) -> Choice:

@@ -71,6 +71,16 @@ class Session:
     trace: Trace
     attached: bool = False
     local: Local = field(default_factory=Local)
+    taps: tuple[Tap, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.method is not None:
+            self.taps = tuple(dict.fromkeys(self.method.taps(self.family.info)))
+
+    @property
+    def needs(self) -> tuple[str | Tap, ...]:
+        """The hooks it needs: those of the three seams, and one per tap."""
+        return ("seams", *self.taps)
 
     def new_trace(self) -> PrefillTrace:
         prefill = PrefillTrace(self.trace.method, self.trace.layers)

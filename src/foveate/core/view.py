@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foveate.core.layout import Grid, Group
 from foveate.core.method import ModelInfo, Tap
+from foveate.core.probe import Reading
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class View:
     _group: Group = field(repr=False)
     _place: Tensor = field(repr=False)
     _row: RowState = field(repr=False)
+    _readings: dict[int, Reading] = field(repr=False, default_factory=dict)
 
     def __len__(self) -> int:
         return self.index.shape[0]
@@ -105,6 +107,18 @@ class View:
         if queries is None:
             queries = torch.tensor([self._row.hidden.shape[0] - 1], device=self.device)
         return self._row.attention(queries)[..., self._place]
+
+    def probe(self, layer: int, log_probabilities: bool = False) -> Tensor:
+        """Attention of the method's probe over this view's tokens at a layer in `Probe.reads`.
+
+        Args:
+            log_probabilities: log-softmax over every real key (padding excluded) instead of scaled logits.
+
+        Returns:
+            `[H, P, n]` float32.
+        """
+        columns = self._group.columns[self.index].to(self.device)
+        return self._readings[layer].at(self._group.row, columns, log_probabilities).to(self.device)
 
     def tap(self, tap: Tap) -> Tensor:
         """Value of a declared vision-tower tap for the tokens alive, `[n, ...]`."""
