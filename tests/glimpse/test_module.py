@@ -227,6 +227,8 @@ def test_overrides_and_unknown_family() -> None:
     config = GlimpseConfig.for_model(model_config("llava", 4, 64, 4), selected_layers=[0], reduce_layer=2)
     assert config.selected_layers == (0,)
     assert config.selected_visual_layers == (3, 2, 1)
+    with pytest.raises(ConfigurationError, match="no treshold"):
+        GlimpseConfig.for_model(model_config("llava", 4, 64, 4), treshold=0.4)
     with pytest.raises(UnsupportedModelError, match="llava, qwen2_5_vl"):
         GlimpseConfig.for_model(model_config("blip", 4, 64, 2))
 

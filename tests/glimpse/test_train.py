@@ -256,7 +256,7 @@ def app(command: object) -> Typer:
 
 def test_command_line(settings: Settings) -> None:
     options = ["--model", settings.model, "--data", settings.data, "--out", str(settings.out)]
-    options += ["--objective", "both", "--keep-target", "0.2", "--module", "selected_layers=[1]"]
+    options += ["--objective", "both", "--keep-target", "0.2", "--loss", "bce=0.5", "--module", "selected_layers=[1]"]
     options += ["--module", "reduce_layer=1", "--limit", "4", "--eval-data", settings.data, "--eval-limit", "2"]
     options += [x for name, value in (FAST | {"max_steps": 1}).items() for x in ("--set", f"{name}={value}")]
     result = CliRunner().invoke(app(cli.glimpse), options, catch_exceptions=False)
@@ -266,6 +266,9 @@ def test_command_line(settings: Settings) -> None:
     assert summary["settings"]["objective"]["keep_target"] == 0.2
     assert summary["settings"]["objective"]["distillation"] == 1.0
     assert GlimpseModule.from_pretrained(settings.out).config.selected_layers == (1,)
+    assert summary["settings"]["objective"]["bce"] == 0.5
+    with pytest.raises(ConfigurationError, match="no bcee"):
+        CliRunner().invoke(app(cli.glimpse), [*options, "--loss", "bcee=1"], catch_exceptions=False)
     with pytest.raises(ConfigurationError, match="NAME=VALUE"):
         CliRunner().invoke(app(cli.glimpse), [*options, "--set", "bf16"], catch_exceptions=False)
 

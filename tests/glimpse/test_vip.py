@@ -119,3 +119,13 @@ def test_conditions_must_match_the_layers() -> None:
     attn, conds = random_inputs([(1, 2, 2)])
     with pytest.raises(ValueError):
         tiny_vip()(attn, conds[:1], [(1, 2, 2)])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    vip, grids = tiny_vip(), [(1, 3, 5), (1, 4, 4)]
+    attn, conds = random_inputs(grids)
+    exact = vip(attn, conds, grids)
+    half = vip.to(dtype)(attn.to(dtype), [c.to(dtype) for c in conds], grids)
+    assert half.dtype == dtype
+    assert_close(half.float(), exact, atol=0.1)

@@ -11,9 +11,12 @@ import typer
 
 from foveate.errors import ConfigurationError
 
-Pairs = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any TrainingArguments field.")]
+Weights = Annotated[
+    list[str] | None, typer.Option("--loss", metavar="NAME=VALUE", help="Any field of Objective, e.g. language=0.")
+]
+Pairs = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any field of TrainingArguments.")]
 ModulePairs = Annotated[
-    list[str] | None, typer.Option("--module", metavar="NAME=VALUE", help="Any GlimpseConfig field (JSON value).")
+    list[str] | None, typer.Option("--module", metavar="NAME=VALUE", help="Any field of GlimpseConfig, in JSON.")
 ]
 
 
@@ -45,12 +48,10 @@ def glimpse(
     box_format: Annotated[BoxFormats, typer.Option(help="Boxes in the table.")] = BoxFormats.pixel,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable rows out and count them.")] = False,
     keep_target: Annotated[float, typer.Option(min=0, max=1, help="distill: wanted kept fraction.")] = 0.1,
-    keep_weight: Annotated[float, typer.Option(min=0, help="distill: price of keeping more.")] = 1.0,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     start: Annotated[str | None, typer.Option(help="Go on from this module instead of a fresh one.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the base model; auto: float32 on a CPU.")] = "auto",
-    attention: Annotated[str, typer.Option(help="Attention backend of the base model.")] = "sdpa",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")] = False,
+    weights: Weights = None,
     arguments: Pairs = None,
     module: ModulePairs = None,
 ) -> None:
@@ -61,7 +62,7 @@ def glimpse(
         model=model,
         data=data,
         out=out,
-        objective=_objective(objective, keep_target, keep_weight),
+        objective=_objective(objective, keep_target, weights),
         eval_data=eval_data,
         limit=limit,
         eval_limit=eval_limit,
@@ -71,8 +72,6 @@ def glimpse(
         start=start,
         module={name: _value(text) for name, text in _pairs(module, "--module").items()},
         arguments=_pairs(arguments, "--set"),
-        dtype=dtype,
-        attention=attention,
         resume=resume,
     )
     metrics = train(settings)
@@ -80,11 +79,17 @@ def glimpse(
     typer.echo(f"module in {out}{kept}")
 
 
-def _objective(kind: Kind, keep_target: float, keep_weight: float) -> Any:
+def _objective(kind: Kind, keep_target: float, weights: list[str] | None) -> Any:
     from foveate.glimpse.train.objectives import Objective
 
     boxes, distill = float(kind != Kind.distill), float(kind != Kind.boxes)
-    return Objective(boxes, boxes, distill, keep_rate=keep_weight, keep_target=keep_target)
+    fields = {"localization": boxes, "language": boxes, "distillation": distill, "keep_target": keep_target}
+    given = {name: _value(text) for name, text in _pairs(weights, "--loss").items()}
+    unknown = given.keys() - Objective.__dataclass_fields__.keys()
+    if unknown:
+        known = ", ".join(Objective.__dataclass_fields__)
+        raise ConfigurationError(f"--loss: there is no {', '.join(sorted(unknown))}; choose from {known}")
+    return Objective(**(fields | given))
 
 
 def _pairs(texts: list[str] | None, option: str) -> dict[str, str]:

@@ -115,6 +115,7 @@ class GlimpseConfig:
 
         Raises:
             UnsupportedModelError: a family without GlimpsePrune support.
+            ConfigurationError: an unknown field, or values that contradict each other.
         """
         family = model_config.model_type
         defaults = _FAMILY_DEFAULTS.get(family)
@@ -143,6 +144,9 @@ class GlimpseConfig:
             "vip_width": width,
             "vip_cond_width": 2 * width,
         }
+        if unknown := overrides.keys() - cls.__dataclass_fields__.keys():
+            known = ", ".join(cls.__dataclass_fields__)
+            raise ConfigurationError(f"GlimpseConfig has no {', '.join(sorted(unknown))}; it has {known}")
         return cls(**{**fields, **defaults, **overrides})
 
 

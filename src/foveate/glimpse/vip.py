@@ -86,7 +86,9 @@ class ConditionalAttention(nn.Module):
         k = _rotate(self.k_proj(joint).unflatten(-1, (self.heads, -1)), *rotary)
         v = self.v_proj(u).unflatten(-1, (self.heads, -1))
         q, k, v = (segments.pack(x).transpose(1, 2) for x in (q, k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=segments.mask)
+        # Values as wide as keys: fused kernels want it, and the others materialise the N x N matrix.
+        padded = F.pad(v, (0, q.shape[-1] - v.shape[-1]))
+        mixed = F.scaled_dot_product_attention(q, k, padded, attn_mask=segments.mask)[..., : v.shape[-1]]
         return self.o_proj(segments.unpack(mixed.transpose(1, 2)).flatten(1))
 
 

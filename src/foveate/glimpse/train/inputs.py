@@ -8,10 +8,12 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from foveate.core.family import Family
+from foveate.core.layout import Grid
 from foveate.errors import InputError
-from foveate.glimpse.geometry import Grid, token_counts
+from foveate.glimpse.geometry import token_counts
 from foveate.glimpse.losses import IGNORE
 
 
@@ -70,7 +72,33 @@ def encode(family: Family, batch: Mapping[str, Tensor], blocks: Sequence[int]) -
     """
     batch = _complete(family, batch)
     labels = batch.pop("labels")
-    parts, seen, grids = family.parts, dict[int, Tensor](), list[Grid]()
+    seen, grids = dict[int, Tensor](), list[Grid]()
+    handles = _install_taps(family, blocks, seen, grids)
+    try:
+        family.parts.base(**batch, use_cache=False)
+        raise AssertionError("the model never called its language model")
+    except _ReachedLanguageModel as reached:
+        arguments = reached.arguments
+    finally:
+        for handle in handles:
+            handle.remove()
+    visual = batch["input_ids"] == family.token_ids["image"]
+    return Prompt(
+        embeds=arguments["inputs_embeds"],
+        mask=batch["attention_mask"],
+        positions=_positions(arguments.get("position_ids"), batch["attention_mask"]),
+        visual=visual,
+        labels=labels,
+        conds=[torch.cat(list(family.read_hidden(seen[i], grids))) for i in blocks],
+        grids=grids,
+        counts=_match(visual, grids),
+    )
+
+
+def _install_taps(
+    family: Family, blocks: Sequence[int], seen: dict[int, Tensor], grids: list[Grid]
+) -> list[RemovableHandle]:
+    """Hooks that note block outputs and grids, and stop before the language model."""
 
     def see(block: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -81,29 +109,12 @@ def encode(family: Family, batch: Mapping[str, Tensor], blocks: Sequence[int]) -
     def see_grids(module: nn.Module, args: Any, kwargs: Any) -> None:
         grids.extend(family.tower_grids(args, kwargs))
 
-    handles = [parts.blocks[i].register_forward_hook(see(i)) for i in set(blocks)]
-    handles.append(parts.tower.register_forward_pre_hook(see_grids, with_kwargs=True))
-    handles.append(parts.text.register_forward_pre_hook(_stop, with_kwargs=True))
-    try:
-        parts.base(**batch, use_cache=False)
-        raise AssertionError("the model never called its language model")
-    except _ReachedLanguageModel as reached:
-        arguments = reached.arguments
-    finally:
-        for handle in handles:
-            handle.remove()
-    visual = batch["input_ids"] == family.token_ids["image"]
-    conds = [torch.cat(list(family.read_hidden(seen[i], grids))) for i in blocks]  # type: ignore[arg-type]
-    return Prompt(
-        embeds=arguments["inputs_embeds"],
-        mask=batch["attention_mask"],
-        positions=_positions(arguments.get("position_ids"), batch["attention_mask"]),
-        visual=visual,
-        labels=labels,
-        conds=conds,
-        grids=grids,
-        counts=_match(visual, grids),
-    )
+    parts = family.parts
+    return [
+        *(parts.blocks[i].register_forward_hook(see(i)) for i in set(blocks)),
+        parts.tower.register_forward_pre_hook(see_grids, with_kwargs=True),
+        parts.text.register_forward_pre_hook(_stop, with_kwargs=True),
+    ]
 
 
 def insert(prompt: Prompt, glimpse: Tensor) -> Prompt:

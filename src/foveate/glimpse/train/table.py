@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from foveate.errors import FoveateError, MissingExtraError
+from foveate.errors import FoveateError
 from foveate.glimpse.boxes import Box, check_boxes, normalize_boxes
 from foveate.glimpse.train.example import DataError, Embedded, Example, Examples, Rules, open_image
 
@@ -38,10 +38,8 @@ def read_table(path: Path) -> Any:
         raise DataError(f"{path}: training data must be one of {', '.join(_READERS)}, or `scenes`")
     if not path.is_file():
         raise DataError(f"{path} does not exist")
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError("training needs further packages: pip install 'foveate[train]'") from error
+    import datasets  # slow to import
+
     try:
         return _undecoded(datasets.load_dataset(reader, data_files=str(path), split="train"))
     except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
