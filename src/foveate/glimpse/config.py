@@ -118,12 +118,7 @@ class GlimpseConfig:
             ConfigurationError: an unknown field, or values that contradict each other.
         """
         family = model_config.model_type
-        defaults = _FAMILY_DEFAULTS.get(family)
-        if defaults is None:
-            raise UnsupportedModelError(
-                f"GlimpsePrune supports the model families {', '.join(sorted(_FAMILY_DEFAULTS))}; "
-                f"this model is of type {family!r}"
-            )
+        defaults = _defaults(family)
         text, vision = model_config.text_config, model_config.vision_config
         depth = getattr(vision, "depth", None) or vision.num_hidden_layers
         lowest = 1 if family == "llava" else 0
@@ -145,9 +140,19 @@ class GlimpseConfig:
             "vip_cond_width": 2 * width,
         }
         if unknown := overrides.keys() - cls.__dataclass_fields__.keys():
-            known = ", ".join(cls.__dataclass_fields__)
-            raise ConfigurationError(f"GlimpseConfig has no {', '.join(sorted(unknown))}; it has {known}")
+            raise ConfigurationError(
+                f"GlimpseConfig has no {', '.join(sorted(unknown))}; it has {', '.join(cls.__dataclass_fields__)}"
+            )
         return cls(**{**fields, **defaults, **overrides})
+
+
+def _defaults(family: str) -> dict[str, Any]:
+    if family not in _FAMILY_DEFAULTS:
+        raise UnsupportedModelError(
+            f"GlimpsePrune supports the model families {', '.join(sorted(_FAMILY_DEFAULTS))}; "
+            f"this model is of type {family!r}"
+        )
+    return _FAMILY_DEFAULTS[family]
 
 
 _FAMILY_DEFAULTS: Mapping[str, dict[str, Any]] = {
