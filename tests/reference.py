@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,24 +38,25 @@ class Drop(Method):
 
 
 @contextmanager
-def masked(model: Any, inputs: dict[str, Tensor], trace: dict[str, Any]) -> Iterator[None]:
+def masked(model: Any, inputs: dict[str, Tensor], trace: dict[str, Any], compact: bool = False) -> Iterator[None]:
     """Within the block, decoder layer l cannot see the visual tokens that `trace` says are dropped there.
-    The sequence may be longer than the prompt (decoded tokens)."""
+    The sequence may be longer than the prompt: decoded tokens see what layer l saw, or with `compact` (caches of
+    earlier layers are compacted too) what is kept to the end."""
     layers = adapt(model).parts.layers
     handles = []
     for number, layer in enumerate(layers):
-        dropped = torch.zeros(inputs["input_ids"].shape, dtype=torch.bool)
-        for row, traced in enumerate(trace["rows"]):
-            visual = [c for image in traced["images"] for c in image["columns"]]
-            gone = sorted(set(visual) - set(traced["layers"][number]["positions"]))
-            dropped[row, gone] = True
+        dropped = gone(inputs, trace, lambda row, n=number: row["layers"][n]["positions"])
+        later = gone(inputs, trace, lambda row: row["kept"]) if compact else dropped
 
-        def hook(module: Any, args: Any, kwargs: Any, dropped: Tensor = dropped) -> Any:
+        def hook(module: Any, args: Any, kwargs: Any, dropped: Tensor = dropped, later: Tensor = later) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
             n = hidden.shape[1]
             padding = torch.nn.functional.pad(inputs["attention_mask"].bool(), (0, n - dropped.shape[1]), value=True)
-            visible = padding & ~torch.nn.functional.pad(dropped, (0, n - dropped.shape[1]))
-            allowed = torch.ones(n, n, dtype=torch.bool).tril()[None, None] & visible[:, None, None]
+            prompt = dropped.shape[1]
+            by_query = [dropped] * prompt + [later] * (n - prompt)
+            hidden_keys = torch.nn.functional.pad(torch.stack(by_query, 1), (0, n - prompt))  # [B, query, key]
+            visible = padding[:, None] & ~hidden_keys
+            allowed = torch.ones(n, n, dtype=torch.bool).tril()[None, None] & visible[:, None]
             bias = torch.zeros(allowed.shape, dtype=hidden.dtype).masked_fill(~allowed, torch.finfo(hidden.dtype).min)
             return args, {**kwargs, "attention_mask": bias}
 
@@ -67,8 +68,17 @@ def masked(model: Any, inputs: dict[str, Tensor], trace: dict[str, Any]) -> Iter
             handle.remove()
 
 
+def gone(inputs: dict[str, Tensor], trace: dict[str, Any], kept: Callable[[Any], list[int]]) -> Tensor:
+    """`[B, n]` visual tokens that are not in `kept(row)`."""
+    dropped = torch.zeros(inputs["input_ids"].shape, dtype=torch.bool)
+    for row, traced in enumerate(trace["rows"]):
+        visual = {c for image in traced["images"] for c in image["columns"]}
+        dropped[row, sorted(visual - set(kept(traced)))] = True
+    return dropped
+
+
 def masked_logits(
-    model: Any, inputs: dict[str, Tensor], trace: dict[str, Any], tokens: Sequence[Tensor]
+    model: Any, inputs: dict[str, Tensor], trace: dict[str, Any], tokens: Sequence[Tensor], compact: bool = False
 ) -> list[Tensor]:
     """Logits `[B, V]` of the first token and of every following one, given the decoded tokens `[B]` each."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -87,7 +97,7 @@ def masked_logits(
             longer["position_ids"] = (longer["attention_mask"].cumsum(1) - 1).clamp(min=0)
         if "image_grid_thw" not in inputs:
             longer["position_ids"] = (longer["attention_mask"].cumsum(1) - 1).clamp(min=0)
-        with masked(model, inputs, trace), torch.no_grad():
+        with masked(model, inputs, trace, compact), torch.no_grad():
             found.append(model(**longer, use_cache=False).logits[:, -1])
     return found
 

@@ -51,7 +51,8 @@ def union(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
             {"positions": sorted(x["positions"] + y["positions"])}
             for x, y in zip(a["layers"], b["layers"], strict=True)
         ]
-        rows.append({"images": a["images"] + b["images"], "layers": layers})
+        kept = sorted(a["kept"] + b["kept"])
+        rows.append({"images": a["images"] + b["images"], "layers": layers, "kept": kept})
     return {"rows": rows}
 
 

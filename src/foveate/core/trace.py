@@ -125,7 +125,7 @@ class PrefillTrace:
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers. `rows[r]["layers"][l]["positions"]` are the columns of the unpruned row
         (`input_ids[r]`, earlier turns and padding counted) whose visual tokens are alive in layer l; a merged
-        token stands at its target's column."""
+        token stands at its target's column. `kept` are those alive after the last stage."""
         return {
             "method": self.method,
             "visual_tokens": self.visual_tokens,
@@ -143,7 +143,7 @@ class PrefillTrace:
         groups = [group for group in self.groups if group.row == row]
         columns = [(group.columns + self.past).tolist() for group in groups]
         layers: list[dict[str, Any]] = []
-        for layer in range(self.layers):
+        for layer in range(self.layers + 1):  # the last entry: after every stage
             positions: list[int] = []
             for group, own in zip(groups, columns, strict=True):
                 alive = group.alive_at(layer)
@@ -157,6 +157,7 @@ class PrefillTrace:
                 for group, own in zip(groups, columns, strict=True)
             ],
             "merges": [m for group, own in zip(groups, columns, strict=True) for m in _merges(group, own)],
+            "kept": layers.pop()["positions"],
             "layers": layers,
         }
 

@@ -1,0 +1,156 @@
+"""GlimpsePrune: a learned glimpse token reads the image, a small predictor decides what the rest may see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.core.budget import Keep, Per
+from foveate.core.method import Choice, Method, ModelInfo, Stage, Tap
+from foveate.core.probe import Probe
+from foveate.core.view import View
+from foveate.errors import ConfigurationError
+from foveate.glimpse import GlimpseModule, load_module
+
+CORNERS = {"tl": (0, 0), "tr": (0, -1), "bl": (-1, 0), "br": (-1, -1)}
+
+
+@dataclass(frozen=True, eq=False)
+class GlimpsePrune(Method):
+    """Dynamic pruning by a glimpse token (arXiv 2508.01548).
+
+    The token is appended behind the prompt, runs through layers 0..K with a learned vector added before each,
+    and its attention to the image at the selected layers, together with features of the vision tower, gives one
+    logit per visual token (the VIP). After layer K everything below the threshold is removed, from the caches of
+    layers 0..K too, and so is the glimpse token. How much is kept depends on image and question.
+
+    Args:
+        module: a `GlimpseModule`, or where to find one: a folder or Hub id in this library's format, or the folder
+            of an official checkpoint.
+        threshold: keep tokens whose probability is greater. None: the module's (0.5 as published); 0 keeps all.
+        max_keep: at most this share (float) or number (int) of the visual tokens. None: the module's.
+        min_keep: at least this many. None: the module's.
+        anchors: corners (`"tl"`, `"tr"`, `"bl"`, `"br"`) that always stay, also beyond the cap.
+        per: budget over all images of a prompt together (as published) or per image.
+
+    Raises:
+        CheckpointError: no such module, or one that was made for another model.
+    """
+
+    name = "glimpse_prune"
+    paper = "arXiv 2508.01548"
+    verified = "official implementation (Qwen2.5-VL, LLaVA-1.5): predictor, selection, end to end"
+
+    module: GlimpseModule | str | Path
+    threshold: float | None = None
+    max_keep: float | int | None = None
+    min_keep: int | None = None
+    anchors: tuple[str, ...] | None = None
+    per: Per = "prompt"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.module, GlimpseModule):
+            object.__setattr__(self, "module", load_module(str(self.module)))
+        unknown = set(self.corners) - set(CORNERS)
+        if unknown:
+            raise ConfigurationError(f"GlimpsePrune has no anchors {sorted(unknown)}; there are {list(CORNERS)}.")
+        assert self.budget  # validates threshold, cap and floor
+
+    @classmethod
+    def example(cls, keep: float, model: Any) -> GlimpsePrune:
+        """A module with random weights for `model`, keeping at most `keep`: for tests and benchmarks of speed."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            module = GlimpseModule.for_model(model).eval()
+        return cls(module, threshold=0.0 if keep == 1.0 else 0.3, max_keep=keep, min_keep=1)
+
+    @property
+    def glimpse(self) -> GlimpseModule:
+        """The module."""
+        assert isinstance(self.module, GlimpseModule)
+        return self.module
+
+    @property
+    def corners(self) -> tuple[str, ...]:
+        return self.glimpse.config.anchors if self.anchors is None else self.anchors
+
+    @cached_property
+    def budget(self) -> Keep:
+        """Threshold, cap and floor."""
+        config = self.glimpse.config
+        return Keep(
+            threshold=config.threshold if self.threshold is None else self.threshold,
+            floor=config.min_keep if self.min_keep is None else self.min_keep,
+            cap=config.max_keep if self.max_keep is None else self.max_keep,
+            per=self.per,
+        )
+
+    @property
+    def keeps_all(self) -> bool:
+        return self.budget.threshold == 0 and self.budget.cap in (None, 1.0)
+
+    def parameters(self) -> dict[str, Any]:
+        budget = self.budget
+        return {
+            "module": self.glimpse.config.base_model or "unnamed",
+            "threshold": budget.threshold,
+            "max_keep": budget.cap,
+            "min_keep": budget.floor,
+            "anchors": self.corners,
+            "per": self.per,
+        }
+
+    def stages(self, info: ModelInfo) -> Sequence[Stage]:
+        config = self.glimpse.config
+        if (config.family, config.num_hidden_layers) != (info.family, info.layers):
+            raise ConfigurationError(
+                f"This glimpse module is for {config.family} with {config.num_hidden_layers} layers "
+                f"({config.base_model or 'unnamed'}), the model is {info.family} with {info.layers}; train one with "
+                "`foveate train glimpse`."
+            )
+        if self.keeps_all:
+            return ()
+        return (Stage(min(config.reduce_layer + 1, info.layers), compact_earlier=True),)
+
+    def taps(self, info: ModelInfo) -> Sequence[Tap]:
+        return () if self.keeps_all else self._conditions
+
+    @property
+    def _conditions(self) -> tuple[Tap, ...]:
+        return tuple(Tap("hidden", block) for block in self.glimpse.config.vision_blocks)
+
+    def probe(self, info: ModelInfo) -> Probe | None:
+        config = self.glimpse.config
+        with torch.no_grad():
+            vectors = self.glimpse.glimpse_vectors()
+        return Probe(dict(zip(config.le_layers, vectors, strict=True)), config.selected_layers)
+
+    def select(self, stage: Stage, view: View) -> Choice:
+        mask = self.budget.choose(self.logits(view).float().sigmoid())
+        return mask | self._anchored(view) if self.corners else mask
+
+    def logits(self, view: View) -> Tensor:
+        """`[n]` the predictor's logits."""
+        config = self.glimpse.config
+        if next(self.glimpse.parameters()).device != view.device:
+            self.glimpse.to(view.device)
+        layers = [view.probe(layer, not config.use_attention_logits)[:, -1] for layer in config.selected_layers]
+        attention = torch.cat(layers).T  # [n, layers * heads], layer-major
+        return self.glimpse.score(attention, [view.tap(tap) for tap in self._conditions], list(view.grids))
+
+    def _anchored(self, view: View) -> Tensor:
+        """`[n]` the corners of every frame."""
+        masks = []
+        for grid in view.grids:
+            mask = torch.zeros(grid, dtype=torch.bool)
+            for corner in self.corners:
+                row, column = CORNERS[corner]
+                mask[:, row, column] = True
+            masks.append(mask.flatten())
+        return torch.cat(masks).to(view.device)[view.index]
