@@ -1,0 +1,85 @@
+"""DART: keep the tokens that duplicate a few pivots least."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.core.budget import top
+from foveate.core.method import BEFORE_LLM, Choice, ModelInfo, Stage
+from foveate.core.view import View
+from foveate.errors import ConfigurationError
+from foveate.maths.schedule import Schedule, scaled_layers, single_stage
+from foveate.maths.similarity import unit
+from foveate.methods.base import InsideLLM, text_keys
+
+
+@dataclass(frozen=True)
+class DART(InsideLLM):
+    """Pivots are the visual and the text tokens with the largest keys (L1 norm over all heads). Visual pivots are kept;
+    then every pivot in turn adds an equal share of the tokens left, those whose hidden states are least similar to it
+    (arXiv 2502.11494).
+
+    Deviation: pivots take their turn by kind and size of key (the published code iterates over an unordered set).
+    Unverified: no official output or published number was compared.
+
+    Args:
+        keep: average visual tokens per decoder layer over the unpruned number, in (0, 1].
+        layer: where to prune. None: 2 of 32 (published), scaled to the depth. 0 prunes before the language model,
+            where projected features and text embeddings stand in for the keys.
+        visual_pivots, text_pivots: how many (published: 4 and 4).
+    """
+
+    paper = "arXiv 2502.11494"
+    reads_attention: ClassVar[bool] = False
+
+    layer: int | None = None
+    visual_pivots: int = 4
+    text_pivots: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.visual_pivots < 1 or self.text_pivots < 0:
+            raise ConfigurationError("DART: visual_pivots must be at least 1, text_pivots at least 0.")
+
+    def schedule(self, info: ModelInfo) -> Schedule:
+        layer = scaled_layers((2,), 32, info.layers, "DART")[0] if self.layer is None else self.layer
+        return single_stage(layer, self.keep, info.layers, "DART")
+
+    def choose(self, stage: Stage, view: View, count: int) -> Choice:
+        text = view.text
+        before = stage.layer == BEFORE_LLM
+        visual_size = view.hidden if before else view.keys.transpose(0, 1).flatten(1)
+        text_size = text if before else text_keys(view).transpose(0, 1).flatten(1)
+        own = largest(visual_size, min(self.visual_pivots, count))
+        pivots = torch.cat([view.hidden[own], text[largest(text_size, min(self.text_pivots, len(text)))]])
+        return least_similar(unit(view.hidden), unit(pivots), own, count).sort().values
+
+
+def largest(x: Tensor, count: int) -> Tensor:
+    """`[count]` rows of `x` `[n, d]` with the largest L1 norm, sorted."""
+    return top(x.float().abs().sum(1), count)
+
+
+def least_similar(x: Tensor, pivots: Tensor, start: Tensor, count: int) -> Tensor:
+    """Add to `start` until `count` tokens are chosen, each pivot in turn an equal share (the first ones one more).
+
+    Args:
+        x: `[n, d]` unit rows.
+        pivots: `[p, d]` unit rows.
+        start: `[s]` indices chosen already.
+
+    Returns:
+        `[count]` indices in order of choice.
+    """
+    similarity = x @ pivots.T
+    chosen = [start]
+    missing = count - len(start)
+    for number in range(len(pivots)):
+        share = missing // len(pivots) + (number < missing % len(pivots))
+        taken = similarity[:, number].index_fill(0, torch.cat(chosen), float("inf"))
+        chosen.append(taken.argsort(stable=True)[:share])
+    return torch.cat(chosen)

@@ -1,0 +1,72 @@
+"""HiPrune: anchors, their neighbours and registers, from two depths of the vision tower."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foveate.core.budget import top
+from foveate.core.layout import Grid
+from foveate.core.method import Choice, ModelInfo, Tap
+from foveate.core.view import View
+from foveate.errors import ConfigurationError
+from foveate.methods.base import BeforeLLM
+
+
+@dataclass(frozen=True)
+class HiPrune(BeforeLLM):
+    """Keeps anchors (most attended in a middle block), the four neighbours of each, and fills up with registers (most
+    attended in the deep block) (arXiv 2508.00553).
+
+    Deviations: neighbours end at the image's border (the published code wraps to the next row). Attention is the class
+    token's where there is one (published: received from all tokens on every tower). Unverified: no official output or
+    published number was compared.
+
+    Args:
+        keep: share of the tokens that remain, in (0, 1], or their number per image.
+        alpha: share of the budget meant for anchors and their neighbours (published: 0.1).
+        object_block: middle block, 0-based. None: the published ninth of 24 (CLIP) or sixteenth of 32 (towers
+            without a class token), scaled to the depth.
+        deep_block: deep block. None: the one that feeds the projector (published).
+    """
+
+    paper = "arXiv 2508.00553"
+
+    alpha: float = 0.1
+    object_block: int | None = None
+    deep_block: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.alpha <= 1:
+            raise ConfigurationError(f"HiPrune(alpha={self.alpha}) must lie in [0, 1].")
+
+    def taps(self, info: ModelInfo) -> Sequence[Tap]:
+        return self._middle(info), Tap("received", self.deep_block)
+
+    def _middle(self, info: ModelInfo) -> Tap:
+        if self.object_block is not None:
+            return Tap("received", self.object_block)
+        depth = 9 / 24 if info.has_class_token else 16 / 32
+        return Tap("received", max(1, round(depth * info.tower_blocks)) - 1)
+
+    def choose(self, view: View, count: int) -> Choice:
+        middle, deep = view.tap(self._middle(view.info)), view.tap(Tap("received", self.deep_block))
+        anchors = top(middle, round(count * self.alpha / 5))  # each brings up to four neighbours
+        anchor = torch.zeros(len(view), device=view.device).index_fill_(0, anchors, 1)
+        # whole numbers rank the kinds, the attention (a share of the total) ranks within a kind
+        return top(anchor + next_to(anchor, view.grid) + deep / deep.sum(), count)
+
+
+def next_to(mark: Tensor, grid: Grid) -> Tensor:
+    """`[n]` 1 on marked tokens and their four neighbours within a frame, else 0."""
+    image = mark.view(grid)
+    near = image.clone()
+    near[:, 1:] += image[:, :-1]
+    near[:, :-1] += image[:, 1:]
+    near[:, :, 1:] += image[:, :, :-1]
+    near[:, :, :-1] += image[:, :, 1:]
+    return near.clamp(max=1).flatten()

@@ -1,0 +1,38 @@
+"""ToMe: merge the most similar tokens pairwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from foveate.core.method import Choice, ModelInfo, Tap
+from foveate.core.view import View
+from foveate.maths.bipartite import bipartite_merge
+from foveate.methods.base import BeforeLLM
+
+
+@dataclass(frozen=True)
+class ToMe(BeforeLLM):
+    """Bipartite soft matching on the keys of one vision block, repeated until the budget is met (arXiv 2210.09461).
+
+    Merged tokens are means over all their members.
+
+    Deviation: the paper merges a few tokens in every block of the vision tower; here the finished tokens are merged
+    before the language model, so that the tower stays stock (as "ToMe" is usually run as a baseline for LVLMs). Keys
+    are compared with their heads concatenated, not averaged. Unverified: no official output or published number was
+    compared.
+
+    Args:
+        keep: share of the tokens that remain, in (0, 1], or their number per image.
+        block: vision block whose keys are compared. None: the one that feeds the projector.
+    """
+
+    paper = "arXiv 2210.09461"
+
+    block: int | None = None
+
+    def taps(self, info: ModelInfo) -> Sequence[Tap]:
+        return (Tap("keys", self.block),)
+
+    def choose(self, view: View, count: int) -> Choice:
+        return bipartite_merge(view.tap(Tap("keys", self.block)), count)

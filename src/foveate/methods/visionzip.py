@@ -1,0 +1,59 @@
+"""VisionZip: dominant tokens by attention, contextual tokens that take in the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from foveate.core.budget import Keep, top
+from foveate.core.method import Choice, ModelInfo, Tap
+from foveate.core.view import View
+from foveate.maths.similarity import complement, merge_into, nearest, unit
+from foveate.methods.base import BeforeLLM
+
+
+@dataclass(frozen=True)
+class VisionZip(BeforeLLM):
+    """Dominant tokens receive most attention; of the others, evenly spaced ones take in the rest (arXiv 2412.04467).
+
+    The rest are assigned by the similarity of their keys, and a contextual token is the mean of itself and of those
+    assigned to it.
+
+    Deviations: the mean is the paper's; the published code adds the mean of the assigned tokens to the target, which
+    doubles its scale. Merging acts after the projector, not before it. The class token, which the published code
+    passes to the language model as one of the dominant ones, is not kept (stock LLaVA crops it). Keys are compared
+    with their heads concatenated, not averaged. Without a class token, attention received from all tokens counts, as
+    in the published Qwen2.5-VL version. Unverified: no official output or published number was compared.
+
+    Args:
+        keep: share of the tokens that remain, in (0, 1], or their number per image.
+        dominant: share of the kept tokens that are dominant; published: 54 of 64, 108 of 128, 162 of 192.
+        block: vision block to read. None: the one that feeds the projector (published).
+    """
+
+    paper = "arXiv 2412.04467"
+
+    dominant: float = 54 / 64
+    block: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Keep(ratio=self.dominant)
+
+    def taps(self, info: ModelInfo) -> Sequence[Tap]:
+        return Tap("received", self.block), Tap("keys", self.block)
+
+    def choose(self, view: View, count: int) -> Choice:
+        n = len(view)
+        dominant = top(view.tap(Tap("received", self.block)), Keep(ratio=self.dominant).size(count))
+        if len(dominant) == count:
+            return dominant
+        rest = complement(n, dominant)
+        spacing = len(rest) // (count - len(dominant))
+        is_target = torch.arange(0, spacing * (count - len(dominant)), spacing, device=view.device)
+        target, merged = rest[is_target], rest[complement(len(rest), is_target)]
+        keys = unit(view.tap(Tap("keys", self.block)))
+        _, owner = nearest(keys[merged], keys[target])
+        return merge_into(n, torch.cat([dominant, target]).sort().values, target, merged, owner)
