@@ -294,3 +294,23 @@ def test_what_cannot_be_trained_is_refused(qwen: nn.Module) -> None:
 def test_fixtures_cover_both_families() -> None:
     if GOLDEN.exists():
         assert {name.split("/")[0] for name in STEPS} >= {"gp_qwen", "gp_llava"}
+
+
+@pytest.mark.parametrize("how", ["base in bfloat16", "autocast"])
+def test_half_precision(qwen: nn.Module, how: str) -> None:
+    batch, masks, _ = load_step("gp_qwen/train_batch2")
+    objective = Objective(distillation=1.0)
+    exact, grads = step(qwen, fresh(qwen), objective, batch, masks)
+    if how == "autocast":
+        module = fresh(qwen)
+        with torch.autocast("cpu", torch.bfloat16):
+            half, rough = step(qwen, module, objective, batch, masks)
+    else:
+        base = load_base("gp_qwen").bfloat16()
+        half, rough = step(base, fresh(base), objective, batch, masks)
+    assert half.total.item() == pytest.approx(exact.total.item(), rel=0.05)
+    assert rough.keys() == grads.keys()
+    assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in rough.values())
+    for name in ("embeddings", "vip.attn_out_projs.3.weight"):
+        similarity = torch.cosine_similarity(grads[name].flatten(), rough[name].flatten(), dim=0)
+        assert similarity > 0.95, f"{name}: {similarity}"

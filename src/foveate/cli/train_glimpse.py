@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,7 +75,12 @@ def glimpse(
         arguments=_pairs(arguments, "--set"),
         resume=resume,
     )
-    metrics = train(settings)
+    _report(out, train(settings))
+
+
+def _report(out: Path, metrics: dict[str, float]) -> None:
+    if os.environ.get("RANK", "0") != "0":  # one of several processes speaks
+        return
     kept = f"; kept {metrics['eval_kept']:.1%} of the visual tokens" if "eval_kept" in metrics else ""
     typer.echo(f"module in {out}{kept}")
 

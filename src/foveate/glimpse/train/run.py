@@ -114,7 +114,9 @@ def train(settings: Settings) -> dict[str, float]:
     data, eval_data = _load_data(settings)  # before the models: a bad row shall not cost minutes
     set_seed(arguments.seed)
     model, collator = _load_models(settings)
-    examples = fill_answers(model.base, collator, data, settings.out / "answers.jsonl")
+    model.to(arguments.device)
+    with arguments.main_process_first(desc="answers"):  # the others then find them in the file
+        examples = fill_answers(model.base, collator, data, settings.out / "answers.jsonl")
     with model:
         trainer = GlimpseTrainer(
             model,
@@ -126,11 +128,18 @@ def train(settings: Settings) -> dict[str, float]:
         result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         metrics = dict(result.metrics)
         if eval_data is not None:
-            metrics |= trainer.evaluate()
+            metrics |= _evaluated_now(trainer) or trainer.evaluate()
         trainer.save_model()
     if trainer.is_world_process_zero():
         _write_summary(settings, arguments, metrics, len(examples), data.skipped)
     return metrics
+
+
+def _evaluated_now(trainer: GlimpseTrainer) -> dict[str, float]:
+    """Metrics of an evaluation that has just taken place, at the last step."""
+    history = [entry for entry in trainer.state.log_history if entry["step"] == trainer.state.global_step]
+    found = [entry for entry in history if "eval_loss" in entry]
+    return {name: value for name, value in found[-1].items() if name.startswith("eval_")} if found else {}
 
 
 def _place(settings: Settings) -> Path | None:
