@@ -27,7 +27,7 @@ def load(
     Args:
         path_or_id: folder, Hub id, or a model of the zoo (`foveate/scenes-qwen2_5_vl`).
         dtype: default is the checkpoint's on a GPU, float32 on a CPU.
-        device: default is `cuda` if there is one. `"auto"` spreads the model over all devices (accelerate).
+        device: default is `cuda` if there is one. `"auto"` spreads the model over all devices (needs accelerate).
         attn_implementation: `"sdpa"` (default), `"eager"`, `"flash_attention_2"`, ...
 
     Raises:
@@ -35,20 +35,21 @@ def load(
         UnsupportedModelError: a model of another family.
     """
     source = zoo.resolve(str(path_or_id))
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype is None:
-        dtype = torch.float32 if str(device) == "cpu" else "auto"
+        dtype = torch.float32 if device == "cpu" else "auto"
+    more = {"device_map": "auto"} if device == "auto" else {}
     try:
         config = AutoConfig.from_pretrained(source)
         _check_family(source, config.model_type)
         model = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=dtype, attn_implementation=attn_implementation, device_map=str(device)
+            source, dtype=dtype, attn_implementation=attn_implementation, **more
         )
     except UnsupportedModelError:
         raise
     except Exception as error:  # transformers, safetensors and the Hub each raise their own
         raise _unreadable(source, error) from error
-    model.eval()
+    model = model.eval() if more else model.eval().to(device)
     return model, load_processor(source, adapt(model))
 
 

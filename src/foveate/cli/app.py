@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from foveate.cli import ask, convert, methods, scenes, train_glimpse, train_zoo
+from foveate.cli import ask, convert, demo, methods, scenes, train_glimpse, train_zoo
 
 app = typer.Typer(
     help="Visual-token pruning for stock Hugging Face vision-language models.",
@@ -21,6 +21,7 @@ def _convert() -> None:
 
 
 app.command()(ask.ask)
+app.command()(demo.demo)
 app.command()(methods.methods)
 app.add_typer(scenes.app, name="scenes")
 app.add_typer(train, name="train")

@@ -17,8 +17,9 @@ from foveate.core.trace import Trace
 def ask(
     inputs: Annotated[list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Image files, then the question.")],
     model: Annotated[str | None, typer.Option(help="Folder or Hub id; default: the zoo model.")] = None,
-    method: Annotated[str, typer.Option(help="A name of `foveate methods`.")] = "vitcop",
-    keep: Annotated[float, typer.Option(help="Share of visual tokens to keep on average.")] = 1 / 9,
+    method: Annotated[str, typer.Option(help="A name of `foveate methods`, or a tuned foveate.json.")] = "vitcop",
+    keep: Annotated[float | None, typer.Option(help="Share of visual tokens to keep; default: the method's.")] = None,
+    module: Annotated[str | None, typer.Option(help="Glimpse module; default: `glimpse` beside the model.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Write a picture of what was kept (first image).")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also run unpruned, side by side.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
@@ -31,13 +32,12 @@ def ask(
     from foveate.errors import InputError
     from foveate.images import open_image
     from foveate.loading import load
-    from foveate.methods import make
 
     *files, question = inputs
     if not files or Path(question).is_file():
         raise InputError("Give the image file(s) first and the question last: foveate ask photo.jpg 'What is this?'")
     images = [open_image(file) for file in files]
-    chosen = make(method, keep=keep)
+    chosen = choose_method(method, keep, module, model or zoo.DEFAULT)
     loaded, processor = load(model or zoo.DEFAULT, dtype=dtype, device=device, attn_implementation=attention)
     prompt = build_inputs(loaded, processor, images, question)
     runs = [answer(loaded, processor, prompt, chosen, max_new_tokens, warm_up=compare)]
@@ -47,6 +47,34 @@ def ask(
     if overlay is not None:
         runs[-1].trace.overlay(images[0]).save(overlay)
         typer.echo(f"overlay: {overlay.resolve()}")
+
+
+def choose_method(name: str, keep: float | None, module: str | None, model: str) -> Method:
+    """The method that the options ask for.
+
+    Raises:
+        ConfigurationError: unknown method, or one that needs a module where there is none.
+    """
+    from foveate import zoo
+    from foveate.core.attach import read_method
+    from foveate.errors import ConfigurationError
+    from foveate.methods import find
+
+    if name.endswith(".json"):
+        return read_method(name)
+    kind = find(name)
+    fields = getattr(kind, "__dataclass_fields__", {})
+    parameters: dict[str, Any] = {}
+    if "module" in fields:
+        beside = Path(zoo.resolve(model)) / "glimpse"
+        if module is None and not beside.is_dir():
+            raise ConfigurationError(
+                f"{kind.name} needs a trained module: --module FOLDER (there is none at {beside})."
+            )
+        parameters["module"] = module or beside
+    if keep is not None:
+        parameters["keep" if "keep" in fields else "max_keep"] = keep
+    return kind(**parameters)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from rich.table import Table
 def methods(name: Annotated[str | None, typer.Argument(help="Show one method in full.")] = None) -> None:
     """List the pruning methods with parameters, families and whether they are verified."""
     from foveate.families import registry as families
-    from foveate.methods import make, registry
+    from foveate.methods import find, registry
 
     if name is not None:
-        kind = type(make(name)) if name in registry() else type(make(name))  # raises with the list of names
+        kind = find(name)
         typer.echo(f"{kind.name}\n\n{(kind.__doc__ or '').strip()}")
         return
     table = Table("method", "parameters (default)", "families", "verified", "paper", show_lines=True)

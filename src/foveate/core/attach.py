@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from torch import nn
 
@@ -16,12 +17,13 @@ from foveate.families import adapt
 
 
 @contextmanager
-def prune(model: nn.Module, method: Method | None) -> Iterator[Trace]:
+def prune(model: nn.Module, method: Method | str | Path | None) -> Iterator[Trace]:
     """Prune visual tokens of `model` within a `with` block.
 
     Args:
         model: a stock transformers model of a supported family; it is not changed.
-        method: a configured method, or None for no new pruning (a pruned KV cache can be continued).
+        method: a configured method, the path of a `foveate.json` written by `foveate tune`, or None for no new
+            pruning (a pruned KV cache can be continued).
 
     Yields:
         A `Trace`, filled by every prefill inside the block.
@@ -45,7 +47,7 @@ def prune(model: nn.Module, method: Method | None) -> Iterator[Trace]:
         hooks.release(session)
 
 
-def attach(model: nn.Module, method: Method) -> Trace:
+def attach(model: nn.Module, method: Method | str | Path) -> Trace:
     """Put a method in force until `detach`, for every thread: the form for servers.
 
     Returns:
@@ -78,7 +80,16 @@ def detach(model: nn.Module) -> None:
     raise SessionError("Nothing is attached to this model.")
 
 
-def _session(model: nn.Module, method: Method | None, attached: bool) -> Session:
+def read_method(path: str | Path) -> Method:
+    """The method that a `foveate.json` describes."""
+    from foveate.evals.tuned import read
+
+    return read(path)
+
+
+def _session(model: nn.Module, method: Method | str | Path | None, attached: bool) -> Session:
+    if isinstance(method, str | Path):
+        method = read_method(method)
     if method is not None and not isinstance(method, Method):
         raise ConfigurationError(
             f"method must be a foveate Method (for example ViTCoP(keep=1/9)) or None, got {type(method).__name__}."

@@ -25,19 +25,30 @@ def registry() -> dict[str, type[Method]]:
     return dict(sorted(found.items()))
 
 
+def find(name: str) -> type[Method]:
+    """A method class by its registry name or an unambiguous beginning of it (`glimpse`).
+
+    Raises:
+        ConfigurationError: unknown name; the message lists them all.
+    """
+    wanted = name.lower().replace("-", "_")
+    found = [key for key in registry() if key == wanted] or [key for key in registry() if key.startswith(wanted)]
+    if len(found) != 1:
+        raise ConfigurationError(f"There is no method {name!r}; there are {', '.join(registry())}.")
+    return registry()[found[0]]
+
+
 def make(name: str, **parameters: Any) -> Method:
     """A configured method by its registry name, e.g. `make("vitcop", keep=1/9)`.
 
     Raises:
         ConfigurationError: unknown name or parameter (both lists are in the message).
     """
-    kind = registry().get(name.lower().replace("-", "_"))
-    if kind is None:
-        raise ConfigurationError(f"Unknown method {name!r}; there are {', '.join(registry())}.")
+    kind = find(name)
     known = list(getattr(kind, "__dataclass_fields__", {}))
     unknown = sorted(set(parameters) - set(known))
     if unknown:
-        raise ConfigurationError(f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}.")
+        raise ConfigurationError(f"{kind.name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}.")
     return kind(**parameters)
 
 
@@ -51,4 +62,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return ["make", "registry", *(kind.__name__ for kind in registry().values())]
+    return ["find", "make", "registry", *(kind.__name__ for kind in registry().values())]
