@@ -12,7 +12,7 @@ import torch
 from rich.progress import track
 
 from foveate.glimpse.train.collate import Collator
-from foveate.glimpse.train.example import DataError, Example
+from foveate.glimpse.train.example import DataError, Example, Examples
 from foveate.glimpse.train.table import stderr
 
 
@@ -20,7 +20,7 @@ from foveate.glimpse.train.table import stderr
 def fill_answers(
     base: Any,
     collator: Collator,
-    examples: Sequence[Example],
+    examples: Examples,
     store: Path,
     *,
     max_new_tokens: int = 64,
@@ -31,9 +31,9 @@ def fill_answers(
     Answers are appended to `store` (JSON lines) batch by batch, so that an interrupted run goes on where it
     stopped. An example for which the model says nothing is left out.
     """
-    missing = [i for i in range(len(examples)) if examples[i].answer is None]
-    if not missing:
+    if examples.answered:
         return examples
+    missing = [i for i in range(len(examples)) if examples[i].answer is None]
     known = _read(store)
     todo = [i for i in missing if _key(examples[i]) not in known]
     store.parent.mkdir(parents=True, exist_ok=True)

@@ -84,10 +84,16 @@ class Rules:
 
 @dataclass(frozen=True)
 class Examples(Sequence[Example]):
-    """Checked examples, and how many rows were left out."""
+    """Checked examples.
+
+    Attributes:
+        skipped: how many rows were left out.
+        answered: whether every example has an answer (known without rendering or reading them all).
+    """
 
     items: Sequence[Example]
     skipped: int = 0
+    answered: bool = True
 
     def __len__(self) -> int:
         return len(self.items)
@@ -98,7 +104,7 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index: slice) -> Examples: ...
     def __getitem__(self, index: int | slice) -> Example | Examples:
         if isinstance(index, slice):
-            return Examples(self.items[index], self.skipped)
+            return Examples(self.items[index], self.skipped, self.answered)
         return self.items[index]
 
 

@@ -86,7 +86,7 @@ def check_rows(rows: Any, numbers: range, path: Path, rules: Rules) -> Examples:
         )
     if not good:
         raise DataError(f"{path} has no usable row" + (f"; the first problem: {bad[0]}" if bad else ""))
-    return Examples(good, len(bad))
+    return Examples(good, len(bad), all(example.answer is not None for example in good))
 
 
 def _example(rows: Any, number: int, folder: Path, rules: Rules) -> Example:
