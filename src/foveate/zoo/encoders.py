@@ -13,6 +13,10 @@ from .batches import Batch
 from .heads import Metrics
 from .presence import THINGS, presence
 
+# What a language model starts from. Its layers write at scales of ten and more within minutes of Muon: features
+# of scale one are swamped by what layer 0 adds to them, and nothing can be read off them any more.
+VISUAL_RMS = 6.0
+
 
 class Encoder(Protocol):
     """A tower with its projector. `token` is the width of a visual token in pixels."""
@@ -26,8 +30,20 @@ class Encoder(Protocol):
     def __call__(self, pixels: Tensor, step: int) -> Tensor:
         """Pixels `[B, H, W, 3]` -> what the language model reads, `[B, rows, columns, C]`."""
 
+    def last_layer(self) -> nn.Linear:
+        """The linear layer that gives the features."""
+
     def own_loss(self, batch: Batch, features: Tensor) -> tuple[Tensor, Metrics]:
         """The family's own objective, right after a call on the batch's pixels."""
+
+
+@torch.no_grad()
+def scale_features(encoder: Encoder) -> None:
+    """Scales the projector's last layer so that its features have an RMS of `VISUAL_RMS`."""
+    features = encoder(qwen.sample_pixels(8, 336), 0)
+    factor = VISUAL_RMS / features.pow(2).mean().sqrt()
+    encoder.last_layer().weight.mul_(factor)
+    encoder.last_layer().bias.mul_(factor)
 
 
 class QwenEncoder:
@@ -44,6 +60,10 @@ class QwenEncoder:
 
     def __call__(self, pixels: Tensor, step: int) -> Tensor:
         return qwen.features(self.model, pixels)
+
+    def last_layer(self) -> nn.Linear:
+        last: nn.Linear = self.model.model.visual.merger.mlp[2]
+        return last
 
     def own_loss(self, batch: Batch, features: Tensor) -> tuple[Tensor, Metrics]:
         return features.new_zeros(()), {}
@@ -80,6 +100,10 @@ class LlavaEncoder:
         offset = rng.randint(0, spare[0]), rng.randint(0, spare[1])
         features, self._class_tokens = llava.features(self.model, pixels, offset)
         return features
+
+    def last_layer(self) -> nn.Linear:
+        last: nn.Linear = self.model.model.multi_modal_projector.linear_2
+        return last
 
     def own_loss(self, batch: Batch, features: Tensor) -> tuple[Tensor, Metrics]:
         loss = 5 * self.class_heads.loss(self._class_tokens, presence(batch.scenes))

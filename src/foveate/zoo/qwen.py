@@ -20,7 +20,6 @@ from .tokenizer import SPECIAL
 ROPE = {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [4, 6, 6]}
 # Scale of each rotary pair at the start: slow ones carry content over a distance.
 BAND = (0.3,) * 4 + (0.6,) * 6 + (1.2,) * 6
-VISUAL_RMS = 1.0
 
 
 def text_settings(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
@@ -84,12 +83,3 @@ def features(model: Any, pixels: Tensor) -> Tensor:
     """Pixels `[B, H, W, 3]` -> merged features `[B, rows, columns, D]`."""
     rows, columns = pixels.shape[1] // 14, pixels.shape[2] // 14
     return encode(model.model.visual, to_windows(pixels), rows, columns)
-
-
-def scale_features(model: Any) -> None:
-    """Scales the merger's output to `VISUAL_RMS`, the language model's starting point."""
-    with torch.no_grad():
-        rms = features(model, sample_pixels(8, 336)).pow(2).mean().sqrt()
-        last = model.model.visual.merger.mlp[2]
-        last.weight.mul_(VISUAL_RMS / rms)
-        last.bias.mul_(VISUAL_RMS / rms)

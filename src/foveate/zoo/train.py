@@ -14,7 +14,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from . import llava, qwen, resolve
 from .config import ZooConfig, ZooConfigError, load
-from .encoders import Encoder, LlavaEncoder, QwenEncoder
+from .encoders import Encoder, LlavaEncoder, QwenEncoder, scale_features
 from .export import export
 from .heads import DenseHeads
 from .prompts import Prompts
@@ -93,8 +93,7 @@ def train_model(config: ZooConfig, trainer: Trainer) -> tuple[Any, Prompts]:
         dist.barrier()
     load_modules(trainer.out / "vision.pt", vision.modules())
     torch.manual_seed(config.seed + 1)
-    if config.family == "qwen2_5_vl":
-        qwen.scale_features(model)
+    scale_features(encoder)
     if teacher is None:
         name_words(model.model.language_model.embed_tokens, heads, prompts.tokenizer)
     else:
