@@ -1,5 +1,6 @@
 """foveate: visual-token pruning for stock Hugging Face vision-language models."""
 
+from foveate import methods
 from foveate.core.attach import attach, detach, prune
 from foveate.core.budget import Keep
 from foveate.core.cache import FoveatedCache
@@ -24,5 +25,6 @@ __all__ = [
     "attach",
     "detach",
     "load",
+    "methods",
     "prune",
 ]
