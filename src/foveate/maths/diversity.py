@@ -70,29 +70,35 @@ def greedy_map(x: Tensor, quality: Tensor, count: int) -> Tensor:
     """Greedy MAP of the determinantal point process with kernel `L_ij = quality_i cos(x_i, x_j) quality_j`.
 
     Each step adds the token that multiplies the determinant most, from an incremental Cholesky factorisation
-    (Chen et al., NeurIPS 2018, algorithm 1); `O(count^2 n)` time and `count * n` floats.
+    (Chen et al., NeurIPS 2018, algorithm 1); `O(count^2 n)` time and `count * n` floats. The kernel's rank is at
+    most `d`: every set of more than `d` tokens has determinant 0, so after every `d` steps the choice begins anew
+    among the tokens left.
 
     Args:
         x: `[n, d]`.
         quality: `[n]`, non-negative.
 
     Returns:
-        `[count]` indices in order of choice. Once the kernel's rank is exhausted the order of the rest is
-        that of rounding errors.
+        `[count]` indices in order of choice.
     """
     similarity = Similarity(x, count)
     quality = quality.float()
-    gain = quality.square()
-    factor = torch.zeros(count, x.shape[0], device=x.device)
-    chosen = []
-    for step in range(count):
+    fresh = quality.square()  # what a first token would add
+    gain, tiny = fresh.clone(), 1e-6 * fresh.amax()
+    factor = torch.zeros(min(count, x.shape[1]), x.shape[0], device=x.device)
+    chosen: list[Tensor] = []
+    for number in range(count):
+        step = number % factor.shape[0]
+        if number and step == 0:
+            gain = fresh.index_fill(0, torch.cat(chosen), -float("inf"))
         token = gain.argmax().view(1)
         chosen.append(token)
         row = similarity.to(token) * quality * quality.index_select(0, token)
         if step:
             known = factor[:step]
             row = row - known.index_select(1, token).squeeze(1) @ known
-        row = row / gain.index_select(0, token).clamp(min=1e-12).sqrt()
+        added = gain.index_select(0, token)
+        row = torch.where(added > tiny, row / added.clamp(min=1e-30).sqrt(), 0.0)  # below: rounding errors only
         factor[step] = row
         gain = (gain - row.square()).index_fill_(0, token, -float("inf"))
     return torch.cat(chosen)

@@ -142,8 +142,8 @@ def _budgeted(methods: Sequence[Method], keep: float, info: ModelInfo) -> tuple[
             _joined(raised(high), info)
         except ConfigurationError as why:
             raise ConfigurationError(
-                f"Compose({names}) cannot keep {keep:.3g} of the visual tokens on average with these proportions; it "
-                f"stays above {keeps(low):.3g}. Give an earlier method a smaller keep, or raise the overall one. ({why})"
+                f"Compose({names}) cannot keep {keep:.3g} on average with these proportions; it stays "
+                f"above {keeps(low):.3g}. Give an earlier method a smaller keep, or raise the overall one. ({why})"
             ) from why
     return raised(low) if keep < 1.0 else raised(0.0)
 
