@@ -1,0 +1,217 @@
+"""What each method inside the language model keeps, and how its budget is spread over the layers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import foveate
+from foveate import Tap
+from foveate.core.method import ModelInfo
+from foveate.errors import BudgetError, ConfigurationError
+from foveate.maths.schedule import average
+from foveate.methods import DART, FastV, KNorm, PyramidDrop, SparseVLM, VScan
+from foveate.methods.base import InsideLLM
+from foveate.methods.dart import least_similar
+from foveate.methods.sparsevlm import adaptive_count, raters
+from tests.methods.views import LLAVA, QWEN, chosen, kept, make_view
+from tests.tiny import Tiny
+
+INSIDE = (DART, FastV, KNorm, PyramidDrop, SparseVLM, VScan)
+
+
+def rows(queries: int, last: list[float]) -> Tensor:
+    """`[n + T, n]` attention in which only the last query's row matters."""
+    return torch.cat([torch.zeros(queries - 1, len(last)), torch.tensor([last])])
+
+
+# -- budgets -----------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_the_published_schedules() -> None:
+    assert dict(FastV().schedule(LLAVA)) == pytest.approx({2: 0.5})
+    assert dict(PyramidDrop().schedule(LLAVA)) == pytest.approx({8: 0.5, 16: 0.25, 24: 0.125})
+    assert dict(VScan().schedule(LLAVA)) == pytest.approx({0: 96 / 576, 16: 32 / 576})
+    assert dict(VScan().schedule(QWEN)) == pytest.approx({0: 1 / 6, 14: 1 / 18})
+    for keep, published in ((1 / 3, (300, 200, 110)), (2 / 9, (303, 110, 36)), (1 / 9, (66, 30, 17))):
+        found = SparseVLM(keep=keep).schedule(LLAVA)
+        assert [layer for layer, _ in found] == [2, 6, 15]
+        # the published numbers do not count recycled tokens and average 188, 124 and 62 of 576
+        assert [share * 576 for _, share in found] == pytest.approx(published, rel=0.11)
+
+
+@pytest.mark.parametrize("kind", INSIDE)
+@pytest.mark.parametrize("info", [LLAVA, QWEN, ModelInfo("llava", 12, 8, True)])
+@pytest.mark.parametrize("keep", [0.3, 0.5, 0.9])
+def test_every_schedule_meets_its_average(kind: type[InsideLLM], info: ModelInfo, keep: float) -> None:
+    schedule = kind(keep=keep).schedule(info)
+    assert average(schedule, info.layers) == pytest.approx(keep)
+    shares = [share for _, share in schedule]
+    assert shares == sorted(shares, reverse=True)
+
+
+@pytest.mark.parametrize("kind", INSIDE)
+def test_a_real_prefill_meets_the_average(kind: type[InsideLLM], tiny: Tiny) -> None:
+    grid = (16, 16) if tiny.family == "qwen2_5_vl" else (4, 4)
+    inputs = tiny.batch([[3, grid, 6]])
+    with foveate.prune(tiny.model, kind(keep=0.4)) as trace, torch.no_grad():
+        tiny.model(**inputs)
+    # every stage rounds down to whole tokens
+    n = grid[0] * grid[1]
+    assert 0.4 - 1 / n <= trace.keep_ratio <= 0.4 + 1e-9
+
+
+@pytest.mark.parametrize("kind", INSIDE)
+def test_what_a_method_cannot_do_is_refused(kind: type[InsideLLM]) -> None:
+    with pytest.raises(BudgetError):
+        kind(keep=0.0)
+    with pytest.raises(BudgetError):
+        kind(keep=2)  # a number of tokens is no average
+    if kind is not VScan:
+        with pytest.raises(ConfigurationError, match=r"cannot keep 0\.01 .* Compose"):
+            kind(keep=0.01).schedule(LLAVA)
+
+
+def test_contradictory_parameters_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="no keys"):
+        KNorm(layer=0)
+    with pytest.raises(ConfigurationError, match="increasing"):
+        PyramidDrop(layers=(8, 4))
+    with pytest.raises(ConfigurationError, match="windows"):
+        VScan(windows=0)
+    with pytest.raises(ConfigurationError, match="more than 40"):
+        VScan(layer=40).schedule(LLAVA)
+    with pytest.raises(ConfigurationError, match="visual_pivots"):
+        DART(visual_pivots=0)
+    with pytest.raises(ConfigurationError, match="rank_scale"):
+        SparseVLM(rank_scale=2.0)
+    with pytest.raises(ConfigurationError, match="cluster_size"):
+        SparseVLM(cluster_size=0)
+
+
+# -- choices -----------------------------------------------------------------------------------------------
+
+
+def test_fastv_keeps_what_the_last_token_attends_to() -> None:
+    view = make_view((1, 1, 4), layer=2, attention=rows(6, [0.1, 0.4, 0.2, 0.3]))
+    assert kept(FastV(), view) == [1, 3]
+
+
+def test_pyramiddrop_halves_what_entered_not_what_is_left() -> None:
+    attention = rows(10, [0.1, 0.8, 0.2, 0.7, 0.3, 0.6, 0.4, 0.5])
+    memo: dict[str, int] = {}
+    assert kept(PyramidDrop(), make_view((1, 2, 4), layer=8, attention=attention, memo=memo)) == [1, 3, 5, 7]
+    survivors = make_view((1, 1, 4), layer=16, attention=rows(6, [0.8, 0.7, 0.6, 0.5]), memo=memo)
+    assert kept(PyramidDrop(), survivors) == [0, 1]
+
+
+def test_knorm_keeps_the_smallest_head_mean_keys() -> None:
+    # Two heads. Token 0: keys 3 and -3 cancel out, so its mean is smallest although each is large.
+    keys = torch.tensor([[[3.0], [1.0], [2.0], [0.5], [9.0], [9.0]], [[-3.0], [1.0], [2.0], [0.7], [9.0], [9.0]]])
+    assert kept(KNorm(keep=17 / 32), make_view((1, 2, 2), layer=2, keys=keys)) == [0, 3]
+
+
+def test_dart_by_hand() -> None:
+    # Visual pivots by L1 norm of the keys: 1. Text pivot: the second text token. Three are to be kept: 1, then the
+    # least similar to 1 (180 degrees: 3), then the least similar to the text pivot (90 degrees) of those left: 2.
+    def vectors(*degrees: float) -> Tensor:
+        return torch.tensor([[math.cos(math.radians(a)), math.sin(math.radians(a))] for a in degrees])
+
+    keys = torch.tensor([[[1.0], [-5.0], [2.0], [3.0], [4.0], [9.0]]])
+    view = make_view((1, 2, 2), layer=2, keys=keys, hidden=vectors(20, 0, -60, 180), text=vectors(0, 90))
+    method = DART(keep=(2 + 30 * 0.75) / 32, visual_pivots=1, text_pivots=1)
+    assert kept(method, view) == [1, 2, 3]
+
+
+def test_dart_divides_the_budget_among_its_pivots() -> None:
+    x = torch.nn.functional.normalize(torch.randn(20, 5, generator=torch.Generator().manual_seed(0)), dim=1)
+    found = least_similar(x, x[:3], torch.tensor([4, 9]), 10).tolist()
+    assert len(set(found)) == 10
+    assert found[:2] == [4, 9]
+    expected, taken = [4, 9], {4, 9}
+    for pivot, share in zip(range(3), (3, 3, 2), strict=True):
+        order = [i for i in (x @ x[pivot]).argsort().tolist() if i not in taken][:share]
+        expected += order
+        taken |= set(order)
+    assert found == expected
+
+
+def test_dart_also_prunes_before_the_language_model() -> None:
+    hidden = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    view = make_view((1, 3, 4), hidden=hidden, text=hidden[:2])
+    assert len(kept(DART(keep=0.5, layer=0), view)) == 6
+
+
+def test_sparsevlm_raters_match_better_than_average() -> None:
+    visual = torch.tensor([[4.0, 0.0], [3.0, 0.0]])
+    text = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [1.1, 5.0]])
+    match = torch.softmax(visual @ text.T, 1).mean(0)
+    assert (match > match.mean()).tolist() == [True, False, False, True]
+    assert raters(visual, text).tolist() == [0, 3]
+    assert raters(visual, torch.zeros(3, 2)).tolist() == [0, 1, 2]
+
+
+def test_sparsevlm_rank() -> None:
+    random = np.random.default_rng(0)
+    for rank in (1, 3, 6):
+        rows = random.random((8, rank)) @ random.random((rank, 40))
+        assert np.linalg.matrix_rank(rows) == rank
+        deleted = int(0.8 * (40 - rank))
+        assert adaptive_count(torch.tensor(rows), 0.8) == 40 - deleted
+
+
+def test_sparsevlm_keeps_the_best_rated_and_recycles() -> None:
+    # 40 tokens, raters are both text tokens. 10 are to stay: 9 by rating (0..8) and one cluster of the best 30 % of
+    # the 31 others (9..17), whose mean stands at its centre.
+    n = 40
+    rating = torch.linspace(1, 0, n)
+    attention = torch.cat([torch.zeros(n, n), rating[None] * 0.9, rating[None] * 0.1])
+    hidden = torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
+    view = make_view((1, 5, 8), layer=2, attention=attention, hidden=hidden, memo={"raters": torch.tensor([0, 1])})
+    method = SparseVLM()
+    found = method._recycle(view, method._rows(view), 10)
+    assert isinstance(found, foveate.Selection)
+    assert found.merge is not None
+    assert len(found) == 10
+    assert found.index[:9].tolist() == list(range(9))
+    assert 9 <= int(found.index[9]) <= 17
+    torch.testing.assert_close(found.apply(hidden)[9], hidden[9:18].mean(0))
+    torch.testing.assert_close(found.apply(hidden)[:9], hidden[:9])
+
+
+def test_sparsevlm_adaptive_rule_runs_on_a_model(tiny: Tiny) -> None:
+    inputs = tiny.batch([[3, (4, 4), 5]])
+    with foveate.prune(tiny.model, SparseVLM(rank_scale=0.5)) as trace, torch.no_grad():
+        tiny.model(**inputs)
+    alive = trace.last.alive_per_layer()
+    assert alive[0] == 16
+    assert 1 <= alive[-1] < 16
+
+
+def test_vscan_scans_globally_and_in_every_window() -> None:
+    # 4 x 4 tokens, 2 x 2 windows. Four are kept: the two most attended in the deep block (0, 1) and, of the others,
+    # the best of a window each in the shallow block: windows 2 and 3 give 8 and 15, window 1 gives less.
+    method = VScan(keep=1 / 6, windows=2)
+    shallow, deep = method.taps(LLAVA)
+    assert (shallow.block, deep.block) == (5, None)
+    local, overall = torch.zeros(16), torch.zeros(16)
+    overall[[0, 1]] = 1.0
+    local[[0, 1, 4, 8, 15, 3]] = torch.tensor([9.0, 9.0, 0.1, 5.0, 6.0, 0.2])
+    hidden = torch.eye(16)
+    hidden[2], hidden[7] = hidden[0] * 2, hidden[15] * 3  # 2 is most similar to 0, 7 to 15
+    view = make_view((1, 4, 4), taps={Tap("received", 5): local, Tap("received"): overall}, hidden=hidden)
+    found = chosen(method, view)
+    assert found.index.tolist() == [0, 1, 8, 15]
+    assert found.merge is not None
+    owners = dict(zip(found.merge.source.tolist(), found.merge.target.tolist(), strict=True))
+    assert (owners[2], owners[7]) == (0, 3)
+    out = found.apply(torch.ones(16, 1))
+    assert out.squeeze(1).tolist() == pytest.approx([1.0] * 4)  # means
+    # the second stage: a third of the four, by the last token's attention
+    late = make_view((1, 1, 4), layer=16, attention=rows(6, [0.1, 0.2, 0.4, 0.3]), memo={"entered": 16})
+    assert kept(method, late) == [2]
+    assert Tap("received") in VScan().taps(QWEN)
