@@ -146,17 +146,49 @@ def test_distillation_learns_without_labels(settings: Settings, tmp_path: Path) 
     assert again[-1] == json.loads(lines[-1])["answer"]
 
 
+def command(run: Settings) -> list[str]:
+    """Arguments of `foveate train glimpse` for a run."""
+    options = ["--model", run.model, "--data", run.data, "--out", str(run.out)]
+    return options + [x for name, value in run.arguments.items() for x in ("--set", f"{name}={value}")]
+
+
+PROGRAM = "import typer; from foveate.cli.train_glimpse import glimpse; typer.run(glimpse)"
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+def test_two_processes(settings: Settings, tmp_path: Path) -> None:
+    """Data-parallel training: one result, every missing answer asked for once."""
+    source = Path(settings.data)
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    bare = source.with_name("two.jsonl")
+    bare.write_text("".join(json.dumps({k: r[k] for k in ("image", "question")}) + "\n" for r in rows))
+    run = replace(settings, data=str(bare), arguments=FAST | {"max_steps": 2})
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, str(program), *command(run), "--objective", "distill"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert json.loads((run.out / "training.json").read_text())["processes"] == 2
+    asked = [json.loads(line)["row"] for line in (run.out / "answers.jsonl").read_text().splitlines()]
+    assert asked == list(range(1, len(rows) + 1))
+    GlimpseModule.from_pretrained(run.out)
+
+
 def test_killed_and_resumed_run_gives_the_same_weights(settings: Settings, tmp_path: Path) -> None:
     arguments = FAST | {"max_steps": 40, "save_steps": 4, "save_total_limit": 3}
     whole = replace(settings, out=tmp_path / "whole", arguments=arguments)
     train(whole)
     killed = replace(settings, out=tmp_path / "killed", arguments=arguments)
-    options = ["--model", killed.model, "--data", killed.data, "--out", str(killed.out)]
-    options += [x for name, value in arguments.items() for x in ("--set", f"{name}={value}")]
-    program = "import typer; from foveate.cli.train_glimpse import glimpse; typer.run(glimpse)"
     process = subprocess.Popen(
-        [sys.executable, "-c", program, *options],
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-c", PROGRAM, *command(killed)],
+        env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
@@ -255,10 +287,9 @@ def app(command: object) -> Typer:
 
 
 def test_command_line(settings: Settings) -> None:
-    options = ["--model", settings.model, "--data", settings.data, "--out", str(settings.out)]
+    options = command(replace(settings, arguments=FAST | {"max_steps": 1}))
     options += ["--objective", "both", "--keep-target", "0.2", "--loss", "bce=0.5", "--module", "selected_layers=[1]"]
     options += ["--module", "reduce_layer=1", "--limit", "4", "--eval-data", settings.data, "--eval-limit", "2"]
-    options += [x for name, value in (FAST | {"max_steps": 1}).items() for x in ("--set", f"{name}={value}")]
     result = CliRunner().invoke(app(cli.glimpse), options, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "kept" in result.output
