@@ -1,0 +1,148 @@
+"""Interleaved timing: every setting once per round, so that a slow minute hits all of them alike."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
+
+import foveate
+from foveate.bench.flops import Flops, count
+from foveate.bench.geometry import Geometry
+from foveate.bench.settings import Setting
+from foveate.core.method import Method
+from foveate.core.trace import PrefillTrace
+
+TIMES = {
+    "vision_ms": "vision tower with projector input, per call",
+    "select_ms": "choosing and gathering tokens, inside the prefill",
+    "prefill_ms": "the language model's decoder layers over the prompt, selection included",
+    "first_token_ms": "from calling generate to the first token",
+    "decode_ms": "per further token",
+    "total_ms": "from calling generate to its return",
+}
+"""Measured times in milliseconds for the whole batch; keys of `Result.times`."""
+
+
+class Clock(BaseStreamer):
+    """Notes when each token arrives on the host (which waits for the device)."""
+
+    def __init__(self) -> None:
+        self.arrivals: list[float] = []
+
+    def put(self, value: Tensor) -> None:
+        self.arrivals.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+@dataclass
+class Result:
+    """Everything measured for one setting.
+
+    Attributes:
+        times: per name of `TIMES`, one value per round.
+        trace: of the last prefill.
+        flops: analytic operations of one call.
+        peak_bytes: peak memory of a call (see `memory.py`), or None if it was not weighed.
+        peak_kind: what `peak_bytes` counts.
+    """
+
+    setting: Setting
+    description: str
+    times: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in TIMES})
+    trace: PrefillTrace | None = None
+    flops: Flops | None = None
+    peak_bytes: int | None = None
+    peak_kind: str | None = None
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.times[name])
+
+    @property
+    def last(self) -> PrefillTrace:
+        assert self.trace is not None, "read before measured"
+        return self.trace
+
+
+def measure(
+    model: Any,
+    inputs: dict[str, Tensor],
+    settings: Sequence[Setting],
+    new_tokens: int = 16,
+    repeats: int = 5,
+    warmup: int = 2,
+    on_call: Callable[[], None] = lambda: None,
+) -> list[Result]:
+    """Time `generate` for every setting; the first setting is the reference.
+
+    Args:
+        inputs: model inputs, one image prompt per row.
+        new_tokens: exactly this many tokens are generated per row.
+        repeats: measured rounds. Within a round every setting runs once; the order rotates.
+        warmup: rounds before that, not counted.
+        on_call: told after every call of `generate`.
+    """
+    methods = [setting.make() for setting in settings]
+    results = [
+        Result(setting, "unpruned" if method is None else str(method))
+        for setting, method in zip(settings, methods, strict=True)
+    ]
+    order = list(range(len(settings)))
+    for _ in range(warmup):
+        for number in order:
+            timed_call(model, inputs, methods[number], new_tokens)
+            on_call()
+    for _ in range(repeats):
+        for number in order:
+            times, trace = timed_call(model, inputs, methods[number], new_tokens)
+            for name, value in times.items():
+                results[number].times[name].append(value)
+            results[number].trace = trace
+            on_call()
+        order = order[1:] + order[:1]
+    geometry = Geometry.of(model.config)
+    for result in results:
+        result.flops = count(geometry, result.last, new_tokens)
+    return results
+
+
+def timed_call(
+    model: Any, inputs: dict[str, Tensor], method: Method | None, new_tokens: int
+) -> tuple[dict[str, float], PrefillTrace]:
+    """Times of one call and its trace; the device is idle before and after."""
+    clock = Clock()
+    gc.collect()
+    with foveate.prune(model, method) as trace, torch.inference_mode():
+        synchronise(model)
+        started = time.perf_counter()
+        model.generate(
+            **inputs, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, num_beams=1, streamer=clock
+        )
+        synchronise(model)
+        ended = time.perf_counter()
+    _, first, *rest = clock.arrivals  # the prompt comes through the streamer too
+    last = trace.last
+    times = {
+        "vision_ms": last.vision.ms,
+        "select_ms": last.selecting.ms,
+        "prefill_ms": last.prefill.ms,
+        "first_token_ms": 1000 * (first - started),
+        "decode_ms": 1000 * (rest[-1] - first) / len(rest) if rest else 0.0,
+        "total_ms": 1000 * (ended - started),
+    }
+    return times, last
+
+
+def synchronise(model: Any) -> None:
+    """Wait for the device, so that the clock measures work and not its launch."""
+    if next(model.parameters()).device.type != "cpu":
+        torch.accelerator.synchronize()

@@ -1,0 +1,88 @@
+"""`foveate bench`: what pruning saves, measured."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Many = list[str]
+
+
+def bench(
+    model: Annotated[
+        str | None, typer.Option(help="Folder, Hub id or preset with random weights; default: the zoo model.")
+    ] = None,
+    method: Annotated[Many, typer.Option(help="Name, name:parameter=value,... or a foveate.json; repeatable.")] = [  # noqa: B006
+        "vitcop"
+    ],
+    keep: Annotated[Many, typer.Option(help="Ratios, fractions or counts, e.g. 1/9,0.5; repeatable.")] = ["1/9"],  # noqa: B006
+    image: Annotated[Path | None, typer.Option(help="A real image; else random pixels.")] = None,
+    question: Annotated[str, typer.Option(help="Asked about --image.")] = "What is shown here?",
+    tokens: Annotated[int | None, typer.Option(min=4, help="Visual tokens of a random image.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Rows, all with the same prompt shape.")] = 1,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate, exactly.")] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="Measured rounds.")] = 7,
+    warmup: Annotated[int, typer.Option(min=0, help="Rounds before that.")] = 2,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory (on a CPU: one process per setting).")] = True,
+    json: Annotated[Path | None, typer.Option("--json", help="Write everything here.")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write one line per setting here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw time and memory against keep (png, pdf, svg).")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto: float32 on a CPU.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.")] = None,
+    attention: Annotated[str | None, typer.Option(help="eager, sdpa, flash_attention_2.")] = None,
+    seed: Annotated[int, typer.Option(help="Of random weights and prompts.")] = 0,
+) -> None:
+    """Time, memory and operations of the unpruned model and of every method at every keep, interleaved."""
+    import torch
+
+    from foveate import zoo
+    from foveate.bench import report
+    from foveate.bench.memory import Job
+    from foveate.bench.run import calls, run
+    from foveate.bench.settings import grid, parse_keeps
+
+    settings = grid(method, parse_keeps(keep))
+    job = Job(
+        model=model or zoo.DEFAULT,
+        tokens=tokens,
+        image=None if image is None else str(image),
+        question=question,
+        batch=batch,
+        new_tokens=new_tokens,
+        dtype=dtype,
+        attention=attention,
+        seed=seed,
+        threads=torch.get_num_threads(),
+    )
+    with _progress() as progress:
+        task = progress.add_task(f"{job.model}", total=calls(settings, repeats, warmup, memory))
+        found = run(
+            job, settings, repeats, warmup, memory, device, _command(), on_call=lambda: progress.advance(task)
+        )
+    Console().print(report.table(found))
+    _write(found, json, csv, plot)
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def _command() -> str:
+    return shlex.join(["foveate", *sys.argv[1:]])
+
+
+def _write(found: dict[str, Any], json: Path | None, csv: Path | None, plot: Path | None) -> None:
+    from foveate.bench import report
+    from foveate.bench.plot import save
+
+    for path, write in ((json, report.write_json), (csv, report.write_csv), (plot, save)):
+        if path is not None:
+            write(found, path)
+            typer.echo(f"{path.resolve()}")
