@@ -21,6 +21,7 @@ class DivPrune(BeforeLLM):
         keep: share of the tokens that remain, in (0, 1], or their number per image (published for LLaVA-1.5: 0.098).
     """
 
+    name = "divprune"
     paper = "arXiv 2503.02175"
 
     def choose(self, view: View, count: int) -> Choice:

@@ -33,6 +33,7 @@ class HiPrune(BeforeLLM):
         deep_block: deep block. None: the one that feeds the projector (published).
     """
 
+    name = "hiprune"
     paper = "arXiv 2508.00553"
 
     alpha: float = 0.1

@@ -42,6 +42,7 @@ class PruMerge(Method):
         block: vision block to read. None: the one that feeds the projector.
     """
 
+    name = "prumerge"
     paper = "arXiv 2403.15388"
     adaptive: ClassVar[bool] = True
 

@@ -27,6 +27,7 @@ class PyramidDrop(InsideLLM):
             below a quarter need earlier layers.
     """
 
+    name = "pyramiddrop"
     paper = "arXiv 2410.17247"
 
     keep: float = 15 / 32

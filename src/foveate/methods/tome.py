@@ -27,6 +27,7 @@ class ToMe(BeforeLLM):
         block: vision block whose keys are compared. None: the one that feeds the projector.
     """
 
+    name = "tome"
     paper = "arXiv 2210.09461"
 
     block: int | None = None

@@ -33,6 +33,7 @@ class VisionZip(BeforeLLM):
         block: vision block to read. None: the one that feeds the projector (published).
     """
 
+    name = "visionzip"
     paper = "arXiv 2412.04467"
 
     dominant: float = 54 / 64

@@ -35,6 +35,7 @@ class VisPruner(BeforeLLM):
         block: vision block to read. None: the one that feeds the projector (published).
     """
 
+    name = "vispruner"
     paper = "arXiv 2412.01818"
 
     important: float = 0.5

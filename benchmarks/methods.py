@@ -1,0 +1,154 @@
+"""How long every method takes to select, and what share of the prefill that is.
+
+    python benchmarks/methods.py                                      # two mid-size random models, CPU
+    python benchmarks/methods.py --tokens 16384 --models mid-llava --repeats 1    # about half an hour on two cores
+    python benchmarks/methods.py --models llava-1.5-7b --dtype bfloat16 --device cuda
+
+Selecting is everything between a stage's entry and the re-packed batch: reading keys and attention rows, the method's
+own mathematics and the engine's book-keeping. Taps in the vision tower are not part of it, nor is the tower part of the
+prefill. Both shares are given: of the unpruned prefill and of the method's own, pruned one. All methods of one model
+run interleaved; numbers are medians over repeats. Methods that cannot reach `--keep` on the model run with their
+default budget, which is then shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import foveate
+from foveate.bench.environment import facts
+from foveate.bench.presets import build
+from foveate.bench.prompts import random_prompt
+from foveate.core.method import Method
+from foveate.errors import ConfigurationError
+from foveate.families import adapt
+from foveate.methods import registry
+
+
+def configured(name: str, keep: float, model: Any) -> tuple[Method, str]:
+    """The method and its budget as text."""
+    kind: Any = registry()[name]
+    try:
+        method = kind.example(keep, model) if hasattr(kind, "example") else kind(keep=keep)
+        method.stages(adapt(model).info)
+    except ConfigurationError:
+        method = kind()
+        return method, f"{method.keep:.3f} (default)"
+    return method, f"{keep:.3f}"
+
+
+def prefill(model: Any, inputs: dict[str, Any], method: Method | None) -> dict[str, float]:
+    """Milliseconds of one prefill after the vision tower, and of selecting in it."""
+    with foveate.prune(model, method) as trace, torch.inference_mode():
+        model(**inputs, use_cache=True, logits_to_keep=1)
+    last = trace.last
+    return {"prefill_ms": last.prefill.ms, "select_ms": last.selecting.ms, "average_keep": last.keep_ratio}
+
+
+def measure(name: str, tokens: int, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    model = build(name, tokens, getattr(torch, options.dtype), options.device)
+    inputs = random_prompt(model, tokens)
+    methods = {key: configured(key, options.keep, model) for key in options.methods or registry()}
+    stock: list[float] = []
+    seen: dict[str, list[dict[str, float]]] = {key: [] for key in methods}
+    for repeat in range(options.repeats + options.warmup):
+        start = time.perf_counter()
+        plain = prefill(model, inputs, None)["prefill_ms"]
+        for key, (method, _) in methods.items():
+            found = prefill(model, inputs, method)
+            if repeat >= options.warmup:
+                seen[key].append(found)
+        if repeat >= options.warmup:
+            stock.append(plain)
+        print(f"# {name}, {tokens} tokens, round {repeat}: {time.perf_counter() - start:.0f} s", flush=True)
+    for key, (_, budget) in methods.items():
+        select = statistics.median(found["select_ms"] for found in seen[key])
+        yield {
+            "model": name,
+            "visual_tokens": tokens,
+            "method": key,
+            "budget": budget,
+            "average_keep": statistics.median(found["average_keep"] for found in seen[key]),
+            "select_ms": select,
+            "unpruned_prefill_ms": statistics.median(stock),
+            "share_of_unpruned_prefill": select / statistics.median(stock),
+            "share_of_own_prefill": statistics.median(f["select_ms"] / f["prefill_ms"] for f in seen[key]),
+            "select_ms_of_each_repeat": [found["select_ms"] for found in seen[key]],
+        }
+    yield {"facts": facts(model)}
+
+
+def write(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The table of a report, with what it was measured on."""
+    lines = [
+        "| model | visual tokens | method | keep | selecting, ms | of unpruned prefill | of own prefill |",
+        "|---|---:|---|---|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {row['model']} | {row['visual_tokens']} | {row['method']} | {row['budget']} | {row['select_ms']:.1f} | "
+        f"{row['share_of_unpruned_prefill']:.1%} | {row['share_of_own_prefill']:.1%} |"
+        for row in report["rows"]
+    ]
+    for found in report["facts"]:
+        lines += ["", "Measured on: " + ", ".join(f"{key} {value}" for key, value in found.items()) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=["mid-llava", "mid-qwen2.5-vl"])
+    parser.add_argument("--tokens", nargs="*", type=int, default=[576, 2304])
+    parser.add_argument("--methods", nargs="*", choices=list(registry()), help="default: all")
+    parser.add_argument("--keep", type=float, default=1 / 9)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    command = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    report: dict[str, Any] = {"command": command, "facts": [], "rows": []}
+    for name in options.models:
+        for tokens in options.tokens:
+            heads = f"{'keep':>16} {'select':>11} {'of unpruned':>11} {'of own':>7}"
+            print(f"{'model':15} {'tokens':>6} {'method':14} {heads}")
+            for row in measure(name, tokens, options):
+                if "facts" in row:
+                    report["facts"].append(row["facts"])
+                    continue
+                report["rows"].append(row)
+                print(
+                    f"{name:15} {tokens:6d} {row['method']:14} {row['budget']:>16} {row['select_ms']:8.1f} ms "
+                    f"{row['share_of_unpruned_prefill']:10.1%} {row['share_of_own_prefill']:7.1%}",
+                    flush=True,
+                )
+            for path, text in ((options.json, json.dumps(report, indent=1)), (options.markdown, markdown(report))):
+                if path:
+                    write(path, text)
+    print(json.dumps(report["facts"][-1]))
+
+
+if __name__ == "__main__":
+    main()
