@@ -50,7 +50,7 @@ def make_view(
         assert attention is not None
         return torch.nn.functional.pad(attention[queries], (0, len(text)))[None]
 
-    state = RowState(torch.cat([hidden, text]), None, visual, read_keys, rows)
+    state = RowState(torch.cat([hidden, text]), None, visual, len(text), read_keys, rows)
     group = Group(0, 0, (Grid(*grid),), place, dict(taps or {}), place)
     return View(info, layer, place, group.grids, 0, {} if memo is None else memo, group, place, state)
 

@@ -107,10 +107,12 @@ class ForwardPass:
 
     def _row_state(self, row: int, hidden: Tensor) -> RowState:
         tokens = self.alive.length - self.alive.probe
+        visual = sum(len(group.alive) for group in self.layout.groups if group.row == row)
         return RowState(
             hidden=hidden[row, :tokens],
             valid=None if self.alive.valid is None else self.alive.valid[row, :tokens],
             visual=self.alive.visual(row, hidden.device)[:tokens],
+            text=self.alive.counts[row] - self.alive.probe - visual,
             keys=lambda: self._keys(row).to(hidden.device),
             attention=lambda queries: self._attention(row, queries),
         )

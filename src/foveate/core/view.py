@@ -22,6 +22,7 @@ class RowState:
         hidden: `[n, D]` tokens about to enter the layer, padding included.
         valid: `[n]` bool or None when nothing is padding.
         visual: `[n]` bool, True on visual tokens (of every image of the row).
+        text: number of text tokens.
         keys: returns keys after rotary embedding of the previous layer, `[H_kv, n, d]`.
         attention: `(query positions [Q]) -> [H, Q, n]`, probabilities of the previous layer over this block.
     """
@@ -29,6 +30,7 @@ class RowState:
     hidden: Tensor
     valid: Tensor | None
     visual: Tensor
+    text: int
     keys: Callable[[], Tensor]
     attention: Callable[[Tensor], Tensor]
 
@@ -82,13 +84,21 @@ class View:
         return self._row.hidden[self._place]
 
     @property
-    def text(self) -> Tensor:
-        """`[T, D]` hidden states of the row's text tokens, in order, without padding.
+    def text_places(self) -> Tensor:
+        """`[T]` places of the row's text tokens in the current sequence, without padding; queries for `attention`."""
+        text = ~self._row.visual if self._row.valid is None else ~self._row.visual & self._row.valid
+        # their number is known, so a stable sort finds them without a synchronisation
+        return text.to(torch.int8).argsort(descending=True, stable=True)[: self._row.text]
 
-        Synchronises once on accelerators if the row is padded.
-        """
-        keep = ~self._row.visual if self._row.valid is None else ~self._row.visual & self._row.valid
-        return self._row.hidden[keep]
+    @property
+    def text(self) -> Tensor:
+        """`[T, D]` hidden states of the row's text tokens, in order, without padding."""
+        return self._row.hidden[self.text_places]
+
+    @property
+    def text_keys(self) -> Tensor:
+        """`[H_kv, T, d]` keys of the previous layer for the row's text tokens."""
+        return self._row.keys()[:, self.text_places]
 
     @property
     def keys(self) -> Tensor:

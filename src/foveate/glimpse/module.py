@@ -115,14 +115,18 @@ class GlimpseModule(  # type: ignore[call-arg]
         """
         return self.dropout(self.norm(self.projection(self.embeddings)))
 
-    def score_rows(self, attn: Tensor, conds: Sequence[Tensor], grids: Sequence[Grid]) -> Tensor:
+    def score_rows(
+        self, attn: Tensor, conds: Sequence[Tensor], grids: Sequence[Grid], index: Tensor | None = None
+    ) -> Tensor:
         """All output rows of the VIP, [rows, N], of which the last decides; arguments as for `score`."""
         dtype = self.vip.attn_in_proj.weight.dtype
         window = self.config.vip_window
         windows = None if window is None else window_ids(grids, window)
-        return self.vip(attn.to(dtype), [cond.to(dtype) for cond in conds], grids, windows)
+        return self.vip(attn.to(dtype), [cond.to(dtype) for cond in conds], grids, windows, index)
 
-    def score(self, attn: Tensor, conds: Sequence[Tensor], grids: Sequence[Grid]) -> Tensor:
+    def score(
+        self, attn: Tensor, conds: Sequence[Tensor], grids: Sequence[Grid], index: Tensor | None = None
+    ) -> Tensor:
         """One logit for each of N visual tokens: [N].
 
         Args:
@@ -130,8 +134,9 @@ class GlimpseModule(  # type: ignore[call-arg]
                 `q.k / sqrt(d)` or log-probabilities, as `config.use_attention_logits` says.
             conds: one [N, vision_hidden_size] for each of `config.selected_visual_layers`, in that order.
             grids: `(t, h, w)` of each image in visual tokens; tokens are in raster order, image after image.
+            index: [N] which of these tokens are given, where others were pruned before; None: all.
         """
-        return self.score_rows(attn, conds, grids)[-1]
+        return self.score_rows(attn, conds, grids, index)[-1]
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
         """Write `config.json`, `model.safetensors` and a model card into `folder`.

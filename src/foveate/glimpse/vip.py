@@ -162,7 +162,12 @@ class VIP(nn.Module):
         self.attn_out_projs = nn.ModuleDict({str(i): nn.Linear(width, 1) for i in headed})
 
     def forward(
-        self, attn: Tensor, conds: Sequence[Tensor], grids: Sequence[Grid], window_ids: Tensor | None = None
+        self,
+        attn: Tensor,
+        conds: Sequence[Tensor],
+        grids: Sequence[Grid],
+        window_ids: Tensor | None = None,
+        index: Tensor | None = None,
     ) -> Tensor:
         """Logits [rows, N]; the last row decides, further rows exist for supervision in training.
 
@@ -170,13 +175,19 @@ class VIP(nn.Module):
             attn: [N, attn_features], layer-major (all heads of the first selected layer first).
             conds: one [N, cond_features] per layer; the first layer sees the deepest vision block.
             grids: merged grids of the images, `sum(t * h * w) == N`.
-            window_ids: [N] attention windows (`geometry.window_ids`); None: attention within a frame.
+            window_ids: [sum(t * h * w)] attention windows (`geometry.window_ids`); None: attention within a frame.
+            index: [N] which of the grids' tokens these are, where others are gone already; None: all of them.
         """
-        segments = Segments(frame_ids(grids) if window_ids is None else window_ids, attn.device)
-        positions = raster_positions(grids).to(attn.device, non_blocking=True)
+        ids = frame_ids(grids) if window_ids is None else window_ids
+        positions, images = raster_positions(grids), image_ids(grids)
+        if index is not None:
+            index = index.cpu()
+            ids, positions, images = ids[index], positions[index], images[index]
+        segments = Segments(ids, attn.device)
+        positions = positions.to(attn.device, non_blocking=True)
         rotary = rotary_2d(positions, self.head_dim)
         h = self.attn_in_proj(attn)
-        rows = [self._raw_row(attn, grids)] if self.raw_attention else []
+        rows = [self._raw_row(attn, images)] if self.raw_attention else []
         for i, (layer, project, cond) in enumerate(zip(self.layers, self.cond_in_projs, conds, strict=True)):
             h = layer(h, project(cond), rotary, segments)
             last = i == len(self.layers) - 1
@@ -184,9 +195,9 @@ class VIP(nn.Module):
                 rows.append(self.attn_out_projs[str(i)](h).squeeze(-1))
         return torch.stack(rows)
 
-    def _raw_row(self, attn: Tensor, grids: Sequence[Grid]) -> Tensor:
+    def _raw_row(self, attn: Tensor, image_of_token: Tensor) -> Tensor:
         """Glimpse attention per image, averaged over features and scaled to [0, 1]: [N]."""
-        images = Segments(image_ids(grids), attn.device)
+        images = Segments(image_of_token, attn.device)
         mean = images.pack(attn.float().mean(-1))
         hidden = torch.zeros_like(mean, dtype=torch.bool)
         if images.mask is not None:

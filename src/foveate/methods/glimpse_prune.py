@@ -142,7 +142,8 @@ class GlimpsePrune(Method):
             self.glimpse.to(view.device)
         layers = [view.probe(layer, not config.use_attention_logits)[:, -1] for layer in config.selected_layers]
         attention = torch.cat(layers).T  # [n, layers * heads], layer-major
-        return self.glimpse.score(attention, [view.tap(tap) for tap in self._conditions], list(view.grids))
+        index = view.index if len(view) < view.total else None  # another method may have pruned before
+        return self.glimpse.score(attention, [view.tap(tap) for tap in self._conditions], list(view.grids), index)
 
     def _anchored(self, view: View) -> Tensor:
         """`[n]` the corners of every frame."""
