@@ -33,10 +33,21 @@ def tiny_qwen() -> Tiny:
     return make_tiny("qwen2_5_vl")
 
 
+class Golden:
+    """Folders of reference fixtures by name; asking for one that is not there skips the test."""
+
+    def __init__(self) -> None:
+        root = Path(__file__).parent
+        self.roots = [Path(os.environ.get("FOVEATE_GOLDEN", root.parents[1] / "shared" / "golden")), root / "golden"]
+
+    def __truediv__(self, name: str) -> Path:
+        for root in self.roots:
+            if (root / name).is_dir():
+                return root / name
+        pytest.skip(f"no reference fixtures {name} in {self.roots[0]} (set FOVEATE_GOLDEN)")
+
+
 @pytest.fixture(scope="session")
-def golden() -> Path:
-    """Folder of the reference fixtures; tests that need it are skipped where it is absent."""
-    folder = Path(os.environ.get("FOVEATE_GOLDEN", Path(__file__).parents[1] / ".." / "shared" / "golden"))
-    if not folder.is_dir():
-        pytest.skip(f"no reference fixtures at {folder} (set FOVEATE_GOLDEN)")
-    return folder
+def golden() -> Golden:
+    """The reference fixtures: `FOVEATE_GOLDEN`, else `../shared/golden`, else the small ones beside the tests."""
+    return Golden()

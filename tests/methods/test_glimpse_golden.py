@@ -17,6 +17,7 @@ import foveate
 from foveate.core.view import View
 from foveate.glimpse import GlimpseModule
 from foveate.methods import GlimpsePrune
+from tests.conftest import Golden
 
 TOLERANCE = {"atol": 2e-4, "rtol": 1e-4}
 FAMILIES = ("gp_qwen", "gp_llava")
@@ -39,7 +40,7 @@ class Watched(GlimpsePrune):
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def case(request: pytest.FixtureRequest, golden: Path) -> tuple[Path, Any, GlimpseModule]:
+def case(request: pytest.FixtureRequest, golden: Golden) -> tuple[Path, Any, GlimpseModule]:
     folder = golden / request.param
     model = AutoModelForImageTextToText.from_pretrained(folder / "base", dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
@@ -53,7 +54,12 @@ def inputs_of(folder: Path) -> dict[str, Tensor]:
     return {k: tensors[k] for k in wanted if k in tensors}
 
 
-def run(model: Any, inputs: dict[str, Tensor], method: GlimpsePrune, steps: int = 12) -> tuple[Any, foveate.Trace]:
+def steps_of(expected: dict[str, Tensor]) -> int:
+    """How many tokens the official code generated."""
+    return next(v.shape[1] for k, v in expected.items() if k.endswith("generated_ids") and "unpruned" not in k)
+
+
+def run(model: Any, inputs: dict[str, Tensor], method: GlimpsePrune, steps: int) -> tuple[Any, foveate.Trace]:
     with foveate.prune(model, method) as trace:
         out = model.generate(
             **inputs, max_new_tokens=steps, do_sample=False, output_logits=True, return_dict_in_generate=True
@@ -82,7 +88,7 @@ def test_end_to_end(case: tuple[Path, Any, GlimpseModule], capped: bool) -> None
         file = folder / name / ("outputs_ratio.safetensors" if capped else "outputs.safetensors")
         expected = load_file(file)
         method = Watched(module, max_keep=cap)
-        out, trace = run(model, inputs, method)
+        out, trace = run(model, inputs, method, steps_of(expected))
         rows = inputs["input_ids"].shape[0]
         for row in range(rows):
             check_row(name, row, expected, method, trace)
@@ -101,8 +107,8 @@ def check_row(name: str, row: int, expected: dict[str, Tensor], method: Any, tra
 
 def check_cache(cache: Any, expected: dict[str, Tensor], rows: int) -> None:
     lengths = expected["kv_len_per_layer"].tolist()
-    steps = 11
-    assert [cache.physical_length(i) - steps for i in range(len(cache))] == lengths
+    decoded = steps_of(expected) - 1
+    assert [cache.physical_length(i) - decoded for i in range(len(cache))] == lengths
     for layer in range(len(cache)):
         if f"kv.key.{layer}" not in expected:
             continue
@@ -115,7 +121,7 @@ def check_cache(cache: Any, expected: dict[str, Tensor], rows: int) -> None:
 
 
 def check_tokens(out: Any, expected: dict[str, Tensor], rows: int, name: str) -> None:
-    tokens, logits = out.sequences[:, -12:], torch.stack(out.logits, 1)
+    tokens, logits = out.sequences[:, -steps_of(expected) :], torch.stack(out.logits, 1)
     torch.testing.assert_close(logits[:, 0], expected["first_logits"], **TOLERANCE)
     if "generated_ids" in expected:
         assert torch.equal(tokens, expected["generated_ids"].long()), name
@@ -147,9 +153,9 @@ def test_variants(case: tuple[Path, Any, GlimpseModule]) -> None:
             state["embeddings"] = state["embeddings"][: len(changed["le_layers"])]
         varied.load_state_dict(state)
         method = Watched(varied, **options)
-        out, trace = run(model, inputs, method)
         get = {k.removeprefix(f"{name}/"): v for k, v in expected.items() if k.startswith(f"{name}/")}
+        out, trace = run(model, inputs, method, steps_of(get))
         check_row(name, 0, get, method, trace)
         check_cache(out.past_key_values, get, 1)
-        assert torch.equal(out.sequences[:, -12:], get["generated_ids"].long()), name
+        assert torch.equal(out.sequences[:, -steps_of(get) :], get["generated_ids"].long()), name
         torch.testing.assert_close(out.logits[0], get["first_logits"], **TOLERANCE)

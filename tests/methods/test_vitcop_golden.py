@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from foveate.maths.clustering import density_peaks
 from foveate.maths.copruning import select_and_merge
 from foveate.methods import ViTCoP
 from foveate.methods.vitcop import stage_budgets
+from tests.conftest import Golden
 
 TOLERANCE = {"atol": 2e-4, "rtol": 1e-4}
 
@@ -27,7 +27,7 @@ def split(tensors: dict[str, Tensor], case: str) -> dict[str, Tensor]:
     return {k.removeprefix(f"{case}/"): v for k, v in tensors.items() if k.startswith(f"{case}/")}
 
 
-def test_clusters(golden: Path) -> None:
+def test_clusters(golden: Golden) -> None:
     cases = json.loads((golden / "vitcop_vic" / "cases.json").read_text())
     tensors = load_file(golden / "vitcop_vic" / "cases.safetensors")
     for name, case in cases.items():
@@ -38,7 +38,7 @@ def test_clusters(golden: Path) -> None:
         assert torch.equal(labels, t["labels"].long()), name
 
 
-def test_selection_and_merging(golden: Path) -> None:
+def test_selection_and_merging(golden: Golden) -> None:
     cases = json.loads((golden / "vitcop_stage2" / "cases.json").read_text())
     tensors = load_file(golden / "vitcop_stage2" / "cases.safetensors")
     for name, case in cases.items():
@@ -76,7 +76,7 @@ def official_groups(t: dict[str, Tensor], start: int) -> dict[int, list[int]]:
     }
 
 
-def test_budgets(golden: Path) -> None:
+def test_budgets(golden: Golden) -> None:
     budgets = json.loads((golden / "vitcop_budgets" / "budgets.json").read_text())
     layers = budgets["llm_layers_in_formula"]
     info = ModelInfo("llava", layers, 24, True)
@@ -98,17 +98,13 @@ def test_budgets(golden: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def end_to_end(golden: Path) -> Iterator[tuple[Path, Any, dict[str, Any], dict[str, Tensor]]]:
+def end_to_end(golden: Golden) -> tuple[Path, Any, dict[str, Any], dict[str, Tensor]]:
     folder = golden / "vitcop_llava"
     model = LlavaForConditionalGeneration.from_pretrained(folder / "base", dtype=torch.float32)
     model.generation_config.eos_token_id = None
     tensors = load_file(folder / "inputs.safetensors")
     inputs = {k: v for k, v in tensors.items() if not k.startswith("official")}
-    yield folder, model.eval(), json.loads((folder / "spec.json").read_text()), inputs
-
-
-def runs(golden: Path) -> list[str]:
-    return list(json.loads((golden / "vitcop_llava" / "spec.json").read_text())["runs"])
+    return folder, model.eval(), json.loads((folder / "spec.json").read_text()), inputs
 
 
 def test_end_to_end(end_to_end: tuple[Path, Any, dict[str, Any], dict[str, Tensor]]) -> None:
