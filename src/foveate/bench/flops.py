@@ -64,7 +64,9 @@ def _image(v: Vision, grid: Grid) -> int:
     whole = 4 * v.width * grid.t * (grid.h * grid.w * side + v.extra) ** 2
     windows = 4 * v.width * grid.t * sum((n * side) ** 2 for n in _windows(grid, v.window)) if v.window else 0
     projector = sum(2 * grid.size * a * b for a, b in v.projector)
-    return 2 * patches * v.patch * v.width + v.depth * linear + v.full * whole + (v.depth - v.full) * windows + projector
+    return (
+        2 * patches * v.patch * v.width + v.depth * linear + v.full * whole + (v.depth - v.full) * windows + projector
+    )
 
 
 def _windows(grid: Grid, side: int) -> list[int]:

@@ -34,23 +34,49 @@ class Preset:
     tokens: int
 
 
-_CLIP_L = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14)
-_QWEN_TOWER = dict(
-    depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, patch_size=14, spatial_merge_size=2,
-    window_size=112, fullatt_block_indexes=[7, 15, 23, 31],
-)  # fmt: skip
+def _clip(layers: int, width: int, heads: int) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_attention_heads": heads,
+        "patch_size": 14,
+    }
+
+
+def _tower(layers: int, width: int, mlp: int, heads: int, full: list[int]) -> dict[str, Any]:
+    return {
+        "depth": layers,
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_heads": heads,
+        "fullatt_block_indexes": full,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "window_size": 112,
+    }
 
 
 def _text(
     layers: int, width: int, mlp: int, heads: int, kv: int, words: int, theta: float = 1e4, **more: Any
 ) -> dict[str, Any]:
-    return dict(
-        num_hidden_layers=layers, hidden_size=width, intermediate_size=mlp, num_attention_heads=heads,
-        num_key_value_heads=kv, vocab_size=words, max_position_embeddings=32768, pad_token_id=0, bos_token_id=1,
-        eos_token_id=None, rope_parameters={"rope_type": "default", "rope_theta": theta} | more,
-    )  # fmt: skip
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "vocab_size": words,
+        "max_position_embeddings": 32768,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": theta} | more,
+    }
 
 
+_CLIP_L = _clip(24, 1024, 16)
+_QWEN_TOWER = _tower(32, 1280, 3420, 16, [7, 15, 23, 31])
 PRESETS = {
     "llava-1.5-7b": Preset("llava", _CLIP_L, _text(32, 4096, 11008, 32, 32, 32064), 576),
     "llava-1.5-13b": Preset("llava", _CLIP_L, _text(40, 5120, 13824, 40, 40, 32064), 576),
@@ -58,27 +84,13 @@ PRESETS = {
         "qwen2_5_vl", _QWEN_TOWER, _text(36, 2048, 11008, 16, 2, 151936, 1e6, mrope_section=[16, 24, 24]), 1296
     ),
     "qwen2.5-vl-7b": Preset(
-        "qwen2_5_vl",
-        _QWEN_TOWER | {"hidden_size": 1280},
-        _text(28, 3584, 18944, 28, 4, 152064, 1e6, mrope_section=[16, 24, 24]),
-        1296,
+        "qwen2_5_vl", _QWEN_TOWER, _text(28, 3584, 18944, 28, 4, 152064, 1e6, mrope_section=[16, 24, 24]), 1296
     ),
-    "mid-llava": Preset(
-        "llava",
-        dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=4, patch_size=14),
-        _text(12, 512, 1408, 8, 8, 1024),
-        576,
-    ),
+    "mid-llava": Preset("llava", _clip(6, 256, 4), _text(12, 512, 1408, 8, 8, 1024), 576),
     "mid-qwen2.5-vl": Preset(
-        "qwen2_5_vl",
-        dict(
-            depth=6, hidden_size=256, intermediate_size=688, num_heads=4, patch_size=14, spatial_merge_size=2,
-            window_size=112, fullatt_block_indexes=[2, 5],
-        ),
-        _text(12, 512, 1408, 8, 2, 1024, mrope_section=[8, 12, 12]),
-        576,
+        "qwen2_5_vl", _tower(6, 256, 688, 4, [2, 5]), _text(12, 512, 1408, 8, 2, 1024, mrope_section=[8, 12, 12]), 576
     ),
-}  # fmt: skip
+}
 
 
 def build(

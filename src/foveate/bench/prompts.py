@@ -49,7 +49,9 @@ def _pixels(config: Any, tokens: int, batch: int, random: torch.Generator) -> di
     if config.model_type == "llava":
         fits = (vision.image_size // vision.patch_size) ** 2
         if tokens != fits:
-            raise ConfigurationError(f"This LLaVA's images have {fits} visual tokens, not {tokens}; leave --tokens out.")
+            raise ConfigurationError(
+                f"This LLaVA's images have {fits} visual tokens, not {tokens}; leave --tokens out."
+            )
         size = (batch, vision.num_channels, vision.image_size, vision.image_size)
         return {"pixel_values": torch.randn(size, generator=random)}
     h, w = nearly_square(tokens)

@@ -52,9 +52,7 @@ def _weigh(subject: Subject, job: Job, results: Sequence[Result], on_call: Calla
     settings = [result.setting for result in results]
     if next(subject.model.parameters()).device.type == "cuda":
         for result in results:
-            result.peak_bytes = memory.cuda_peak(
-                subject.model, subject.inputs, result.setting.make(), job.new_tokens
-            )
+            result.peak_bytes = memory.cuda_peak(subject.model, subject.inputs, result.setting.make(), job.new_tokens)
             result.peak_kind = memory.CUDA
             on_call()
         return

@@ -81,7 +81,9 @@ def parse_keeps(texts: Sequence[str]) -> list[float | int]:
         try:
             value = float(Fraction(part))
         except (ValueError, ZeroDivisionError) as error:
-            raise ConfigurationError(f"--keep {part}: write a ratio (0.11), a fraction (1/9) or a count (64).") from error
+            raise ConfigurationError(
+                f"--keep {part}: write a ratio (0.11), a fraction (1/9) or a count (64)."
+            ) from error
         keeps.append(int(part) if re.fullmatch(r"\d+", part) and value > 1 else value)
     return keeps
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from foveate.cli import ask, convert, demo, methods, scenes, train_glimpse, train_zoo
+from foveate.cli import ask, bench, convert, demo, eval, methods, scenes, train_glimpse, train_zoo, tune
 
 app = typer.Typer(
     help="Visual-token pruning for stock Hugging Face vision-language models.",
@@ -22,6 +22,9 @@ def _convert() -> None:
 
 app.command()(ask.ask)
 app.command()(demo.demo)
+app.command()(bench.bench)
+app.command("eval")(eval.evaluate)
+app.command()(tune.tune)
 app.command()(methods.methods)
 app.add_typer(scenes.app, name="scenes")
 app.add_typer(train, name="train")

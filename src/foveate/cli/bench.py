@@ -46,6 +46,7 @@ def bench(
     from foveate.bench.memory import Job
     from foveate.bench.run import calls, run
     from foveate.bench.settings import grid, parse_keeps
+    from foveate.cli.eval import console
 
     settings = grid(method, parse_keeps(keep))
     job = Job(
@@ -62,10 +63,8 @@ def bench(
     )
     with _progress() as progress:
         task = progress.add_task(f"{job.model}", total=calls(settings, repeats, warmup, memory))
-        found = run(
-            job, settings, repeats, warmup, memory, device, _command(), on_call=lambda: progress.advance(task)
-        )
-    Console().print(report.table(found))
+        found = run(job, settings, repeats, warmup, memory, device, _command(), on_call=lambda: progress.advance(task))
+    console().print(report.table(found))
     _write(found, json, csv, plot)
 
 

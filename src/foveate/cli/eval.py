@@ -1,0 +1,129 @@
+"""`foveate eval`: what pruning costs in accuracy, measured."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from foveate.evals.evaluate import Evaluation, Plan
+
+Model = Annotated[str | None, typer.Option(help="Folder, Hub id or zoo name; default: the zoo model.")]
+Data = Annotated[str, typer.Option(help="scenes, scenes:SPLIT, or a .jsonl or .parquet file.")]
+Methods = Annotated[list[str], typer.Option(help="Name, name:parameter=value,... or a foveate.json; repeatable.")]
+Keeps = Annotated[list[str], typer.Option(help="Ratios, fractions or counts, e.g. 1/9,0.5; repeatable.")]
+Metric = Annotated[str, typer.Option(help="exact_match, contains, vqa_accuracy, anls, relaxed_accuracy.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use the first samples only.")]
+Batch = Annotated[int, typer.Option(min=1, help="Questions per batch.")]
+NewTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
+Prompt = Annotated[str, typer.Option(help="What to ask; {question} stands for the question.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out and count them.")]
+Out = Annotated[Path, typer.Option(help="Folder; the same one again continues.")]
+Seed = Annotated[int, typer.Option(help="Of the bootstrap.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default: float32 on a CPU.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto.")]
+Attention = Annotated[str | None, typer.Option(help="eager, sdpa, flash_attention_2.")]
+
+
+def evaluate(
+    model: Model = None,
+    data: Data = "scenes",
+    method: Methods = ["vitcop", "random", "downsample"],  # noqa: B006
+    keep: Keeps = ["1/2,1/3,2/9,1/9"],  # noqa: B006
+    metric: Metric = "exact_match",
+    limit: Limit = None,
+    batch: Batch = 1,
+    max_new_tokens: NewTokens = 32,
+    prompt: Prompt = "{question}",
+    skip_bad: SkipBad = False,
+    out: Out = Path("runs/eval"),
+    report: Annotated[bool, typer.Option(help="Draw pareto.png and report.html.")] = True,
+    seed: Seed = 0,
+    dtype: Dtype = None,
+    device: Device = None,
+    attention: Attention = None,
+) -> None:
+    """Accuracy and kept tokens of the unpruned model and of every method at every keep. Continues where it stopped."""
+    from foveate.evals.evaluate import Plan, illustrate
+
+    plan = Plan(
+        **_common(model, method, keep), data=data, metric=metric, limit=limit, batch=batch, prompt=prompt,
+        max_new_tokens=max_new_tokens, skip_bad=skip_bad, out=out, seed=seed, dtype=dtype, device=device,
+        attention=attention,
+    )  # fmt: skip
+    evaluation = run(plan)
+    console().print(table(evaluation.found))
+    if report:
+        illustrate(evaluation, out)
+    typer.echo(f"{out.resolve()}: results.jsonl, summary.json, summary.csv{', pareto.png, report.html' * report}")
+
+
+def _common(model: str | None, method: list[str], keep: list[str]) -> dict[str, Any]:
+    from foveate import zoo
+    from foveate.bench.settings import grid, parse_keeps
+
+    return {"model": model or zoo.DEFAULT, "settings": grid(method, parse_keeps(keep))}
+
+
+def run(plan: Plan) -> Evaluation:
+    """Evaluate with a progress bar."""
+    from foveate.evals.evaluate import evaluate
+
+    with _progress() as progress:
+        task = progress.add_task(f"{plan.model} on {plan.data}", total=None)
+        evaluation = evaluate(
+            plan,
+            shlex.join(["foveate", *sys.argv[1:]]),
+            on_start=lambda total: progress.update(task, total=total),
+            on_answers=lambda n: progress.advance(task, n),
+        )
+    if evaluation.found["skipped"]:
+        Console(stderr=True).print(f"[yellow]{len(evaluation.found['skipped'])} samples skipped[/yellow]")
+    return evaluation
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        yield progress
+
+
+def console() -> Console:
+    """Standard output; wide where there is no terminal whose width would matter."""
+    return Console() if sys.stdout.isatty() else Console(width=170)
+
+
+def table(found: dict[str, Any]) -> Table:
+    """The summary for a terminal."""
+    title = f"{found['run']['model']} on {found['run']['data']}, {found['results'][0]['samples']} samples"
+    if found["skipped"]:
+        title += f", {len(found['skipped'])} skipped"
+    shown = Table(
+        "setting", f"{found['metric']} %", "95 %", "retained %", "tokens\nper layer", "kept %", "prefill\nms",
+        "KV kB", title=title, caption="95 % bootstrap intervals; times are medians per sample",
+    )  # fmt: skip
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for row in found["results"]:
+        low, high = row["score_interval"]
+        shown.add_row(
+            row["setting"],
+            f"{row['score']:.1%}",
+            f"{low:.1%}-{high:.1%}",
+            "-" if row["retention"] is None else f"{row['retention']:.1%}",
+            f"{row['kept_tokens']:.1f}",
+            f"{row['kept']:.1%}",
+            f"{row['prefill_ms']:.2f}",
+            f"{row['kv_bytes'] / 1000:.1f}",
+        )
+    return shown

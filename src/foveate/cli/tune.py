@@ -1,0 +1,92 @@
+"""`foveate tune`: the fastest setting that keeps enough accuracy, as a file that everything else accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from foveate.cli import eval as common
+
+if TYPE_CHECKING:
+    from foveate.evals.tune import Verdict
+
+
+def tune(
+    model: common.Model = None,
+    data: common.Data = "scenes:val",
+    method: common.Methods = ["vitcop", "random", "downsample"],  # noqa: B006
+    keep: common.Keeps = ["3/4,1/2,1/3,2/9,1/9"],  # noqa: B006
+    min_retention: Annotated[
+        float, typer.Option(min=0.01, max=1.5, help="Least share of the unpruned accuracy (lower 95 % bound).")
+    ] = 0.98,
+    write: Annotated[Path, typer.Option(help="The file for prune, ask and serve.")] = Path("foveate.json"),
+    metric: common.Metric = "exact_match",
+    limit: common.Limit = None,
+    batch: common.Batch = 1,
+    max_new_tokens: common.NewTokens = 32,
+    prompt: common.Prompt = "{question}",
+    skip_bad: common.SkipBad = False,
+    out: common.Out = Path("runs/tune"),
+    seed: common.Seed = 0,
+    dtype: common.Dtype = None,
+    device: common.Device = None,
+    attention: common.Attention = None,
+) -> None:
+    """Find the method and keep with the fastest prefill that retain enough accuracy; write foveate.json."""
+    from foveate.bench.files import write_text
+    from foveate.evals.evaluate import Plan
+    from foveate.evals.tune import choose, judge, tuned
+
+    plan = Plan(
+        **common._common(model, method, keep), data=data, metric=metric, limit=limit, batch=batch, prompt=prompt,
+        max_new_tokens=max_new_tokens, skip_bad=skip_bad, out=out, seed=seed, dtype=dtype, device=device,
+        attention=attention,
+    )  # fmt: skip
+    evaluation = common.run(plan)
+    verdicts = judge(evaluation.found["results"], min_retention)
+    common.console().print(_table(verdicts, min_retention))
+    chosen = choose(verdicts, min_retention)
+    found = evaluation.found | {"min_retention": min_retention}
+    write_text(write, tuned(chosen, verdicts, plan.settings, found).to_json())
+    row = chosen.row
+    typer.echo(
+        f"{write.resolve()}: {row['description']}, retains {row['retention']:.1%} "
+        f"(at least {row['retention_low']:.1%}) with {row['kept']:.1%} of the visual tokens"
+    )
+
+
+def _table(verdicts: Sequence[Verdict], min_retention: float) -> Table:
+    shown = Table(
+        "setting", "score %", "retained %", "lower bound", "kept %", "prefill ms", "speed-up", "verdict",
+        title=f"retain at least {min_retention:.1%} of the unpruned accuracy, fastest prefill first",
+    )  # fmt: skip
+    for column in shown.columns[1:-1]:
+        column.justify = "right"
+    reference = verdicts[0].row
+    best = next((v for v in verdicts if v.eligible), None)
+    for verdict in verdicts:
+        row = verdict.row
+        words = "reference" if row is reference else _words(verdict, verdict is best)
+        shown.add_row(
+            row["setting"],
+            f"{row['score']:.1%}",
+            "-" if row["retention"] is None else f"{row['retention']:.1%}",
+            "-" if row["retention_low"] is None else f"{row['retention_low']:.1%}",
+            f"{row['kept']:.1%}",
+            f"{row['prefill_ms']:.2f}",
+            f"{reference['prefill_ms'] / row['prefill_ms']:.2f}x",
+            words,
+        )
+    return shown
+
+
+def _words(verdict: Verdict, chosen: bool) -> str:
+    if chosen:
+        return "[green]chosen[/green]"
+    if not verdict.retains:
+        return "loses too much"
+    return "retains" if verdict.faster else "not faster"

@@ -1,0 +1,66 @@
+"""Pareto plots: accuracy against visual tokens and against prefill time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from foveate.errors import MissingExtraError
+
+Row = dict[str, Any]
+
+
+def pareto(rows: Sequence[Row], title: str, metric: str) -> Any:
+    """A matplotlib figure of the rows of `summarise`; error bars are 95 % intervals.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("Plots need matplotlib: pip install 'foveate[eval]'.") from error
+    drawn = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = drawn.subplots(1, 2, sharey=True)
+    sides = (
+        (left, "kept_tokens", "visual tokens, average over layers"),
+        (right, "prefill_ms", "LLM prefill ms, median"),
+    )
+    for axes, column, label in sides:
+        _points(axes, rows, column)
+        front = frontier(rows, column)
+        axes.plot([r[column] for r in front], [100 * r["score"] for r in front], color="black", linewidth=0.8, zorder=1)
+        axes.set(xlabel=label, xlim=(0, None))
+        axes.grid(alpha=0.3)
+    left.set(ylabel=f"{metric} (%)")
+    right.legend(fontsize=8, loc="lower right")
+    drawn.suptitle(title, fontsize=10)
+    return drawn
+
+
+def frontier(rows: Sequence[Row], column: str) -> list[Row]:
+    """Rows that no other beats in both score and `column` (less is better), by `column`."""
+    best: list[Row] = []
+    for row in sorted(rows, key=lambda row: (row[column], -row["score"])):
+        if not best or row["score"] > best[-1]["score"]:
+            best.append(row)
+    return best
+
+
+def _points(axes: Any, rows: Sequence[Row], column: str) -> None:
+    kinds = list(dict.fromkeys(_kind(row) for row in rows))
+    for number, kind in enumerate(kinds):
+        own = sorted((row for row in rows if _kind(row) == kind), key=lambda row: row[column])
+        scores = [100 * row["score"] for row in own]
+        bounds = [[100 * bound for bound in row["score_interval"]] for row in own]
+        below = [max(0.0, s - low) for s, (low, _) in zip(scores, bounds, strict=True)]
+        above = [max(0.0, high - s) for s, (_, high) in zip(scores, bounds, strict=True)]
+        colour = "grey" if kind == "unpruned" else f"C{number}"
+        axes.errorbar(
+            [row[column] for row in own], scores, yerr=[below, above], marker="s" if kind == "unpruned" else "o",
+            linestyle=":", capsize=3, color=colour, label=kind,
+        )  # fmt: skip
+
+
+def _kind(row: Row) -> str:
+    return str(row["setting"]).split(" ")[0]
