@@ -1,62 +1,21 @@
 """The training steps on stock models: against the official code, and against pruned inference."""
 
-from collections.abc import Callable
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText
 
-from foveate.errors import CheckpointError, ConfigurationError, InputError
 from foveate.glimpse import GlimpseModule, losses
 from foveate.glimpse.train.model import GlimpseForTraining
 from foveate.glimpse.train.objectives import Objective
 
 from .conftest import GOLDEN, assert_close, assert_gradient_close, golden_cases, golden_path, golden_tensors
+from .steps import DISTILL, fresh, load_base, load_step, step, with_answer
 
 STEPS = golden_cases("gp_*/train_*")
 PROMPTS = [
     name for name in golden_cases("gp_*/*/outputs.safetensors") if "variants" not in name and "train_" not in name
 ]
 OFFICIAL_NAMES = {"attn_fuser": "vip", "learnable_embeddings": "embeddings", "le_proj": "projection", "le_norm": "norm"}
-INPUTS = ("input_ids", "attention_mask", "labels", "mm_token_type_ids", "pixel_values", "image_grid_thw")
-DISTILL = Objective(localization=0, language=0, distillation=1.0, keep_rate=0.5, keep_target=0.05)
-
-
-def load_base(name: str, attention: str = "sdpa") -> nn.Module:
-    path = golden_path(f"{name}/base")
-    return AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
-
-
-def load_step(name: str) -> tuple[dict[str, Tensor], list[Tensor], dict[str, Tensor]]:
-    """Model arguments, evidence masks and official results of a `train_*` fixture."""
-    family, case = name.split("/")
-    inputs = golden_tensors(f"{name}/inputs.safetensors")
-    images = golden_tensors(f"{family}/{case.removeprefix('train_')}/inputs.safetensors")
-    batch = {k: v for k, v in {**images, **inputs}.items() if k in INPUTS}
-    masks = [inputs[f"ref_mask.{b}"].flatten().bool() for b in range(len(batch["input_ids"]))]
-    return batch, masks, golden_tensors(f"{name}/outputs.safetensors")
-
-
-def gradients(module: GlimpseModule) -> dict[str, Tensor]:
-    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
-
-
-def step(
-    base: nn.Module,
-    module: GlimpseModule,
-    objective: Objective,
-    batch: dict[str, Tensor],
-    masks: list[Tensor] | None,
-    prepare: Callable[[GlimpseForTraining], None] = lambda model: None,
-) -> tuple[SimpleNamespace, dict[str, Tensor]]:
-    module.zero_grad()
-    with GlimpseForTraining(base, module, objective) as model:
-        prepare(model)
-        outcome = model.train().outcome(masks, **batch)
-        outcome.total.backward()
-    return outcome, gradients(module)
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -93,21 +52,6 @@ def test_answer_is_not_in_the_normaliser_unless_official(name: str) -> None:
     other = dict(batch, input_ids=torch.where(answer, (batch["input_ids"] + 7) % 300, batch["input_ids"]))
     changed, _ = step(base, module, Objective(), other, masks)
     assert_close(changed.logits[0], outcome.logits[0], atol=1e-5)
-
-
-def with_answer(name: str, answer: Tensor | None = None) -> dict[str, Tensor]:
-    """A prompt fixture, followed by an answer (arbitrary tokens, if none is given)."""
-    inputs = golden_tensors(f"{name}/inputs.safetensors")
-    batch = {k: v for k, v in inputs.items() if k in INPUTS}
-    rows = len(batch["input_ids"])
-    answer = torch.arange(11, 11 + rows * 3).view(rows, 3) if answer is None else answer
-    batch["labels"] = torch.cat([torch.full_like(batch["input_ids"], losses.IGNORE), answer], 1)
-    batch["input_ids"] = torch.cat([batch["input_ids"], answer], 1)
-    batch["attention_mask"] = torch.cat([batch["attention_mask"], torch.ones_like(answer)], 1)
-    if "mm_token_type_ids" in batch:
-        types = batch["mm_token_type_ids"]
-        batch["mm_token_type_ids"] = torch.cat([types, torch.zeros_like(answer, dtype=types.dtype)], 1)
-    return batch
 
 
 def generated(expected: dict[str, Tensor], key: str) -> Tensor:
@@ -149,11 +93,6 @@ def test_hard_gates_equal_pruned_inference(name: str, attention: str, monkeypatc
 @pytest.fixture(scope="module")
 def qwen() -> nn.Module:
     return load_base("gp_qwen")
-
-
-def fresh(base: nn.Module, **overrides: object) -> GlimpseModule:
-    torch.manual_seed(3)
-    return GlimpseModule.for_model(base, **{"le_dropout": 0.0, **overrides})
 
 
 @pytest.mark.parametrize("family", ["gp_qwen", "gp_llava"])
@@ -246,71 +185,6 @@ def test_several_images_in_a_prompt_and_several_glimpse_tokens(qwen: nn.Module) 
     assert (grads["embeddings"].abs().amax(-1) > 0).all()
 
 
-def test_base_model_is_left_alone(qwen: nn.Module) -> None:
-    batch, masks, _ = load_step("gp_qwen/train_single")
-    inputs = {k: v for k, v in batch.items() if k != "labels"}
-    before = qwen(**inputs).logits
-    step(qwen, fresh(qwen), Objective(distillation=1.0), batch, masks)
-    assert all(p.grad is None for p in qwen.parameters())
-    assert torch.equal(qwen(**inputs).logits, before)
-    hooked = [m for m in qwen.modules() if m._forward_pre_hooks or m._forward_hooks]
-    assert not hooked
-
-
-def test_evaluation_metrics(qwen: nn.Module) -> None:
-    batch, masks, _ = load_step("gp_qwen/train_batch2")
-    module = fresh(qwen)
-    with GlimpseForTraining(qwen, module) as model:
-        out = model.eval()(ref_masks=masks, **batch)
-        logits = model.outcome(masks, **batch).logits
-    kept = [(row[-1] > 0) for row in logits]
-    assert_close(out["kept"], torch.stack([k.float().mean() for k in kept]), atol=1e-6)
-    expected = [(k & m).sum() / m.sum() for k, m in zip(kept, masks, strict=True)]
-    assert_close(out["recall"], torch.stack(expected), atol=1e-6)
-
-
-def test_what_cannot_be_trained_is_refused(qwen: nn.Module) -> None:
-    batch, masks, _ = load_step("gp_qwen/train_batch2")
-    module = fresh(qwen)
-    with GlimpseForTraining(qwen, module) as model:
-        with pytest.raises(ConfigurationError, match="evidence boxes"):
-            model.outcome(**batch)
-        no_answer = dict(batch, labels=batch["labels"].clone())
-        no_answer["labels"][1] = losses.IGNORE
-        with pytest.raises(InputError, match="row 1"):
-            model.outcome(masks, **no_answer)
-        with pytest.raises(InputError, match="no images"):
-            model.outcome(masks, **{k: v for k, v in batch.items() if "pixel" not in k})
-        with pytest.raises(ConfigurationError, match="use_reentrant"):
-            model.activation_checkpointing_enable({"use_reentrant": True})
-    with pytest.raises(ConfigurationError, match="reduce_layer"):
-        GlimpseForTraining(qwen, fresh(qwen, reduce_layer=5), DISTILL)
-    with pytest.raises(ConfigurationError, match="nothing to learn"):
-        GlimpseForTraining(qwen, module, Objective(localization=0, language=0))
-    with pytest.raises(CheckpointError, match="family"):
-        GlimpseForTraining(load_base("gp_llava"), module)
-
-
 def test_fixtures_cover_both_families() -> None:
     if GOLDEN.exists():
         assert {name.split("/")[0] for name in STEPS} >= {"gp_qwen", "gp_llava"}
-
-
-@pytest.mark.parametrize("how", ["base in bfloat16", "autocast"])
-def test_half_precision(qwen: nn.Module, how: str) -> None:
-    batch, masks, _ = load_step("gp_qwen/train_batch2")
-    objective = Objective(distillation=1.0)
-    exact, grads = step(qwen, fresh(qwen), objective, batch, masks)
-    if how == "autocast":
-        module = fresh(qwen)
-        with torch.autocast("cpu", torch.bfloat16):
-            half, rough = step(qwen, module, objective, batch, masks)
-    else:
-        base = load_base("gp_qwen").bfloat16()
-        half, rough = step(base, fresh(base), objective, batch, masks)
-    assert half.total.item() == pytest.approx(exact.total.item(), rel=0.05)
-    assert rough.keys() == grads.keys()
-    assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in rough.values())
-    for name in ("embeddings", "vip.attn_out_projs.3.weight"):
-        similarity = torch.cosine_similarity(grads[name].flatten(), rough[name].flatten(), dim=0)
-        assert similarity > 0.95, f"{name}: {similarity}"

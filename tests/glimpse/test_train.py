@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,86 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image, ImageDraw
 from safetensors.torch import load_file
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from typer import Typer
-from typer.testing import CliRunner
 
-from foveate import zoo
-from foveate.cli import convert as convert_cli
-from foveate.cli import train_glimpse as cli
 from foveate.errors import CheckpointError, ConfigurationError
 from foveate.glimpse import GlimpseModule
 from foveate.glimpse.train.example import DataError
-from foveate.glimpse.train.objectives import Objective
 from foveate.glimpse.train.run import Settings, train, training_arguments
 from foveate.glimpse.train.trainer import last_checkpoint
 
-from .conftest import golden_path
-
-FAST = {
-    "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 1,
-    "max_steps": 8,
-    "save_steps": 2,
-    "logging_steps": 2,
-    "learning_rate": 0.01,
-    "use_cpu": True,
-    "disable_tqdm": True,
-}
-DISTILL = Objective(localization=0, language=0, distillation=1.0)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Qwen2.5-VL with the zoo's tokenizer and image processor."""
-    folder = tmp_path_factory.mktemp("base")
-    shipped = Path(zoo.resolve(zoo.DEFAULT))
-    raw = json.loads((shipped / "config.json").read_text())
-    raw["text_config"] |= {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "layer_types": ["full_attention"] * 4,
-    }
-    raw["text_config"]["rope_parameters"] |= {"mrope_section": [2, 3, 3]}
-    raw["vision_config"] |= {
-        "depth": 2,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_heads": 2,
-        "out_hidden_size": 32,
-        "fullatt_block_indexes": [1],
-    }
-    raw["tie_word_embeddings"] = raw["text_config"]["tie_word_embeddings"] = False  # else it echoes newlines
-    torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**raw))
-    model.float().save_pretrained(folder)
-    for path in [*shipped.glob("token*.json"), *shipped.glob("*.jinja"), shipped / "preprocessor_config.json"]:
-        shutil.copy(path, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    rows = []
-    for i in range(10):
-        image, box = Image.new("RGB", (112, 140), "white"), (14 * (i % 5), 7 * i, 14 * (i % 5) + 30, 7 * i + 40)
-        ImageDraw.Draw(image).rectangle(box, fill="red")
-        image.save(folder / f"{i}.png")
-        rows.append({"image": f"{i}.png", "question": f"Where is {i}?", "answer": str(i), "boxes": [list(box)]})
-    path = folder / "data.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.fixture
-def settings(base: Path, data: Path, tmp_path: Path) -> Settings:
-    return Settings(model=str(base), data=str(data), out=tmp_path / "out", arguments=FAST)
+from .runs import DISTILL, FAST, command
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -144,12 +72,6 @@ def test_distillation_learns_without_labels(settings: Settings, tmp_path: Path) 
     again = [json.loads(line)["answer"] for line in answers.read_text().splitlines()]
     assert again[:-1] == ["seven"] * (len(rows) - 1)
     assert again[-1] == json.loads(lines[-1])["answer"]
-
-
-def command(run: Settings) -> list[str]:
-    """Arguments of `foveate train glimpse` for a run."""
-    options = ["--model", run.model, "--data", run.data, "--out", str(run.out)]
-    return options + [x for name, value in run.arguments.items() for x in ("--set", f"{name}={value}")]
 
 
 PROGRAM = "import typer; from foveate.cli.train_glimpse import glimpse; typer.run(glimpse)"
@@ -278,34 +200,3 @@ def test_gradient_checkpointing_and_accumulation_pass_through(settings: Settings
     train(saved)
     a, b = weights(plain.out), weights(saved.out)
     assert all(torch.allclose(a[name], b[name], atol=1e-5) for name in a)
-
-
-def app(command: object) -> Typer:
-    out = Typer()
-    out.command()(command)
-    return out
-
-
-def test_command_line(settings: Settings) -> None:
-    options = command(replace(settings, arguments=FAST | {"max_steps": 1}))
-    options += ["--objective", "both", "--keep-target", "0.2", "--loss", "bce=0.5", "--module", "selected_layers=[1]"]
-    options += ["--module", "reduce_layer=1", "--limit", "4", "--eval-data", settings.data, "--eval-limit", "2"]
-    result = CliRunner().invoke(app(cli.glimpse), options, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    assert "kept" in result.output
-    summary = json.loads((settings.out / "training.json").read_text())
-    assert summary["settings"]["objective"]["keep_target"] == 0.2
-    assert summary["settings"]["objective"]["distillation"] == 1.0
-    assert GlimpseModule.from_pretrained(settings.out).config.selected_layers == (1,)
-    assert summary["settings"]["objective"]["bce"] == 0.5
-    with pytest.raises(ConfigurationError, match="no bcee"):
-        CliRunner().invoke(app(cli.glimpse), [*options, "--loss", "bcee=1"], catch_exceptions=False)
-    with pytest.raises(ConfigurationError, match="NAME=VALUE"):
-        CliRunner().invoke(app(cli.glimpse), [*options, "--set", "bf16"], catch_exceptions=False)
-
-
-def test_convert_command(tmp_path: Path) -> None:
-    source = golden_path("gp_qwen/new_modules")
-    result = CliRunner().invoke(app(convert_cli.glimpse), [str(source), str(tmp_path / "ours")])
-    assert result.exit_code == 0, result.output
-    assert GlimpseModule.from_pretrained(tmp_path / "ours").config.family == "qwen2_5_vl"
