@@ -18,6 +18,7 @@ from foveate.methods import (
     DivPrune,
     FasterVLM,
     FastV,
+    GlimpsePrune,
     KNorm,
     PyramidDrop,
     Random,
@@ -64,6 +65,22 @@ def test_members_see_what_the_one_before_left_and_own_memos(tiny: Tiny) -> None:
         tiny.model(**inputs)
     kept = trace.last.groups[0].steps
     assert set(kept[1].alive.tolist()) < set(kept[0].alive.tolist())
+
+
+def test_with_a_glimpse_token(tiny: Tiny) -> None:
+    inputs = tiny.batch([[3, (4, 6), 5]])
+    glimpse = GlimpsePrune.example(0.5, tiny.model)
+    composed = Compose(FasterVLM(keep=Keep(ratio=0.5, per="prompt")), glimpse)
+    with foveate.prune(tiny.model, composed) as trace:
+        tiny.model(**inputs)
+    alive = trace.last.alive_per_layer()
+    total = trace.last.visual_tokens
+    assert alive[0] == total // 2
+    assert alive[-1] <= alive[0]
+    capped = Compose(FasterVLM(keep=Keep(ratio=0.5, per="prompt")), glimpse, keep=0.3)
+    with foveate.prune(tiny.model, capped) as trace:
+        tiny.model(**inputs)
+    assert 0 < trace.keep_ratio <= 0.3 + 1e-6  # at most: how many a glimpse token keeps depends on the image
 
 
 def test_keeping_everything_means_no_stage() -> None:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from foveate.core.budget import Keep
 from foveate.core.method import BEFORE_LLM, Choice, Method, ModelInfo, Stage
 from foveate.core.selection import Selection
@@ -88,15 +86,3 @@ class InsideLLM(Method):
     @abstractmethod
     def choose(self, stage: Stage, view: View, count: int) -> Choice:
         """Choose `count` of the view's tokens, fewer than there are."""
-
-
-def text_places(view: View) -> Tensor:
-    """`[T]` places of the row's text tokens in the current sequence, in the order of `View.text`. Synchronises."""
-    row = view._row
-    text = ~row.visual if row.valid is None else ~row.visual & row.valid
-    return text.nonzero().squeeze(1)
-
-
-def text_keys(view: View) -> Tensor:
-    """`[H_kv, T, d]` keys of the previous layer of the row's text tokens."""
-    return view._row.keys()[:, text_places(view)]

@@ -14,7 +14,7 @@ from foveate.core.view import View
 from foveate.errors import ConfigurationError
 from foveate.maths.schedule import Schedule, scaled_layers, single_stage
 from foveate.maths.similarity import unit
-from foveate.methods.base import InsideLLM, text_keys
+from foveate.methods.base import InsideLLM
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class DART(InsideLLM):
         text = view.text
         before = stage.layer == BEFORE_LLM
         visual_size = view.hidden if before else view.keys.transpose(0, 1).flatten(1)
-        text_size = text if before else text_keys(view).transpose(0, 1).flatten(1)
+        text_size = text if before else view.text_keys.transpose(0, 1).flatten(1)
         own = largest(visual_size, min(self.visual_pivots, count))
         pivots = torch.cat([view.hidden[own], text[largest(text_size, min(self.text_pivots, len(text)))]])
         return least_similar(unit(view.hidden), unit(pivots), own, count).sort().values

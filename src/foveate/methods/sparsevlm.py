@@ -17,7 +17,7 @@ from foveate.errors import ConfigurationError
 from foveate.maths.density import dpc_knn
 from foveate.maths.schedule import Schedule, scaled_layers, solve
 from foveate.maths.similarity import complement, merge_into
-from foveate.methods.base import InsideLLM, text_places
+from foveate.methods.base import InsideLLM
 
 PUBLISHED = {1 / 3: (300, 200, 110), 2 / 9: (303, 110, 36), 1 / 9: (66, 30, 17)}
 """Tokens of 576 after each stage, by average keep ratio, for the stages before layers 2, 6 and 15 of 32."""
@@ -88,7 +88,7 @@ class SparseVLM(InsideLLM):
 
     def _rows(self, view: View) -> Tensor:
         """`[raters, n]` attention, mean over heads."""
-        queries = text_places(view)[view.memo["raters"].to(view.device)]
+        queries = view.text_places[view.memo["raters"].to(view.device)]
         return view.attention(queries).mean(0)
 
     def _recycle(self, view: View, rows: Tensor, count: int) -> Choice:
