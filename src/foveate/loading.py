@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from foveate import zoo
@@ -84,11 +85,21 @@ def load_processor(source: str, family: Family) -> Any:
         pass  # torchvision is missing, or no processor configuration: the parts may still be there
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-        images = AutoImageProcessor.from_pretrained(source, backend="pil")
+        images = _pil_image_processor(source)
     except Exception as error:
         raise _unreadable(source, error) from error
     template = tokenizer.chat_template or _legacy_template(Path(source)) or family.default_template
     return ImageTextProcessor(images, tokenizer, family, template)
+
+
+def _pil_image_processor(source: str) -> Any:
+    """The image processor that needs no torchvision."""
+    try:
+        return AutoImageProcessor.from_pretrained(source, backend="pil")
+    except (ImportError, TypeError):  # before 5.2x the automatic class itself wanted torchvision
+        described, _ = transformers.ImageProcessingMixin.get_image_processor_dict(source)
+        name = described["image_processor_type"].removesuffix("Fast").removesuffix("Pil")
+        return getattr(transformers, f"{name}Pil").from_pretrained(source)
 
 
 def _legacy_template(folder: Path) -> str | None:

@@ -132,6 +132,9 @@ class FoveatedCache(DynamicCache):
 
     def reset(self) -> None:
         super().reset()
+        for layer in self.layers:  # zeroed tensors, as some versions leave them, would have a pruned length
+            layer.keys = layer.values = None
+            layer.is_initialized = False
         self._start()
 
     def crop(self, tokens_to_remove: int) -> None:

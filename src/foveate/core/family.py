@@ -94,6 +94,10 @@ class Family(ABC):
         """Merged grids per modality of the raw images that a call of the base model brings."""
 
     @abstractmethod
+    def take(self, kwargs: dict[str, Any], chosen: dict[str, list[int]]) -> dict[str, Any]:
+        """The raw-image arguments of such a call with only the chosen images of each modality."""
+
+    @abstractmethod
     def block_of(self, tap: Tap) -> int:
         """Index of the vision block that a tap reads (resolves None and negative numbers)."""
 

@@ -39,26 +39,28 @@ def encoded_features(outputs: Any) -> dict[str, list[Tensor]]:
     return found
 
 
-def fresh_images(
-    visual: dict[str, Tensor], features: dict[str, list[Tensor]], seen: Tensor | None
-) -> dict[str, list[int]]:
+def fresh_images(visual: dict[str, Tensor], sizes: dict[str, list[int]], seen: Tensor | None) -> dict[str, list[int]]:
     """Which of the given images stand in the tokens of this call.
 
     A follow-up turn comes with the images of the full conversation, of which `seen` `[B]` per row are cached.
+
+    Args:
+        visual: per modality, `[B, n]` bool on the host.
+        sizes: per modality, tokens of every image given.
     """
-    fresh = {modality: list(range(len(given))) for modality, given in features.items()}
-    if seen is None or len(features) != 1:
+    fresh = {modality: list(range(len(given))) for modality, given in sizes.items()}
+    if seen is None or len(sizes) != 1:
         return fresh
-    (modality, given), cached = next(iter(features.items())), seen.tolist()
+    (modality, given), cached = next(iter(sizes.items())), seen.tolist()
     counts = visual[modality].sum(1).tolist() if modality in visual else []
-    if len(counts) != len(cached) or sum(len(f) for f in given) == sum(counts):
+    if len(counts) != len(cached) or sum(given) == sum(counts):
         return fresh  # only the new images were given
     found, at = [], 0
     for skip, wanted in zip(cached, counts, strict=True):
         at += skip
         while wanted > 0 and at < len(given):
             found.append(at)
-            wanted -= len(given[at])
+            wanted -= given[at]
             at += 1
     return {modality: found}
 
@@ -76,10 +78,9 @@ def keep_fresh(outputs: Any, fresh: dict[str, list[int]]) -> dict[str, Any]:
 def check_placeholders(call: Call) -> None:
     """Raise `InputError` early, where the sizes of the images are known before they are encoded."""
     for modality, mask in call.visual.items():
-        sizes = [len(call.features[modality][i]) for i in call.fresh.get(modality, ())]
-        sizes += [grid.size for grid in call.incoming.get(modality, ())]
-        if sizes:
-            assign(modality, mask, sizes)
+        given = call.sizes.get(modality, [])
+        if given:
+            assign(modality, mask, [given[i] for i in call.fresh[modality]])
 
 
 def match_images(call: Call, encoded: list[EncodedImage]) -> dict[str, list[EncodedImage]]:
@@ -89,7 +90,7 @@ def match_images(call: Call, encoded: list[EncodedImage]) -> dict[str, list[Enco
     a tensor tells which image it came from.
     """
     counts = {m: len({id(f) for f in features}) for m, features in call.features.items()}
-    counts |= {m: len(grids) for m, grids in call.incoming.items()}
+    counts |= {m: len(call.fresh[m]) for m in call.incoming}
     total = sum(counts.values())
     recent = encoded[len(encoded) - total :] if total <= len(encoded) else []
     found: dict[str, list[EncodedImage]] = {}
@@ -99,7 +100,7 @@ def match_images(call: Call, encoded: list[EncodedImage]) -> dict[str, list[Enco
             every = _by_identity(modality, call.features[modality], own)
             found[modality] = [every[i] for i in call.fresh[modality]]
         else:
-            found[modality] = own
+            found[modality] = own  # encoded in this call, which got the fresh ones only
     return found
 
 

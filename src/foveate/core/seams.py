@@ -73,15 +73,16 @@ def before_base(session: Session, module: nn.Module, args: tuple[Any, ...], kwar
     ids = kwargs.get("input_ids", args[0] if args else None)
     outputs, cache = kwargs.get("mm_encoder_outputs"), kwargs.get("past_key_values")
     visual = inputs.placeholders(session.family, ids, kwargs.get("inputs_embeds"))
-    features = inputs.encoded_features(outputs)
+    call = Call(visual, inputs.encoded_features(outputs), session.family.incoming(kwargs))
     seen = cache.rows.get("images") if isinstance(cache, FoveatedCache) else None
-    fresh = inputs.fresh_images(visual, features, seen)
-    call = Call(visual, features, fresh, session.family.incoming(kwargs))
+    call.fresh = inputs.fresh_images(visual, call.sizes, seen)
     inputs.check_placeholders(call)
     session.local.calls.append(call)
-    if any(len(fresh[modality]) < len(given) for modality, given in features.items()):
-        return args, {**kwargs, "mm_encoder_outputs": inputs.keep_fresh(outputs, fresh)}
-    return None
+    if all(len(call.fresh[modality]) == len(given) for modality, given in call.sizes.items()):
+        return None
+    if call.features:
+        return args, {**kwargs, "mm_encoder_outputs": inputs.keep_fresh(outputs, call.fresh)}
+    return args, kwargs | session.family.take(kwargs, call.fresh)
 
 
 def after_base(session: Session, output: Any) -> None:

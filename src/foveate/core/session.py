@@ -26,16 +26,22 @@ class Call:
     Attributes:
         visual: per modality, `[B, n]` bool on the host: the placeholder tokens.
         features: per modality, pre-encoded features of each image (`generate` encodes before it calls).
+        incoming: per modality, grids of the raw images that were given to this call.
         fresh: per modality, which of these images stand in this call's tokens (the others are cached).
-        incoming: per modality, grids of the raw images that this call will encode itself.
     """
 
     visual: dict[str, Tensor]
     features: dict[str, list[Tensor]]
-    fresh: dict[str, list[int]]
     incoming: dict[str, list[Grid]]
+    fresh: dict[str, list[int]] = field(default_factory=dict)
     forward: ForwardPass | None = None
     started: float | torch.cuda.Event | None = None
+
+    @property
+    def sizes(self) -> dict[str, list[int]]:
+        """Per modality, tokens of every image given."""
+        encoded = {modality: [len(f) for f in features] for modality, features in self.features.items()}
+        return encoded | {modality: [grid.size for grid in grids] for modality, grids in self.incoming.items()}
 
     @property
     def has_images(self) -> bool:

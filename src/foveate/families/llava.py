@@ -60,6 +60,9 @@ class Llava(Family):
         pixels = kwargs.get("pixel_values")
         return {} if pixels is None else {"image": [self._grid(pixels)] * pixels.shape[0]}
 
+    def take(self, kwargs: dict[str, Any], chosen: dict[str, list[int]]) -> dict[str, Any]:
+        return {"pixel_values": kwargs["pixel_values"][chosen["image"]]}
+
     def block_of(self, tap: Tap) -> int:
         # hidden_states[-2], the projector's input, is the output of the second-last block
         feature = self.config.vision_feature_layer

@@ -13,6 +13,8 @@ from foveate.core.family import Family
 from foveate.core.layout import Grid
 from foveate.core.method import Tap
 
+SOURCES = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
+
 
 class Qwen25VL(Family):
     """`Qwen2_5_VLForConditionalGeneration`, images and videos.
@@ -42,15 +44,20 @@ class Qwen25VL(Family):
         return self._grids(kwargs["grid_thw"] if "grid_thw" in kwargs else args[1])
 
     def incoming(self, kwargs: dict[str, Any]) -> dict[str, list[Grid]]:
-        sources = {
-            "image": ("pixel_values", "image_grid_thw"),
-            "video": ("pixel_values_videos", "video_grid_thw"),
-        }
         return {
             modality: self._grids(kwargs[grid])
-            for modality, (pixels, grid) in sources.items()
+            for modality, (pixels, grid) in SOURCES.items()
             if kwargs.get(pixels) is not None and kwargs.get(grid) is not None
         }
+
+    def take(self, kwargs: dict[str, Any], chosen: dict[str, list[int]]) -> dict[str, Any]:
+        taken: dict[str, Any] = {}
+        for modality, numbers in chosen.items():
+            pixels, grid = SOURCES[modality]
+            parts = kwargs[pixels].split(kwargs[grid].prod(-1).tolist())
+            none = kwargs[pixels][:0]
+            taken |= {pixels: torch.cat([none, *(parts[i] for i in numbers)]), grid: kwargs[grid][numbers]}
+        return taken
 
     def block_of(self, tap: Tap) -> int:
         # windowed blocks cannot compare tokens of different windows: take the last block with full attention
