@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from foveate import Keep, Tap
+from foveate.core.layout import Grid
 from foveate.errors import BudgetError, ConfigurationError
 from foveate.methods import CDPruner, DivPrune, FasterVLM, HiPrune, PruMerge, ToMe, VisionZip, VisPruner
 from foveate.methods.cdpruner import relevance
+from foveate.methods.hiprune import next_to
 from foveate.methods.prumerge import is_outlier
 from tests.methods.views import LLAVA, QWEN, chosen, kept, make_view
 
@@ -118,6 +120,13 @@ def test_hiprune_keeps_anchors_neighbours_and_registers() -> None:
     assert kept(method, view) == [0, 1, 5, *range(18, 25)]
     middle[0], middle[12] = 0.0, 1.0  # in the middle four: 7, 11, 13, 17
     assert kept(method, view) == [7, 11, 12, 13, 17, *range(20, 25)]
+
+
+def test_hiprune_neighbours_stay_within_a_frame() -> None:
+    mark = torch.zeros(2, 2, 3)
+    mark[0, 1, 2] = 1  # the last token of the first frame
+    near = next_to(mark.flatten(), Grid(2, 2, 3)).view(2, 2, 3)
+    assert near.nonzero().tolist() == [[0, 0, 2], [0, 1, 1], [0, 1, 2]]
 
 
 def test_hiprune_reads_the_published_blocks() -> None:

@@ -24,7 +24,8 @@ class CDPruner(BeforeLLM):
 
     Deviation: on LLaVA-1.5 the paper takes relevance from CLIP's text tower, which a stock LLaVA does not have. Here,
     on every family, relevance is the mean cosine between a projected token and the embeddings of the prompt's text
-    tokens (chat template included). Unverified: no official output or published number was compared.
+    tokens (chat template included). The published code takes CLIP's cosine with a minus sign; here the sign stays.
+    Unverified: no official output or published number was compared.
 
     Args:
         keep: share of the tokens that remain, in (0, 1], or their number per image (published: 64 of 576).

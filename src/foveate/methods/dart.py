@@ -23,8 +23,10 @@ class DART(InsideLLM):
     then every pivot in turn adds an equal share of the tokens left, those whose hidden states are least similar to it
     (arXiv 2502.11494).
 
-    Deviation: pivots take their turn by kind and size of key (the published code iterates over an unordered set).
-    Unverified: no official output or published number was compared.
+    Deviations: pivots take their turn visual first, in reading order (the published code iterates over an unordered
+    set); text pivots come from all text of the prompt (published: from that behind the image); hidden states are
+    compared as they are (published: after the model's final norm). Unverified: no official output or published number
+    was compared.
 
     Args:
         keep: average visual tokens per decoder layer over the unpruned number, in (0, 1].
