@@ -99,10 +99,11 @@ def markdown(report: dict[str, Any]) -> str:
         "# What selecting takes",
         "",
         f"Written by `python benchmarks/methods.py` (models {', '.join(given['models'])}; {given['repeats']} repeats, "
-        "medians). Selecting is all work between a stage's entry and the re-packed batch; taps in the vision tower are not "
-        "part of it, nor is the tower part of the prefill. The first share is of the unpruned prefill, the second of the "
-        "method's own, pruned one. `glimpse_prune` has a module with random weights. A load average above the number of "
-        "cores means that other work ran at the same time: such times are long and noisy, their ratios less so.",
+        "medians). Selecting is all work between a stage's entry and the re-packed batch; taps in the vision tower are "
+        "not part of it, nor is the tower part of the prefill. The first share is of the unpruned prefill, the second "
+        "of the method's own, pruned one. `glimpse_prune` has a module with random weights; its predictor is a small "
+        "transformer over all visual tokens and so takes longest. A load average above the number of cores means that "
+        "other work ran at the same time: such times are long and noisy, their ratios less so.",
         "",
         "| model | visual tokens | method | keep | selecting, ms | of unpruned prefill | of own prefill |",
         "|---|---:|---|---|---:|---:|---:|",

@@ -29,6 +29,9 @@ before the language model. *Reads* is all that it needs: taps of the vision towe
 `hidden` states), features of the visual tokens, the text, keys of the language model, attention rows of a few tokens.
 *Verified* means compared with the official implementation or a published number, and by what; everything else follows
 the paper, is tested against cases worked out by hand, and is unverified.
+
+What selecting takes: [methods_speed.md](methods_speed.md). What is left of the answers on the built-in scenes:
+[methods_accuracy.md](methods_accuracy.md).
 """
 
 
