@@ -115,6 +115,7 @@ class Renumbers(Method):
         (lambda: Compose(FasterVLM(), "fastv"), "two or more methods"),
         (lambda: Compose(DivPrune(keep=64), FastV(), keep=0.1), "no budget that is a share"),
         (lambda: Compose(FasterVLM(keep=0.9), FastV(), keep=0.05), "cannot keep 0.05 .* Give an earlier method"),
+        (lambda: Compose(DivPrune(keep=1.0), FastV(keep=1.0), keep=0.5), "No method has a keep below 1"),
         (lambda: Compose(ViTCoP(keep=0.5), KNorm(keep=0.99, layer=5), keep=0.4), "does not say how many tokens"),
         (lambda: Compose(VScan(keep=0.5), KNorm(keep=0.99, layer=2)), "without overlap"),
     ],

@@ -13,7 +13,8 @@ from foveate.core.method import Choice, Method, ModelInfo, Stage, Tap
 from foveate.core.probe import Probe
 from foveate.core.view import View
 from foveate.errors import ConfigurationError
-from foveate.maths.schedule import Schedule, average
+from foveate.maths.schedule import Schedule
+from foveate.methods.shared_budget import budgeted, joined
 
 
 @dataclass(frozen=True, init=False)
@@ -71,7 +72,7 @@ class Compose(Method):
 
     def schedule(self, info: ModelInfo) -> Schedule:
         """(layer, share alive) of all stages."""
-        return _joined(members(self, info), info)
+        return joined(members(self, info), info)
 
     def select(self, stage: Stage, view: View) -> Choice:
         for number, method in enumerate(members(self, view.info)):
@@ -87,7 +88,7 @@ def members(compose: Compose, info: ModelInfo) -> tuple[Method, ...]:
     """The methods with the budgets they have on such a model, checked against each other."""
     methods = compose.methods
     if compose.keep is not None:
-        methods = _budgeted(methods, compose.keep, info)
+        methods = budgeted(methods, compose.keep, info)
     _check(methods, info)
     return methods
 
@@ -117,82 +118,3 @@ def _check(methods: Sequence[Method], info: ModelInfo) -> None:
 
 def _stages(methods: Sequence[Method], info: ModelInfo) -> list[Sequence[Stage]]:
     return [method.stages(info) for method in methods]
-
-
-def _budgeted(methods: Sequence[Method], keep: float, info: ModelInfo) -> tuple[Method, ...]:
-    """All members with their `keep` raised to the power that makes the overall average `keep`."""
-    own = [_share(method) for method in methods]
-
-    def raised(power: float) -> tuple[Method, ...]:
-        return tuple(_with_share(method, share**power) for method, share in zip(methods, own, strict=True))
-
-    def keeps(power: float) -> float:
-        try:
-            return average(_joined(raised(power), info), info.layers)
-        except ConfigurationError:  # a member cannot go so low
-            return 0.0
-
-    low, high = 0.0, 32.0
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if keeps(middle) >= keep else (low, middle)
-    if keeps(low) > keep * (1 + 1e-6):  # just beyond, a member refuses: it says why
-        names = ", ".join(method.name for method in methods)
-        try:
-            _joined(raised(high), info)
-        except ConfigurationError as why:
-            raise ConfigurationError(
-                f"Compose({names}) cannot keep {keep:.3g} on average with these proportions; it stays "
-                f"above {keeps(low):.3g}. Give an earlier method a smaller keep, or raise the overall one. ({why})"
-            ) from why
-    return raised(low) if keep < 1.0 else raised(0.0)
-
-
-def _share(method: Method) -> float:
-    """The member's own budget as a share; of an adaptive one, its cap."""
-    if _is_capped(method):
-        keep = method.max_keep if method.max_keep is not None else 1.0  # type: ignore[attr-defined]
-    else:
-        keep = getattr(method, "keep", None)
-    budget = None if keep is None else Keep.of(keep)
-    if budget is None or budget.ratio is None or budget.cap is not None:
-        raise ConfigurationError(
-            f"Compose: {method.name} has no budget that is a share of the tokens, so no overall budget can be divided; "
-            "give it one, for example keep=1/3, or leave out the overall keep."
-        )
-    return budget.ratio
-
-
-def _with_share(method: Any, share: float) -> Method:
-    if not _is_capped(method):
-        found: Method = replace(method, keep=replace(k, ratio=share) if isinstance(k := method.keep, Keep) else share)
-        return found
-    return method if share == 1.0 else replace(method, max_keep=share)
-
-
-def _is_capped(method: Method) -> bool:
-    return not hasattr(method, "keep") and hasattr(method, "max_keep")
-
-
-def _joined(methods: Sequence[Method], info: ModelInfo) -> Schedule:
-    """Schedules of consecutive methods as one, relative to the tokens that enter the first."""
-    joined: list[tuple[int, float]] = []
-    left = 1.0
-    for method in methods:
-        joined += [(layer, left * share) for layer, share in _schedule(method, info)]
-        left = joined[-1][1] if joined else 1.0
-    return tuple(joined) or ((0, 1.0),)
-
-
-def _schedule(method: Method, info: ModelInfo) -> Schedule:
-    layers = [stage.layer for stage in method.stages(info)]
-    if not layers or _share(method) == 1.0:
-        return ()
-    if hasattr(method, "schedule"):
-        return method.schedule(info)
-    if len(layers) > 1:
-        raise ConfigurationError(
-            f"Compose: {method.name} does not say how many tokens it keeps from layer to layer (no `schedule`), so no "
-            "overall budget can be divided; leave out the overall keep."
-        )
-    return ((layers[0], _share(method)),)
