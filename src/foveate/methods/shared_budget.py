@@ -36,8 +36,9 @@ def budgeted(methods: Sequence[Method], keep: float, info: ModelInfo) -> tuple[M
     if keeps(low) > keep * (1 + 1e-6):
         names = ", ".join(method.name for method in methods)
         raise ConfigurationError(
-            f"Compose({names}) cannot keep {keep:.3g} on average with these proportions; it stays above {keeps(low):.3g}. "
-            f"Give an earlier method a smaller keep, or raise the overall one. {_refusal(raised(high), info)}"
+            f"Compose({names}) cannot keep {keep:.3g} on average with these proportions; it stays above "
+            f"{keeps(low):.3g}. Give an earlier method a smaller keep, or raise the overall one. "
+            f"{_refusal(raised(high), info)}"
         )
     return raised(low) if keep < 1.0 else raised(0.0)
 
