@@ -15,7 +15,7 @@ from foveate.core.method import BEFORE_LLM, Choice, Method, ModelInfo, Stage, Ta
 from foveate.core.selection import Selection
 from foveate.core.view import View
 from foveate.errors import ConfigurationError
-from foveate.maths.clustering import density_peaks, nearest_centre
+from foveate.maths.clustering import density_peaks
 from foveate.maths.copruning import select_and_merge
 
 PRESETS = {1 / 9: (0.3, 0.12), 2 / 9: (0.4, 0.15), 1 / 3: (0.5, 0.18)}
@@ -151,10 +151,9 @@ class ViTCoP(Method):
         kept = top(score, count)
         side = max(view.grid.h, view.grid.w)
         labels = density_peaks(
-            keys[kept], view.positions()[kept, 1:] / side, self.shares(view.info)[1], self.kernel_width, self.reach
-        )
-        if not self.official:
-            labels = nearest_centre(keys[kept], labels)
+            keys[kept], view.positions()[kept, 1:] / side, self.shares(view.info)[1], self.kernel_width, self.reach,
+            complete=not self.official,
+        )  # fmt: skip
         view.memo["labels"] = torch.full((view.total,), -1, device=view.device).index_copy_(0, kept, labels)
         return kept
 
