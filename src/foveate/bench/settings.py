@@ -94,6 +94,8 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
 
         tuned = load(Path(text))
         return tuned.method, tuned.parameters
+    from foveate.methods import find
+
     kind, _, rest = text.partition(":")
     parameters: dict[str, Any] = {}
     for pair in filter(None, rest.split(",")):
@@ -101,7 +103,7 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
         if not equals:
             raise ConfigurationError(f"--method {text}: expected name:parameter=value,parameter=value, got {pair!r}.")
         parameters[name.strip()] = parse_value(value.strip())
-    return kind.strip().lower().replace("-", "_"), parameters
+    return kind if kind == UNPRUNED else find(kind).name, parameters
 
 
 def parse_value(text: str) -> Any:
@@ -116,12 +118,9 @@ def parse_value(text: str) -> Any:
 
 
 def _has_keep(kind: str) -> bool:
-    from foveate.methods import registry
+    from foveate.methods import find
 
-    known = registry().get(kind)
-    if known is None:
-        raise ConfigurationError(f"Unknown method {kind!r}; there are {', '.join(registry())}.")
-    return any(f.name == "keep" for f in dataclasses.fields(known))  # type: ignore[arg-type]
+    return any(f.name == "keep" for f in dataclasses.fields(find(kind)))  # type: ignore[arg-type]
 
 
 def _name(kind: str, parameters: dict[str, Any]) -> str:
