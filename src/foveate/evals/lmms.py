@@ -2,7 +2,7 @@
 
     lmms-eval --model foveate --model_args pretrained=M,method=vitcop,keep=0.111 --tasks T
 
-The entry point group `lmms_eval.models` finds `manifest`. lmms-eval is an extra (`foveate[lmms]`) and imported
+The entry point is in `lmms_manifest.py`. lmms-eval is an extra (`foveate[lmms]`) and imported
 only here. The built-in scenes are the task `foveate_scenes` under `--include_path $(python -m
 foveate.evals.lmms_scenes)`.
 """
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
-from lmms_eval.models.registry_v2 import ModelManifest
 from torch import Tensor
 
 import foveate
@@ -23,8 +22,6 @@ from foveate.bench.settings import parse_value
 from foveate.core.method import Method
 from foveate.errors import ConfigurationError
 from foveate.evals.batches import encode
-
-manifest = ModelManifest(model_id="foveate", chat_class_path="foveate.evals.lmms.Foveate")
 
 Chat = list[dict[str, Any]]
 _SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "num_beams", "max_new_tokens", "repetition_penalty")
@@ -176,12 +173,15 @@ class Foveate(lmms):
         """`[n, V]` float32 logits that predict the tokens `ids` `[1, n]` after the prompt."""
         with foveate.prune(self.model, self.method) as trace, torch.inference_mode():
             first = self.model(**inputs, use_cache=True, logits_to_keep=1)
-            parts = [first.logits[0]]
+            parts, cache = [first.logits[0]], first.past_key_values
             if ids.shape[1] > 1:
                 known = ids[:, :-1]
-                mask = torch.cat([inputs["attention_mask"], torch.ones_like(known)], dim=1)
                 rest = self.model(
-                    input_ids=known, attention_mask=mask, past_key_values=first.past_key_values, use_cache=True
+                    input_ids=known,
+                    attention_mask=torch.cat([inputs["attention_mask"], torch.ones_like(known)], dim=1),
+                    position_ids=_positions(inputs["input_ids"].shape[1], known, cache),
+                    past_key_values=cache,
+                    use_cache=True,
                 )
                 parts.append(rest.logits[0])
         self.kept.append(trace.keep_ratio)
@@ -209,6 +209,13 @@ def _messages(messages: Any) -> Chat:
             content.append({"type": kind, kind: part["text"] if kind == "text" else part["url"]})
         chat.append({"role": message["role"], "content": content})
     return chat
+
+
+def _positions(past: int, ids: Tensor, cache: Any) -> Tensor:
+    """Positions of text after the prompt, `[1, n]` or `[3, 1, n]` for M-RoPE: only `generate` derives them itself."""
+    positions = torch.arange(past, past + ids.shape[1], device=ids.device)[None]
+    deltas = cache.rows.get("rope_deltas") if isinstance(cache, foveate.FoveatedCache) else None
+    return positions if deltas is None else (positions + deltas.to(ids.device)).expand(3, -1, -1)
 
 
 def _cut(text: str, stops: Any) -> str:
