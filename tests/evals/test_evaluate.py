@@ -243,6 +243,6 @@ def test_a_metric_that_cannot_score_names_the_sample(plan: Plan, whole: Evaluati
 
 
 def test_a_setting_in_full_is_the_key() -> None:
-    assert runner.describe(Setting("x", "random", {"keep": 0.5})) != runner.describe(
-        Setting("x", "random", {"keep": 0.5, "seed": 1})
-    )
+    full = Setting("x", "random", {"keep": 0.5}).describe()
+    assert full == "random(keep=0.5, layer=0, seed=0)"
+    assert full != Setting("x", "random", {"keep": 0.5, "seed": 1}).describe()

@@ -92,10 +92,7 @@ def measure(
         on_call: told after every call of `generate`.
     """
     methods = [setting.make() for setting in settings]
-    results = [
-        Result(setting, "unpruned" if method is None else str(method))
-        for setting, method in zip(settings, methods, strict=True)
-    ]
+    results = [Result(setting, setting.describe()) for setting in settings]
     order = list(range(len(settings)))
     for _ in range(warmup):
         for number in order:

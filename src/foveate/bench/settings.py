@@ -38,11 +38,14 @@ class Setting:
 
         return None if self.kind == UNPRUNED else make(self.kind, **self.parameters)
 
-    @property
-    def keep(self) -> float | None:
-        """The requested keep ratio or count, if the method has one."""
-        value = self.parameters.get("keep")
-        return float(value) if isinstance(value, int | float) else None
+    def describe(self) -> str:
+        """The setting in full, defaults included. What the user gave stands as given: a path says more than the
+        module that was loaded from it."""
+        method = self.make()
+        if method is None:
+            return self.name
+        every = method.parameters() | self.parameters
+        return f"{self.kind}({', '.join(f'{name}={value!r}' for name, value in every.items())})"
 
 
 def grid(methods: Sequence[str], keeps: Sequence[float | int]) -> list[Setting]:

@@ -88,7 +88,7 @@ def evaluate(
     model, processor = load(plan.model, dtype=plan.dtype, device=plan.device, attn_implementation=plan.attention)
     subject = runner.Subject(model, processor, plan.max_new_tokens)
     on_start(len(task.ids) * len(plan.settings))
-    keys = [(runner.describe(setting), setting.name) for setting in plan.settings]
+    keys = [(setting.describe(), setting.name) for setting in plan.settings]
     with Store(plan.out / "results.jsonl", runner.identity(plan.model, subject, task, plan.prompt)) as store:
         done = runner.run(subject, task, plan.settings, store, plan.batch, plan.skip_bad, on_answers)
         answers = collect(store, keys, task.ids, plan.metric)

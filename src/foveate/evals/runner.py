@@ -41,12 +41,6 @@ class Subject:
     max_new_tokens: int = 32
 
 
-def describe(setting: Setting) -> str:
-    """A setting with all its parameters, defaults included: the key under which answers are stored."""
-    method = setting.make()
-    return setting.name if method is None else str(method)
-
-
 def identity(name: str, subject: Subject, task: Task, prompt: str) -> dict[str, Any]:
     """What must agree for two answers to be comparable; goes to the head of the results file."""
     model = subject.model
@@ -92,7 +86,7 @@ def run(
     Raises:
         DataError: an unreadable image, unless `skip_bad`.
     """
-    methods = [(describe(setting), setting, setting.make()) for setting in settings]
+    methods = [(setting.describe(), setting, setting.make()) for setting in settings]
     done, warm = Run([]), False
     for start in range(0, len(task.ids), batch):
         ids = task.ids[start : start + batch]
