@@ -11,18 +11,18 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-Many = list[str]
+from foveate.cli.eval import console
+
+Model = Annotated[str | None, typer.Option(help="Folder, Hub id or preset with random weights; default: the zoo's.")]
+Methods = Annotated[list[str], typer.Option(help="Name, name:parameter=value,... or a foveate.json; repeatable.")]
+Keeps = Annotated[list[str], typer.Option(help="Ratios, fractions or counts, e.g. 1/9,0.5; repeatable.")]
 
 
 def bench(
-    model: Annotated[
-        str | None, typer.Option(help="Folder, Hub id or preset with random weights; default: the zoo model.")
-    ] = None,
-    method: Annotated[Many, typer.Option(help="Name, name:parameter=value,... or a foveate.json; repeatable.")] = [  # noqa: B006
-        "vitcop"
-    ],
-    keep: Annotated[Many, typer.Option(help="Ratios, fractions or counts, e.g. 1/9,0.5; repeatable.")] = ["1/9"],  # noqa: B006
-    image: Annotated[Path | None, typer.Option(help="A real image; else random pixels.")] = None,
+    model: Model = None,
+    method: Methods = ["vitcop"],  # noqa: B006
+    keep: Keeps = ["1/9"],  # noqa: B006
+    image: Annotated[str | None, typer.Option(help="A real image file; else random pixels.")] = None,
     question: Annotated[str, typer.Option(help="Asked about --image.")] = "What is shown here?",
     tokens: Annotated[int | None, typer.Option(min=4, help="Visual tokens of a random image.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Rows, all with the same prompt shape.")] = 1,
@@ -39,32 +39,21 @@ def bench(
     seed: Annotated[int, typer.Option(help="Of random weights and prompts.")] = 0,
 ) -> None:
     """Time, memory and operations of the unpruned model and of every method at every keep, interleaved."""
-    import torch
+    from torch import get_num_threads
 
     from foveate import zoo
-    from foveate.bench import report
     from foveate.bench.memory import Job
+    from foveate.bench.report import table
     from foveate.bench.run import calls, run
     from foveate.bench.settings import grid, parse_keeps
-    from foveate.cli.eval import console
 
     settings = grid(method, parse_keeps(keep))
-    job = Job(
-        model=model or zoo.DEFAULT,
-        tokens=tokens,
-        image=None if image is None else str(image),
-        question=question,
-        batch=batch,
-        new_tokens=new_tokens,
-        dtype=dtype,
-        attention=attention,
-        seed=seed,
-        threads=torch.get_num_threads(),
-    )
+    name = model or zoo.DEFAULT
+    job = Job(name, tokens, image, question, batch, new_tokens, dtype, attention, seed, get_num_threads())
     with _progress() as progress:
-        task = progress.add_task(f"{job.model}", total=calls(settings, repeats, warmup, memory))
+        task = progress.add_task(name, total=calls(settings, repeats, warmup, memory))
         found = run(job, settings, repeats, warmup, memory, device, _command(), on_call=lambda: progress.advance(task))
-    console().print(report.table(found))
+    console().print(table(found))
     _write(found, json, csv, plot)
 
 

@@ -56,7 +56,7 @@ def evaluate(
     from foveate.evals.evaluate import Plan, illustrate
 
     plan = Plan(
-        **_common(model, method, keep), data=data, metric=metric, limit=limit, batch=batch, prompt=prompt,
+        **common_options(model, method, keep), data=data, metric=metric, limit=limit, batch=batch, prompt=prompt,
         max_new_tokens=max_new_tokens, skip_bad=skip_bad, out=out, seed=seed, dtype=dtype, device=device,
         attention=attention,
     )  # fmt: skip
@@ -67,7 +67,7 @@ def evaluate(
     typer.echo(f"{out.resolve()}: results.jsonl, summary.json, summary.csv{', pareto.png, report.html' * report}")
 
 
-def _common(model: str | None, method: list[str], keep: list[str]) -> dict[str, Any]:
+def common_options(model: str | None, method: list[str], keep: list[str]) -> dict[str, Any]:
     from foveate import zoo
     from foveate.bench.settings import grid, parse_keeps
 

@@ -42,7 +42,7 @@ def tune(
     from foveate.evals.tune import choose, judge, tuned
 
     plan = Plan(
-        **common._common(model, method, keep), data=data, metric=metric, limit=limit, batch=batch, prompt=prompt,
+        **common.common_options(model, method, keep), data=data, metric=metric, limit=limit, batch=batch, prompt=prompt,
         max_new_tokens=max_new_tokens, skip_bad=skip_bad, out=out, seed=seed, dtype=dtype, device=device,
         attention=attention,
     )  # fmt: skip
@@ -53,10 +53,8 @@ def tune(
     found = evaluation.found | {"min_retention": min_retention}
     write_text(write, tuned(chosen, verdicts, plan.settings, found).to_json())
     row = chosen.row
-    typer.echo(
-        f"{write.resolve()}: {row['description']}, retains {row['retention']:.1%} "
-        f"(at least {row['retention_low']:.1%}) with {row['kept']:.1%} of the visual tokens"
-    )
+    kept = f"{row['retention']:.1%} (at least {row['retention_low']:.1%})"
+    typer.echo(f"{write.resolve()}: {row['description']}, retains {kept} with {row['kept']:.1%} of the visual tokens")
 
 
 def _table(verdicts: Sequence[Verdict], min_retention: float) -> Table:

@@ -92,23 +92,23 @@ def evaluate(
     with Store(plan.out / "results.jsonl", runner.identity(plan.model, subject, task, plan.prompt)) as store:
         done = runner.run(subject, task, plan.settings, store, plan.batch, plan.skip_bad, on_answers)
         answers = collect(store, keys, task.ids, plan.metric)
-        found: dict[str, Any] = {
-            "format": "foveate.eval/1",
-            "command": command,
-            "run": store.identity,
-            "metric": plan.metric,
-            "limit": plan.limit,
-            "batch": plan.batch,
-            "seed": plan.seed,
-            "environment": facts(model),
-            "definitions": DEFINITIONS,
-            "computed_now": done.computed,
-            "skipped": done.skipped,
-            "results": summarise(answers, plan.seed),
-        }
+    more = {"command": command, "run": store.identity, "environment": facts(model)}
+    found = _found(plan, answers) | more | {"computed_now": done.computed, "skipped": done.skipped}
     write_text(plan.out / "summary.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     write_text(plan.out / "summary.csv", _csv(found["results"]))
     return Evaluation(found, answers, task, subject, plan.settings)
+
+
+def _found(plan: Plan, answers: Sequence[Answers]) -> dict[str, Any]:
+    return {
+        "format": "foveate.eval/1",
+        "metric": plan.metric,
+        "limit": plan.limit,
+        "batch": plan.batch,
+        "seed": plan.seed,
+        "definitions": DEFINITIONS,
+        "results": summarise(answers, plan.seed),
+    }
 
 
 def illustrate(evaluation: Evaluation, out: Path) -> None:

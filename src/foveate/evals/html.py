@@ -21,7 +21,7 @@ CASES = 3
 
 
 def groups(
-    subject: Subject, task: Task, settings: Sequence[Setting], answers: Sequence[Answers], seed_cases: int = CASES
+    subject: Subject, task: Task, settings: Sequence[Setting], answers: Sequence[Answers], most: int = CASES
 ) -> list[dict[str, Any]]:
     """Pictures of cases: lost to pruning (worst), won by it, and right with the fewest tokens (best).
 
@@ -34,7 +34,7 @@ def groups(
         for setting, one in zip(settings[1:], others, strict=True):
             loss = better * (reference.scores - one.scores)
             order = sorted((i for i in range(len(loss)) if loss[i] >= 0.5), key=lambda i: -loss[i])
-            cases += [c for i in order[:seed_cases] if (c := _case(subject, task, setting, reference, one, i))]
+            cases += [c for i in order[:most] if (c := _case(subject, task, setting, reference, one, i))]
         found.append({"title": title, "cases": cases})
     frugal = []
     for setting, one in zip(settings[1:], others, strict=True):

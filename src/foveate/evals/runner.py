@@ -90,19 +90,16 @@ def run(
     done, warm = Run([]), False
     for start in range(0, len(task.ids), batch):
         ids = task.ids[start : start + batch]
-        open_ = [m for m in methods if any((m[0], sample) not in store for sample in ids)]
-        on_answers(len(ids) * (len(methods) - len(open_)))
-        if not open_:
-            continue
-        rows = _read(task.samples[start : start + batch], skip_bad, done.skipped)
+        missing = [m for m in methods if any((m[0], sample) not in store for sample in ids)]
+        rows = _read(task.samples[start : start + batch], skip_bad, done.skipped) if missing else []
+        on_answers(len(ids) * (len(methods) - (len(missing) if rows else 0)))
         if not rows:
-            on_answers(len(ids) * len(open_))
             continue
         inputs = build_batch(subject.model, subject.processor, [(images, s.question) for s, images in rows])
         if not warm:
             _warm_up(subject, inputs, [method for _, _, method in methods])
             warm = True
-        for key, setting, method in open_:
+        for key, setting, method in missing:
             texts, trace = answer(subject, inputs, method)
             store.append(_records(key, setting, [s for s, _ in rows], texts, trace))
             done.computed += len(rows)
