@@ -10,9 +10,7 @@ import typer
 
 def zoo(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, log.jsonl and the finished model.")],
-    config: Annotated[
-        str, typer.Option(help="A YAML file, or the name of one in the package.")
-    ] = "qwen2_5_vl.yaml",
+    config: Annotated[str, typer.Option(help="A YAML file, or the name of one in the package.")] = "qwen2_5_vl.yaml",
 ) -> None:
     """Train a small model on rendered scenes. Run the same command again to resume."""
     from foveate.zoo.train import train
