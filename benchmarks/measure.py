@@ -22,13 +22,13 @@ from foveate.bench.page import write_page
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 
-BENCH = "--method vitcop --method downsample --keep 1/2,1/3,2/9,1/9 --new-tokens 16 --repeats 7"
+BENCH = "--method vitcop --method downsample --keep 1/3,1/9 --new-tokens 16"
 COMMANDS = {
-    "mid-llava": f"foveate bench --model mid-llava {BENCH}",
-    "mid-qwen2.5-vl": f"foveate bench --model mid-qwen2.5-vl {BENCH}",
-    "mid-qwen2.5-vl-2304": "foveate bench --model mid-qwen2.5-vl --tokens 2304 --method vitcop --keep 1/3,1/9 "
-    "--new-tokens 16 --repeats 5 --warmup 1",
-    "scenes-bench": f"foveate bench --tokens 144 {BENCH}",
+    "mid-llava": f"foveate bench --model mid-llava {BENCH} --repeats 5",
+    "mid-qwen2.5-vl": f"foveate bench --model mid-qwen2.5-vl {BENCH} --repeats 5",
+    "mid-qwen2.5-vl-2304": "foveate bench --model mid-qwen2.5-vl --tokens 2304 --method vitcop --keep 1/9 "
+    "--new-tokens 16 --repeats 3 --warmup 1",
+    "scenes-bench": f"foveate bench --tokens 144 {BENCH} --repeats 9",
     "scenes-eval": "foveate eval --data scenes:test --method vitcop --method random --method downsample "
     "--keep 1/2,1/3,2/9,1/9 --limit 270 --batch 8 --out runs/scenes-test",
 }
