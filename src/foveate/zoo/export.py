@@ -26,5 +26,7 @@ def export(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, family:
         limits = {"shortest_edge": 112 * 112, "longest_edge": LARGEST_SIDE * LARGEST_SIDE}
         settings = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
         Qwen2VLImageProcessorPil(size=limits, **settings).save_pretrained(partial)
+    for file in partial.iterdir():
+        file.chmod(0o644)  # safetensors writes for the owner only; a package is read by everyone
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
