@@ -60,7 +60,7 @@ def expected_kv_bytes(model: Any, trace: PrefillTrace) -> int:
 def measure(name: str, tokens: int, dtype: torch.dtype, device: str, repeats: int) -> dict[str, Any]:
     model = build(name, tokens, dtype, device)
     inputs = random_prompt(model, tokens)
-    ratios: dict[str, list[float]] = {"keep_all": [], "speed_up": [], "selecting": []}
+    ratios: dict[str, list[float]] = {"keep_all": [], "speed_up": [], "selecting": [], "reading": []}
     with torch.inference_mode():
         for repeat in range(repeats + 1):
             stock = forward_seconds(model, inputs)
@@ -72,6 +72,7 @@ def measure(name: str, tokens: int, dtype: torch.dtype, device: str, repeats: in
             ratios["keep_all"].append(same / stock)
             ratios["speed_up"].append(unpruned.prefill.ms / pruned.prefill.ms)
             ratios["selecting"].append(pruned.selecting.ms / pruned.prefill.ms)
+            ratios["reading"].append(pruned.tapping.ms / pruned.vision.ms)
     if pruned.kv_bytes != expected_kv_bytes(model, pruned):
         raise SystemExit(f"KV bytes {pruned.kv_bytes} differ from the expected {expected_kv_bytes(model, pruned)}")
     geometry = Geometry.of(model.config)
@@ -88,6 +89,7 @@ def measure(name: str, tokens: int, dtype: torch.dtype, device: str, repeats: in
         "selecting_share_of_unpruned_prefill": statistics.median(
             s / u for s, u in zip(ratios["selecting"], ratios["speed_up"], strict=True)
         ),
+        "reading_share_of_vision_tower": statistics.median(ratios["reading"]),
         "average_visual_tokens": statistics.mean(pruned.alive_per_layer()),
         "kv_bytes": pruned.kv_bytes,
         "kv_bytes_unpruned": pruned.kv_bytes_unpruned,
@@ -107,21 +109,23 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
-    head = (
-        f"{'model':16} {'tokens':>6} {'keep=1/stock':>12} {'speed-up':>9} {'ideal':>6} {'achieved':>8} {'selecting':>9}"
-    )
-    print(head)
+    columns = ("keep=1/stock", "speed-up", "ideal", "achieved", "selecting", "reading")
+    print(f"{'model':16} {'tokens':>6} " + " ".join(f"{name:>12}" for name in columns))
     for name in options.models:
         for tokens in options.tokens:
             found = measure(name, tokens, getattr(torch, options.dtype), options.device, options.repeats)
             rows.append(found)
-            print(
-                f"{name:16} {tokens:6d} {found['keep_all_over_stock']:12.3f} {found['prefill_speed_up']:8.2f}x "
-                f"{found['prefill_flops_ratio']:5.2f}x {found['achieved_over_ideal']:8.2f} "
-                f"{found['selecting_share_of_pruned_prefill']:8.1%}   "
-                f"KV {found['kv_bytes'] / found['kv_bytes_unpruned']:.1%} of unpruned, exact",
-                flush=True,
+            numbers = (
+                f"{found['keep_all_over_stock']:.3f}",
+                f"{found['prefill_speed_up']:.2f}x",
+                f"{found['prefill_flops_ratio']:.2f}x",
+                f"{found['achieved_over_ideal']:.2f}",
+                f"{found['selecting_share_of_pruned_prefill']:.1%}",
+                f"{found['reading_share_of_vision_tower']:.1%}",
             )
+            share = found["kv_bytes"] / found["kv_bytes_unpruned"]
+            line = " ".join(f"{number:>12}" for number in numbers)
+            print(f"{name:16} {tokens:6d} {line}   KV {share:.1%} of unpruned, exact", flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 

@@ -217,3 +217,40 @@ def test_flash_attention_semantics(tiny: Tiny) -> None:
         tiny.model.set_attn_implementation("sdpa")
     assert torch.equal(found, expected)
     assert (again - logits).abs().max() < 1e-4
+
+
+def test_received_attention_is_that_of_the_tower(tiny_qwen: Tiny) -> None:
+    """Against the tower's own eager attention, in raster order, for images of different size."""
+    from foveate.core.attention import received_attention
+    from foveate.core.method import Tap
+    from foveate.families import adapt
+    from foveate.families.qwen2_5_vl import window_order
+
+    family, seen = adapt(tiny_qwen.model), {}
+    tap = Tap("received")
+    attention = family.attention_module(family.parts.blocks[family.block_of(tap)])
+
+    def keep(module, args, kwargs):  # type: ignore[no-untyped-def]
+        seen["found"] = family.read_attention(tap, module, args, kwargs, grids)
+        hidden, (cos, sin) = args[0], kwargs["position_embeddings"]
+        q, k, _ = module.qkv(hidden).reshape(len(hidden), 3, module.num_heads, -1).permute(1, 2, 0, 3)
+        seen["qk"] = [x * cos + torch.cat([-x[..., 8:], x[..., :8]], -1) * sin for x in (q, k)]
+
+    inputs = tiny_qwen.batch([[2, (4, 6), 3, (6, 4), 1]])
+    grids = family.incoming(inputs)["image"]
+    handle = attention.register_forward_pre_hook(keep, with_kwargs=True)
+    with torch.no_grad():
+        tiny_qwen.model(**inputs)
+        handle.remove()
+        start = 0
+        for grid, found in zip(grids, seen["found"], strict=True):
+            q, k = (x[:, start : start + 4 * grid.size] for x in seen["qk"])
+            received = (q @ k.transpose(1, 2) / 4).softmax(-1).mean(1).sum(0).reshape(-1, 4).mean(1)
+            raster = torch.empty_like(received)
+            raster[window_order(grid, 2)] = received
+            assert torch.allclose(found, raster, atol=1e-6)
+            start += 4 * grid.size
+        sampled = received_attention(*seen["qk"], 0.25, [96, 96], max_queries=48)
+        every = received_attention(*seen["qk"], 0.25, [96, 96])
+    assert torch.allclose(sampled.split(96)[0].sum(), every.split(96)[0].sum(), atol=1e-4)
+    assert torch.corrcoef(torch.stack([sampled, every]))[0, 1] > 0.8

@@ -17,6 +17,8 @@ def golden_path(name: str) -> Path:
     """Folder or file `name` of the fixtures; skips the test where they are not installed."""
     path = GOLDEN / name
     if not path.exists():
+        path = Path(__file__).parents[1] / "golden" / name  # the small ones travel with the tests
+    if not path.exists():
         pytest.skip(f"reference fixtures not found: {path} (set FOVEATE_GOLDEN to their folder)")
     return path
 

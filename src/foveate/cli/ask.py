@@ -130,6 +130,7 @@ def table(runs: list[Answer]) -> Table:
     rows.add_row("average per layer", *(f"{trace.keep_ratio:.1%}" for trace in last))
     rows.add_row("KV cache bytes", *(f"{trace.kv_bytes:,} ({_share(trace)})" for trace in last))
     rows.add_row("vision tower ms", *(f"{trace.vision.ms:.1f}" for trace in last))
+    rows.add_row("of it reading ms", *(f"{trace.tapping.ms:.1f}" for trace in last))
     rows.add_row("LLM prefill ms", *(f"{trace.prefill.ms:.1f}" for trace in last))
     rows.add_row("of it selecting ms", *(f"{trace.selecting.ms:.1f}" for trace in last))
     return rows

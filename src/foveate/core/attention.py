@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 CHUNK_BYTES = 64 * 1024 * 1024
 """Upper bound for one float32 block of attention scores."""
+MAX_QUERIES = 1024
+"""Queries per image that attention received is averaged over."""
 
 
 def attention_rows(q: Tensor, k: Tensor, scale: float, allowed: Tensor | None) -> Tensor:
@@ -36,10 +38,13 @@ def attention_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
     return (grouped @ k.float().transpose(1, 2) * scale).reshape(heads, queries, k.shape[1])
 
 
-def received_attention(q: Tensor, k: Tensor, scale: float, segments: Sequence[int]) -> Tensor:
-    """How much attention every token receives, summed over queries and heads, mean over queries.
+def received_attention(
+    q: Tensor, k: Tensor, scale: float, segments: Sequence[int], max_queries: int = MAX_QUERIES
+) -> Tensor:
+    """How much attention every token receives, summed over heads, mean over queries.
 
-    Queries are processed in chunks of bounded memory; each only sees the keys of its own segment.
+    Queries are processed in chunks of bounded memory; each only sees the keys of its own segment. In segments longer
+    than `max_queries` evenly spaced queries stand for all, so that reading stays cheap beside the block itself.
 
     Args:
         q, k: `[H, S, d]`.
@@ -52,12 +57,13 @@ def received_attention(q: Tensor, k: Tensor, scale: float, segments: Sequence[in
     start = 0
     for length in segments:
         own = slice(start, start + length)
-        step = max(1, CHUNK_BYTES // (4 * q.shape[0] * length))
+        asking = q[:, start : start + length : -(-length // max_queries)]
         keys = k[:, own].float().transpose(1, 2)
-        for first in range(start, start + length, step):
-            block = q[:, first : min(first + step, start + length)].float() * scale
+        step = max(1, CHUNK_BYTES // (4 * q.shape[0] * length))
+        for first in range(0, asking.shape[1], step):
+            block = asking[:, first : first + step].float() * scale
             out[own] += (block @ keys).softmax(-1).sum((0, 1))
-        out[own] /= length
+        out[own] /= asking.shape[1]
         start += length
     return out
 

@@ -40,7 +40,8 @@ def attention_reader(tap: Tap) -> PreHook:
     def read(session: Session, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> None:
         local = session.local
         if tap in session.taps:
-            local.readings[tap] = session.family.read_attention(tap, module, args, kwargs, local.grids)
+            with local.tapping.span(next(module.parameters()).device):
+                local.readings[tap] = session.family.read_attention(tap, module, args, kwargs, local.grids)
 
     return read
 
@@ -51,7 +52,8 @@ def hidden_reader(tap: Tap) -> PostHook:
         hidden = output[0] if isinstance(output, tuple) else output
         local = session.local
         if tap in session.taps:
-            local.readings[tap] = session.family.read_hidden(hidden, local.grids)
+            with local.tapping.span(hidden.device):
+                local.readings[tap] = session.family.read_hidden(hidden, local.grids)
 
     return read
 

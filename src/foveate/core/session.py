@@ -66,6 +66,7 @@ class Local(threading.local):
         self.readings: dict[Tap, list[Tensor]] = {}
         self.started: float | torch.cuda.Event | None = None
         self.vision = Stopwatch()
+        self.tapping = Stopwatch()
 
 
 @dataclass(eq=False)
@@ -90,8 +91,8 @@ class Session:
 
     def new_trace(self) -> PrefillTrace:
         prefill = PrefillTrace(self.trace.method, self.trace.layers)
-        prefill.vision = self.local.vision
-        self.local.vision = Stopwatch()
+        prefill.vision, prefill.tapping = self.local.vision, self.local.tapping
+        self.local.vision, self.local.tapping = Stopwatch(), Stopwatch()
         if self.attached:  # a server runs for weeks: remember the last prefill only
             self.trace.prefills.clear()
         self.trace.prefills.append(prefill)

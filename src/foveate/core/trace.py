@@ -60,7 +60,8 @@ class PrefillTrace:
         layers: number of decoder layers.
         kv_bytes: bytes of all key and value tensors right after this prefill (0 without a cache).
         kv_bytes_unpruned: what the same cache would hold with nothing dropped.
-        selecting, prefill, vision: stopwatches.
+        vision, prefill: stopwatches of the tower and of the language model; `tapping` and `selecting` are the shares
+            of them that reading the tower and choosing tokens took.
     """
 
     method: str
@@ -76,6 +77,7 @@ class PrefillTrace:
     selecting: Stopwatch = field(default_factory=Stopwatch)
     prefill: Stopwatch = field(default_factory=Stopwatch)
     vision: Stopwatch = field(default_factory=Stopwatch)
+    tapping: Stopwatch = field(default_factory=Stopwatch)
 
     def begin(self, layout: Layout) -> None:
         self.rows, self.past, self.length = layout.rows, layout.past, layout.length
@@ -134,6 +136,7 @@ class PrefillTrace:
             "kv_bytes": self.kv_bytes,
             "kv_bytes_unpruned": self.kv_bytes_unpruned,
             "select_ms": self.selecting.ms,
+            "tap_ms": self.tapping.ms,
             "vision_ms": self.vision.ms,
             "prefill_ms": self.prefill.ms,
             "rows": [self._row(row) for row in range(self.rows)],
