@@ -67,6 +67,12 @@ def steps_done(out: Path, stage: str) -> int:
     return state["step"] if state else 0
 
 
+def further(trained: Path) -> dict:
+    """Goes on from trained weights with a stage V for the heads alone and nothing after it."""
+    vision = TINY["vision"] | {"steps": 2, "tower_rate": 0.0}
+    return TINY | {"start": str(trained), "vision": vision, "language": TINY["language"] | {"steps": 0}}
+
+
 def test_killed_training_resumes_to_the_same_weights(tmp_path):
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(TINY))
@@ -93,6 +99,12 @@ def test_killed_training_resumes_to_the_same_weights(tmp_path):
     assert expected.keys() == resumed.keys()
     for name, value in expected.items():
         torch.testing.assert_close(resumed[name].float(), value.float(), atol=1e-3, rtol=1e-2)
+    recipe.write_text(yaml.safe_dump(further(tmp_path / "whole" / "tiny")))
+    more = start(recipe, tmp_path / "further")
+    _, errors = more.communicate(timeout=240)
+    assert more.returncode == 0, errors
+    kept = load_file(tmp_path / "further" / "tiny" / "model.safetensors")
+    assert all(torch.equal(kept[name], value) for name, value in expected.items())
     stages = [json.loads(line)["stage"] for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()]
     assert {"vision", "language"} <= set(stages)
 

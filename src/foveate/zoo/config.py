@@ -77,7 +77,10 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class ZooConfig:
-    """A whole recipe. `tower` and `text` go to the stock configuration classes."""
+    """A whole recipe. `tower` and `text` go to the stock configuration classes.
+
+    `start` names trained weights to go on from; stage V then serves to teach the heads (`tower_rate: 0`).
+    """
 
     name: str
     family: str
@@ -90,6 +93,7 @@ class ZooConfig:
     checkpoint_seconds: float = 60.0
     evaluate_every: int = 500
     teacher: str = ""
+    start: str = ""
     image_size: int = 0
 
 

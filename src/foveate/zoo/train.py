@@ -86,6 +86,9 @@ def train_model(config: ZooConfig, trainer: Trainer) -> tuple[Any, Prompts]:
     """The recipe: the tower alone, then everything on questions."""
     prompts = Prompts(build())
     model, encoder, teacher = build_model(config, prompts)
+    if config.start:
+        trained = type(model).from_pretrained(resolve(config.start), dtype=torch.float32)
+        model.load_state_dict(trained.state_dict())
     heads = DenseHeads(config.text["hidden_size"])
     vision = VisionStage(config, encoder, heads)
     trainer.run(vision)
@@ -93,10 +96,11 @@ def train_model(config: ZooConfig, trainer: Trainer) -> tuple[Any, Prompts]:
         dist.barrier()
     load_modules(trainer.out / "vision.pt", vision.modules())
     torch.manual_seed(config.seed + 1)
-    scale_features(encoder)
-    if teacher is None:
-        name_words(model.model.language_model.embed_tokens, heads, prompts.tokenizer)
-    else:
-        llava.copy_text(model, teacher)
+    if not config.start:
+        scale_features(encoder)
+        if teacher is None:
+            name_words(model.model.language_model.embed_tokens, heads, prompts.tokenizer)
+        else:
+            llava.copy_text(model, teacher)
     trainer.run(LanguageStage(config, model, encoder, heads, prompts))
     return model, prompts
