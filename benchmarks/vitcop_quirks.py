@@ -1,0 +1,91 @@
+"""What each deliberate difference from ViTCoP's published code does to accuracy on the built-in scenes.
+
+    python benchmarks/vitcop_quirks.py --n 270 --keep 0.3333 0.1111
+
+The renumbered positions of the published code exist for one-dimensional positions only (LLaVA) and are not measured on
+a Qwen2.5-VL model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+
+import foveate
+from foveate import scenes, zoo
+from foveate.bench.environment import facts
+from foveate.core.selection import Selection
+from foveate.core.view import View
+from foveate.maths.clustering import density_peaks
+from foveate.maths.copruning import select_and_merge
+from foveate.methods import ViTCoP
+from foveate.zoo.reader import Reader
+
+
+@dataclass(frozen=True)
+class AddTarget(ViTCoP):
+    """A merged token is its target plus the group's mean, as published."""
+
+    def _co_prune(self, view: View, norm: torch.Tensor, budget: int) -> Selection:
+        labels = view.memo["labels"][view.index]
+        return select_and_merge(norm, labels, budget, add_target=True)
+
+
+@dataclass(frozen=True)
+class OwnCluster(ViTCoP):
+    """Tokens without a cluster form one of their own, as published."""
+
+    def _filter(self, view: View, count: int) -> torch.Tensor:
+        kept = super()._filter(view, count)
+        keys = view.tap(self.taps(view.info)[0]).float()[kept]
+        side = max(view.grid.h, view.grid.w)
+        labels = density_peaks(keys, view.positions()[kept, 1:] / side, self.shares(view.info)[1])
+        view.memo["labels"][kept] = labels
+        return kept
+
+
+VARIANTS = {
+    "default": ViTCoP,
+    "merge adds the target (published)": AddTarget,
+    "unlabelled tokens are a cluster (published)": OwnCluster,
+    "saliency: key norm instead of attention received": lambda keep: ViTCoP(keep, saliency="key_norm"),
+}
+
+
+def accuracy(reader: Reader, samples: list[Any], method: Any, batch: int, what: str) -> float:
+    right = 0
+    for start in track(range(0, len(samples), batch), what, transient=True):
+        part = samples[start : start + batch]
+        with foveate.prune(reader.model, method):
+            right += sum(a == s.answer for a, s in zip(reader.answers(part), part, strict=True))
+    return 100 * right / len(samples)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=zoo.DEFAULT)
+    parser.add_argument("--n", type=int, default=270)
+    parser.add_argument("--keep", type=float, nargs="*", default=[1 / 3, 1 / 9])
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    reader = Reader.load(options.model)
+    samples = list(scenes.load("test", options.n))
+    found: dict[str, Any] = {"unpruned": accuracy(reader, samples, None, options.batch, "unpruned")}
+    print(f"unpruned: {found['unpruned']:.1f} % of {options.n}")
+    for keep in options.keep:
+        for name, variant in VARIANTS.items():
+            found[f"{name}, keep {keep:.4f}"] = score = accuracy(reader, samples, variant(keep), options.batch, name)
+            print(f"keep {keep:.4f}  {name}: {score:.1f} %", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps({"facts": facts(reader.model), "n": options.n, "accuracy": found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
