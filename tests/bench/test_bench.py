@@ -233,3 +233,12 @@ def test_prepare_reads_an_image(tmp_path: Path) -> None:
     subject = prepare(job)
     assert "112 x 112" in subject.prompt
     assert (subject.inputs["input_ids"] == subject.model.config.image_token_id).sum() == 16
+
+
+def test_peak_memory_is_drawn_where_it_was_measured(found: dict) -> None:
+    pytest.importorskip("matplotlib")
+    from foveate.bench.plot import figure
+
+    weighed = found | {"results": [row | {"peak_bytes": 5_000_000} for row in found["results"]]}
+    assert len(figure(found).axes) == 3
+    assert list(figure(weighed).axes[3].lines[0].get_ydata()) == [5.0, 5.0]

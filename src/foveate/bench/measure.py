@@ -21,7 +21,7 @@ from foveate.core.method import Method
 from foveate.core.trace import PrefillTrace
 
 TIMES = {
-    "vision_ms": "vision tower with projector input, per call",
+    "vision_ms": "vision tower, what a method reads there included",
     "select_ms": "choosing and gathering tokens, inside the prefill",
     "prefill_ms": "the language model's decoder layers over the prompt, selection included",
     "first_token_ms": "from calling generate to the first token",

@@ -20,14 +20,19 @@ def figure(found: dict[str, Any]) -> Any:
     except ImportError as error:
         raise MissingExtraError("Plots need matplotlib: pip install 'foveate[eval]'.") from error
     run, where = found["run"], found["environment"]
-    drawn = Figure(figsize=(13, 4.2), layout="constrained")
-    left, middle, right = drawn.subplots(1, 3)
+    weighed = all(row["peak_bytes"] is not None for row in found["results"])
+    drawn = Figure(figsize=(17 if weighed else 13, 4.2), layout="constrained")
+    panels = list(drawn.subplots(1, 4 if weighed else 3))
+    left, middle, right = panels[:3]
     for axes, name, title in ((left, "prefill_ms", "LLM prefill"), (middle, "first_token_ms", "time to first token")):
         _lines(axes, found, lambda row, name=name: _ms(row, name))
         axes.set(title=title, ylabel="ms (median, min-max)", ylim=(0, None))
     _lines(right, found, lambda row: (row["kv_bytes"] / 1e6, 0, 0))
     right.set(title="KV cache after the prefill", ylabel="MB", ylim=(0, None))
-    for axes in (left, middle, right):
+    if weighed:
+        _lines(panels[3], found, lambda row: (row["peak_bytes"] / 1e6, 0, 0))
+        panels[3].set(title=f"peak memory ({'CUDA' if 'gpu' in where else 'process'}, weights included)", ylabel="MB")
+    for axes in panels:
         axes.set(xlabel="visual tokens kept, average over layers (%)", xlim=(0, 105))
         axes.grid(alpha=0.3)
     left.legend(fontsize=8)
