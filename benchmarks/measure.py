@@ -11,6 +11,7 @@ An evaluation that was stopped continues where it stopped.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import shutil
 import subprocess
@@ -39,7 +40,8 @@ def measure(name: str) -> None:
     command = shlex.split(COMMANDS[name])
     is_bench = command[1] == "bench"
     if is_bench:
-        command += ["--json", str(RESULTS / f"{name}.json"), "--plot", str(RESULTS / f"{name}.png")]
+        stem = os.path.relpath(RESULTS / name)  # the command goes into the report: no absolute paths
+        command += ["--json", f"{stem}.json", "--plot", f"{stem}.png"]
     print(f"$ {shlex.join(command)}", flush=True)
     subprocess.run([sys.executable, "-c", "from foveate.cli import main; main()", *command[1:]], check=True)
     if not is_bench:
