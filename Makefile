@@ -34,7 +34,7 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/overhead.py --json benchmarks/overhead.json
-	$(BIN)/python benchmarks/measure.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/measure.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

@@ -73,7 +73,6 @@ class PrefillTrace:
     groups: list[GroupTrace] = field(default_factory=list)
     kv_bytes: int = 0
     kv_bytes_unpruned: int = 0
-    compacted_from: int | None = None
     selecting: Stopwatch = field(default_factory=Stopwatch)
     prefill: Stopwatch = field(default_factory=Stopwatch)
     vision: Stopwatch = field(default_factory=Stopwatch)
