@@ -3,7 +3,8 @@
     python benchmarks/glimpse_accuracy.py --markdown glimpse_accuracy.md
     python benchmarks/glimpse_accuracy.py --module boxes=runs/boxes --module distillation=runs/distillation
 
-Every module runs dynamically and capped. The reference is the first module's dynamic run: ViTCoP, Random and
+Every module runs dynamically, capped, and once with a single token left: what the layers before have already carried
+into the text. The reference is the first module's dynamic run: ViTCoP, Random and
 Downsample get its *average over decoder layers*, and once more the share of tokens it leaves *after its pruning
 layer*, which is what stays in the cache. The run continues from `--json` where it was stopped.
 """
@@ -77,6 +78,7 @@ class Run:
         reference = self.report["records"][f"GlimpsePrune, {next(iter(self.modules))}"]
         for name, folder in self.modules.items():
             self.measure(f"GlimpsePrune, {name}, at most {self.cap:.3f}", GlimpsePrune(folder, max_keep=self.cap))
+            self.measure(f"GlimpsePrune, {name}, one token", GlimpsePrune(folder, threshold=1.0, min_keep=1))
         for column in self.baselines:
             keep = round(mean(reference[column]), 4)
             self.measure(f"ViTCoP({keep})", ViTCoP(keep=keep))
