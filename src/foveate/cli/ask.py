@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from foveate.core.method import Method
-from foveate.core.trace import Trace
+from foveate.core.trace import PrefillTrace, Trace
 
 
 def ask(
@@ -85,6 +85,12 @@ class Answer:
     text: str
     trace: Trace
 
+    @property
+    def prefill(self) -> PrefillTrace:
+        """The run of median prefill time (all runs of one question keep the same tokens)."""
+        runs = sorted(self.trace.prefills, key=lambda prefill: prefill.prefill.ms)
+        return runs[len(runs) // 2] if runs else self.trace.last
+
 
 def build_inputs(model: Any, processor: Any, images: list[Any], question: str) -> dict[str, Any]:
     """Model inputs for one user turn with images, on the model's device and in its dtype."""
@@ -105,13 +111,13 @@ def build_inputs(model: Any, processor: Any, images: list[Any], question: str) -
 def answer(
     model: Any, processor: Any, inputs: dict[str, Any], method: Method | None, tokens: int, warm_up: bool
 ) -> Answer:
-    """Greedy answer; with `warm_up` the times do not contain one-off costs of the first call."""
+    """Greedy answer; with `warm_up` the question is read four times, so that the median time is a typical one."""
     import torch
 
     import foveate
 
     with foveate.prune(model, method) as trace, torch.inference_mode():
-        if warm_up:
+        for _ in range(3 if warm_up else 0):
             model.generate(**inputs, max_new_tokens=1, do_sample=False)
         out = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
     new = out[:, inputs["input_ids"].shape[1] :]
@@ -124,7 +130,7 @@ def table(runs: list[Answer]) -> Table:
     from foveate.show.text import chain
 
     rows = Table("", *(run.name for run in runs), show_header=len(runs) > 1, box=None, pad_edge=False)
-    last = [run.trace.last for run in runs]
+    last = [run.prefill for run in runs]
     rows.add_row("answer", *(f"[bold]{run.text}[/bold]" for run in runs))
     rows.add_row("visual tokens", *(chain(trace) for trace in last))
     rows.add_row("average per layer", *(f"{trace.keep_ratio:.1%}" for trace in last))
