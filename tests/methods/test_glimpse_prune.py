@@ -1,0 +1,79 @@
+"""GlimpsePrune in every form of `generate`; its numbers are checked against the official ones elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import foveate
+from foveate.errors import CheckpointError, ConfigurationError
+from foveate.glimpse import GlimpseModule
+from foveate.methods import GlimpsePrune
+from tests.core.test_multiturn import follow_up, union
+from tests.reference import generate, masked_logits
+from tests.tiny import Tiny, make_tiny
+
+ROWS = [[3, (4, 4), 5], [2, (4, 6), 3, (2, 4), 4], [7]]
+
+
+def method(tiny: Tiny, keep: float = 0.4) -> GlimpsePrune:
+    return GlimpsePrune.example(keep, tiny.model)
+
+
+def test_without_a_cache_the_first_token_is_the_same(tiny: Tiny) -> None:
+    inputs = tiny.batch(ROWS)
+    with foveate.prune(tiny.model, method(tiny)), torch.no_grad():
+        cached = tiny.model(**inputs, use_cache=True).logits[:, -1]
+        free = tiny.model(**inputs, use_cache=False).logits[:, -1]
+    assert torch.allclose(cached, free, atol=1e-4)
+
+
+def test_beams_score_what_they_say(tiny: Tiny) -> None:
+    inputs = tiny.batch(ROWS[:1])
+    with foveate.prune(tiny.model, method(tiny)) as trace:
+        out = tiny.model.generate(
+            **inputs, max_new_tokens=4, num_beams=3, do_sample=False, output_scores=True,
+            return_dict_in_generate=True, length_penalty=0.0,
+        )  # fmt: skip
+    seen = trace.to_dict()
+    seen["rows"] = seen["rows"][:1]
+    tokens = out.sequences[:, -4:]
+    logits = masked_logits(tiny.model, inputs, seen, list(tokens.unbind(1)), compact=True)
+    scores = sum(x.log_softmax(-1).gather(1, tokens[:, i : i + 1])[:, 0] for i, x in enumerate(logits))
+    assert torch.allclose(scores, out.sequences_scores, atol=1e-3)
+
+
+def test_an_image_of_a_later_turn(tiny: Tiny) -> None:
+    first = tiny.batch([[3, (4, 4), 5]])
+    with foveate.prune(tiny.model, method(tiny)) as trace:
+        one = tiny.model.generate(**first, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+        inputs = follow_up(tiny, first, one, [[4, (4, 6), 3]])
+        two = tiny.model.generate(
+            **inputs, max_new_tokens=2, do_sample=False, return_dict_in_generate=True,
+            past_key_values=one.past_key_values,
+        )  # fmt: skip
+    cache = two.past_key_values
+    kept = union(trace.prefills[0].to_dict(), trace.prefills[1].to_dict())["rows"][0]["kept"]
+    visual = int((inputs["input_ids"] == 90).sum())
+    assert 0 < len(kept) < visual
+    lengths = {cache.physical_length(layer) for layer in range(len(cache))}
+    assert lengths == {cache.get_seq_length() - visual + len(kept)}
+
+
+def test_backends_agree() -> None:
+    for family in ("llava", "qwen2_5_vl"):
+        found = []
+        for attention in ("eager", "sdpa"):
+            tiny = make_tiny(family, attention)
+            with foveate.prune(tiny.model, method(tiny)):
+                found.append(generate(tiny.model, tiny.batch(ROWS), 4)[1])
+        assert torch.allclose(*found, atol=1e-4)
+
+
+def test_a_module_for_another_model_is_refused(tiny_qwen: Tiny, tiny_llava: Tiny) -> None:
+    with pytest.raises(ConfigurationError, match="llava"), foveate.prune(tiny_qwen.model, method(tiny_llava)):
+        pass
+    with pytest.raises(CheckpointError):
+        GlimpsePrune("/nowhere/at/all")
+    with pytest.raises(ConfigurationError, match="anchors"):
+        GlimpsePrune(GlimpseModule.for_model(tiny_qwen.model), anchors=("middle",))
