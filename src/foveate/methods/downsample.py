@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from foveate.core.budget import Keep
-from foveate.core.method import BEFORE_LLM, Choice, Method, ModelInfo, Stage
+from foveate.core.method import Choice
 from foveate.core.selection import Merge, Selection
 from foveate.core.view import View
+from foveate.methods.base import BeforeLLM
 
 
 @dataclass(frozen=True)
-class Downsample(Method):
+class Downsample(BeforeLLM):
     """Divides the grid into rectangles of nearly equal size and replaces each by the mean of its tokens.
 
     The mean stands at the position of the rectangle's middle token.
@@ -27,20 +26,9 @@ class Downsample(Method):
 
     verified = "by its tests"
 
-    keep: float | int = 1 / 9
-
-    def __post_init__(self) -> None:
-        Keep.of(self.keep)
-
-    def stages(self, info: ModelInfo) -> Sequence[Stage]:
-        return () if Keep.of(self.keep).is_everything else (Stage(BEFORE_LLM),)
-
-    def select(self, stage: Stage, view: View) -> Choice:
+    def choose(self, view: View, count: int) -> Choice:
         frames, height, width = view.grid
-        budget = Keep.of(self.keep).size(len(view)) // frames
-        if budget >= height * width:
-            return Selection.everything(len(view), view.device)
-        rows, cols = coarse_grid(height, width, max(1, budget))
+        rows, cols = coarse_grid(height, width, max(1, count // frames))
         frame, row, col = view.positions().unbind(1)
         cell = (frame * rows + row * rows // height) * cols + col * cols // width
         return pool(cell, frames * rows * cols)
