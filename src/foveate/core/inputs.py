@@ -16,16 +16,15 @@ from foveate.errors import InputError
 
 def placeholders(family: Family, ids: Tensor | None, embeds: Tensor | None) -> dict[str, Tensor]:
     """Per modality, `[B, n]` bool on the host: where visual tokens stand. One synchronisation."""
+    given = embeds if ids is None else ids
+    if given is None or given.shape[1] == 1:  # decoding: never a placeholder, so do not wait for the device
+        return {}
     if ids is not None:
         masks = [ids == token for token in family.token_ids.values()]
-    elif embeds is not None and embeds.shape[1] > 1:  # a single embedding is a decoding step
-        table: Any = family.parts.base.get_input_embeddings()  # type: ignore[operator]
-        tokens = torch.tensor(list(family.token_ids.values()), device=embeds.device)
-        masks = [(embeds == row).all(-1) for row in table(tokens)]
     else:
-        return {}
-    if ids is not None and ids.shape[1] == 1:  # decoding: never a placeholder, so do not wait for the device
-        return {}
+        table: Any = family.parts.base.get_input_embeddings()  # type: ignore[operator]
+        tokens = torch.tensor(list(family.token_ids.values()), device=given.device)
+        masks = [(given == row).all(-1) for row in table(tokens)]
     return dict(zip(family.token_ids, torch.stack(masks).cpu(), strict=True))
 
 
