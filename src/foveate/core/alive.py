@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.layout import Group, Layout
+from foveate.core.masks import Later
 from foveate.core.method import Choice
 from foveate.core.selection import Merge, Packed, Selection, pack
 from foveate.errors import ConfigurationError
@@ -76,6 +77,22 @@ class Alive:
             if group.row == row:
                 mask[self.places(group)] = True
         return mask
+
+    def later(self, whole: Later, device: torch.device) -> Later:
+        """`whole`, about the unpruned rows, for the tokens alive now."""
+        if self.index is None:
+            return Later(whole.queries.to(device), whole.hidden.to(device))
+        index = self.index.clamp(min=0).to(device)
+        return Later(whole.queries.to(device).gather(1, index), whole.hidden.to(device).gather(1, index))
+
+    def scatter(self, hidden: Tensor) -> Tensor:
+        """Hidden states `[B, n, D]` of the living tokens -> `[B, length, D]`, zero where a token was dropped."""
+        if self.index is None:
+            return hidden
+        index, length = self.index.to(hidden.device), self.layout.length
+        places = torch.where(index >= 0, index, length)[..., None].expand_as(hidden)  # padding goes one too far
+        full = hidden.new_zeros(hidden.shape[0], length + 1, hidden.shape[2]).scatter(1, places, hidden)
+        return full[:, :length]
 
     def drop(self, selections: Sequence[Selection], probe: int = 0) -> Packed | None:
         """Apply one selection per group; returns how to re-pack the batch, or None if nothing changes.

@@ -17,13 +17,16 @@ from foveate.families import adapt
 
 
 @contextmanager
-def prune(model: nn.Module, method: Method | str | Path | None) -> Iterator[Trace]:
+def prune(model: nn.Module, method: Method | str | Path | None, *, full_length: bool = False) -> Iterator[Trace]:
     """Prune visual tokens of `model` within a `with` block.
 
     Args:
         model: a stock transformers model of a supported family; it is not changed.
         method: a configured method, the path of a `foveate.json` written by `foveate tune`, or None for no new
             pruning (a pruned KV cache can be continued).
+        full_length: return hidden states and logits of the unpruned length, zero where a token was dropped, so that
+            `labels` fit: for training. Gradients flow through; run the backward pass inside the block if layers
+            are checkpointed.
 
     Yields:
         A `Trace`, filled by every prefill inside the block.
@@ -36,7 +39,7 @@ def prune(model: nn.Module, method: Method | str | Path | None) -> Iterator[Trac
         ConfigurationError: the method's configuration does not fit the model.
         MissingTapError: the family cannot give what the method reads.
     """
-    session = _session(model, method, attached=False)
+    session = _session(model, method, attached=False, full_length=full_length)
     hooks = hooks_of(session.family.parts.base)
     hooks.acquire(session)
     open_session(session)
@@ -47,8 +50,11 @@ def prune(model: nn.Module, method: Method | str | Path | None) -> Iterator[Trac
         hooks.release(session)
 
 
-def attach(model: nn.Module, method: Method | str | Path) -> Trace:
+def attach(model: nn.Module, method: Method | str | Path, *, full_length: bool = False) -> Trace:
     """Put a method in force until `detach`, for every thread: the form for servers.
+
+    Args:
+        model, method, full_length: as in `prune`.
 
     Returns:
         A `Trace` that holds the latest prefill.
@@ -56,7 +62,7 @@ def attach(model: nn.Module, method: Method | str | Path) -> Trace:
     Raises:
         SessionError: if a method is attached already; otherwise as `prune`.
     """
-    session = _session(model, method, attached=True)
+    session = _session(model, method, attached=True, full_length=full_length)
     base = session.family.parts.base
     if any(other.attached for other in sessions_on(base)):
         raise SessionError("A method is attached to this model already; call foveate.detach(model) first.")
@@ -87,7 +93,7 @@ def read_method(path: str | Path) -> Method:
     return read(path)
 
 
-def _session(model: nn.Module, method: Method | str | Path | None, attached: bool) -> Session:
+def _session(model: nn.Module, method: Method | str | Path | None, attached: bool, full_length: bool) -> Session:
     if isinstance(method, str | Path):
         method = read_method(method)
     if method is not None and not isinstance(method, Method):
@@ -113,4 +119,5 @@ def _session(model: nn.Module, method: Method | str | Path | None, attached: boo
             )
         for tap in method.taps(family.info):
             family.block_of(tap)
-    return Session(family, method, Trace(str(method) if method else "none", family.info.layers), attached)
+    trace = Trace(str(method) if method else "none", family.info.layers)
+    return Session(family, method, trace, attached, full_length)

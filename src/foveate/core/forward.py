@@ -62,11 +62,13 @@ class ForwardPass:
         self.reader: LayerReader | None = None  # of the layer before
         self._masks: dict[tuple[Any, ...], Any] = {}
         self.probe = method.probe(family.info) if method is not None and self.stages else None
+        self.later = [method.later(layout, k) if method and self.stages else None for k in range(family.info.layers)]
         self.readings: dict[int, Reading] = {}
 
     @property
     def took_over(self) -> bool:
-        return self.alive.index is not None or (self.cache is not None and self.cache.is_pruned)
+        pruned = self.alive.index is not None or (self.cache is not None and self.cache.is_pruned)
+        return pruned or any(later is not None for later in self.later)
 
     # -- selecting ---------------------------------------------------------------------------------------
 
@@ -127,6 +129,7 @@ class ForwardPass:
         valid = self._valid(reader.layer, reader.past)
         return reader.attention(row, queries, None if valid is None else valid[row])
 
+    @torch.no_grad()
     def _read_probe(self) -> None:
         """Record the probe's attention in the layer that has just run, if the method reads it there."""
         reader = self.reader
@@ -154,10 +157,12 @@ class ForwardPass:
         """The attention mask of a layer; layers that hold the same tokens share one."""
         held = None if self.cache is None else self.cache.held(layer)
         past = 0 if self.cache is None else self.cache.physical_length(layer)
-        key = (id(held), past, self.alive.drops, hidden.device)
+        later = self.later[layer]
+        key = (id(held), past, self.alive.drops, hidden.device, id(later))
         if key not in self._masks:
             config = self.family.parts.text.config
-            self._masks[key] = causal_mask(config, hidden, past, self._valid(layer, past))
+            now = None if later is None else self.alive.later(later, hidden.device)
+            self._masks[key] = causal_mask(config, hidden, past, self._valid(layer, past), now)
         return self._masks[key]
 
     def _valid(self, layer: int, past: int) -> Tensor | None:

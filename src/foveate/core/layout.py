@@ -76,6 +76,7 @@ class Layout:
         visual: `[B, length]` bool on the host.
         valid: `[B, length]` bool on the host, or None if nothing is padding.
         groups: all groups of all rows.
+        memo: scratch space of the method.
     """
 
     length: int
@@ -83,6 +84,7 @@ class Layout:
     visual: Tensor
     valid: Tensor | None
     groups: list[Group]
+    memo: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:

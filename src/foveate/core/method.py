@@ -15,6 +15,8 @@ from foveate.core.budget import Keep, Per
 from foveate.core.selection import Selection
 
 if TYPE_CHECKING:
+    from foveate.core.layout import Layout
+    from foveate.core.masks import Later
     from foveate.core.probe import Probe
     from foveate.core.view import View
 
@@ -116,6 +118,10 @@ class Method(ABC):
 
     def probe(self, info: ModelInfo) -> Probe | None:
         """Tokens to append behind the prompt; they are removed at the method's last stage."""
+        return None
+
+    def later(self, layout: Layout, layer: int) -> Later | None:
+        """What tokens behind the prompt must not see in `layer` (only when a completion runs along, for training)."""
         return None
 
     @abstractmethod

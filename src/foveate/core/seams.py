@@ -15,6 +15,8 @@ from foveate.core.layout import EncodedImage, Layout, build_layout
 from foveate.core.masks import stand_in
 from foveate.core.method import Tap
 from foveate.core.positions import renumber
+from foveate.core.recompute import Entry, remember, repeat
+from foveate.core.selection import Packed
 from foveate.core.session import Call, Session
 from foveate.errors import MissingTapError
 
@@ -39,7 +41,7 @@ def attention_reader(tap: Tap) -> PreHook:
     @torch.no_grad()
     def read(session: Session, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> None:
         local = session.local
-        if tap in session.taps:
+        if tap in session.taps and local.started is not None:  # not when a backward pass recomputes the block
             with local.tapping.span(next(module.parameters()).device):
                 local.readings[tap] = session.family.read_attention(tap, module, args, kwargs, local.grids)
 
@@ -51,7 +53,7 @@ def hidden_reader(tap: Tap) -> PostHook:
     def read(session: Session, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
         local = session.local
-        if tap in session.taps:
+        if tap in session.taps and local.started is not None:  # not when a backward pass recomputes the block
             with local.tapping.span(hidden.device):
                 local.readings[tap] = session.family.read_hidden(hidden, local.grids)
 
@@ -211,6 +213,8 @@ def after_text(session: Session, output: Any) -> None:
         packed = forward.select(len(session.family.parts.layers), output.last_hidden_state)
         if packed is not None:
             output.last_hidden_state = packed.apply(output.last_hidden_state)
+        if session.full_length:
+            output.last_hidden_state = forward.alive.scatter(output.last_hidden_state)
         forward.finish()
         if forward.trace is not None:
             forward.trace.end(forward.cache)
@@ -225,36 +229,40 @@ def after_text(session: Session, output: Any) -> None:
 def before_layer(number: int) -> PreHook:
     def hook(session: Session, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> Any:
         calls = session.local.calls
-        if not calls or (forward := calls[-1].forward) is None:
-            return None
+        forward = calls[-1].forward if calls else None
+        if forward is None:
+            return repeat(number, args, kwargs)
         hidden = args[0] if args else kwargs["hidden_states"]
         embeddings = forward.position_embeddings or kwargs["position_embeddings"]
+        entry = Entry(probe=forward.probe)
         if number > 0:
-            hidden, embeddings = _shrink(session, forward, number, hidden, embeddings)
-        if forward.probe is not None:
-            hidden = forward.probe.add(number, hidden)
+            hidden, embeddings, entry.packed = _shrink(session, forward, number, hidden, embeddings)
+            entry.probe = forward.probe  # the last stage removes it
+        if entry.probe is not None:
+            hidden = entry.probe.add(number, hidden)
         forward.enter(number, hidden, embeddings)
         if not forward.took_over:
             return None
         forward.position_embeddings = embeddings
-        kwargs = {k: v for k, v in kwargs.items() if k != "hidden_states"}
-        kwargs |= {
+        entry.arguments = {
             "position_embeddings": tuple(t.to(hidden.device) for t in embeddings),
             "attention_mask": forward.layer_mask(number, hidden),
             "position_ids": None,  # only read to detect packed sequences: gaps would look like borders
         }
-        return (hidden, *args[1:]), kwargs
+        remember(number, module, kwargs, entry)
+        kwargs = {k: v for k, v in kwargs.items() if k != "hidden_states"}
+        return (hidden, *args[1:]), kwargs | entry.arguments
 
     return hook
 
 
 def _shrink(
     session: Session, forward: ForwardPass, number: int, hidden: Tensor, embeddings: tuple[Tensor, Tensor]
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+) -> tuple[Tensor, tuple[Tensor, Tensor], Packed | None]:
     before, length = forward.alive.valid, forward.alive.length
     packed = forward.select(number, hidden)
     if packed is None:
-        return hidden, embeddings
+        return hidden, embeddings, None
     shorter = packed.apply(hidden)
     mode = forward.stages[number].positions
     if mode == "original":
@@ -262,4 +270,4 @@ def _shrink(
     else:
         rotary: Any = session.family.parts.text.rotary_emb
         cos, sin = rotary(shorter, renumber(packed, before, mode, length).to(shorter.device))
-    return shorter, (cos, sin)
+    return shorter, (cos, sin), packed

@@ -71,12 +71,17 @@ class Local(threading.local):
 
 @dataclass(eq=False)
 class Session:
-    """A method in force on a model, from `prune` or `attach` on until it is closed."""
+    """A method in force on a model, from `prune` or `attach` on until it is closed.
+
+    Attributes:
+        full_length: give hidden states back at the unpruned length, zero where a token was dropped.
+    """
 
     family: Family
     method: Method | None
     trace: Trace
     attached: bool = False
+    full_length: bool = False
     local: Local = field(default_factory=Local)
     taps: tuple[Tap, ...] = ()
 

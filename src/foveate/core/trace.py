@@ -25,11 +25,13 @@ class Step:
         layer: stage layer (0 = before the language model).
         alive: `[n]` which of the group's tokens survive.
         merged: targets and sources (both as the group's tokens), or None.
+        selection: the choice itself, among the tokens that were alive before this stage.
     """
 
     layer: int
     alive: Tensor
     merged: tuple[Tensor, Tensor] | None
+    selection: Selection
 
 
 @dataclass
@@ -89,7 +91,7 @@ class PrefillTrace:
             alive = group.alive[selection.index]
             merge = selection.merge
             merged = None if merge is None else (alive[merge.target], group.alive[merge.source])
-            traced.steps.append(Step(layer, alive, merged))
+            traced.steps.append(Step(layer, alive, merged, selection))
 
     def end(self, cache: FoveatedCache | None) -> None:
         if cache is None:

@@ -74,6 +74,11 @@ class View:
         return self.grids[0]
 
     @property
+    def row(self) -> int:
+        """Row of the batch: only for methods that were given something for each sample."""
+        return self._group.row
+
+    @property
     def total(self) -> int:
         """`N`: number of tokens in the unpruned prompt."""
         return self._group.total

@@ -12,6 +12,11 @@ from foveate.errors import ConfigurationError, UnsupportedModelError
 _SEQUENCES = ("selected_layers", "le_layers", "selected_visual_layers", "anchors")
 
 
+def default_layer(layers: int) -> int:
+    """K of a model with so many decoder layers, counted from 0: 18 of 28, 23 of 36, 21 of 32, 26 of 40."""
+    return math.ceil(2 * layers / 3) - 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class GlimpseConfig:
     """Configuration of a `GlimpseModule`; layer indices count from 0.
@@ -122,7 +127,7 @@ class GlimpseConfig:
         text, vision = model_config.text_config, model_config.vision_config
         depth = getattr(vision, "depth", None) or vision.num_hidden_layers
         lowest = 1 if family == "llava" else 0
-        layer = math.ceil(2 * text.num_hidden_layers / 3) - 1
+        layer = default_layer(text.num_hidden_layers)
         width = min(256, max(32, text.hidden_size // 8 // 16 * 16))
         fields: dict[str, Any] = {
             "family": family,

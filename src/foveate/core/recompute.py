@@ -1,0 +1,58 @@
+"""Gradient checkpointing: a backward pass runs decoder layers again, and their hooks must do the same again.
+
+Where a model checkpoints `forward`, hooks stay outside and nothing is needed. Where it checkpoints `__call__` (older
+transformers), the pre-hook runs again on the layer's unpruned input, after the forward pass is over. What it did the
+first time is then found through the arguments, which the checkpoint passes on unchanged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from foveate.core.probe import Probe
+from foveate.core.selection import Packed
+
+_ENTRIES = "_foveate_entries"
+
+
+@dataclass
+class Entry:
+    """What the hook of one decoder layer did in one forward pass.
+
+    Attributes:
+        packed: which tokens went on, None if nothing was dropped here.
+        probe: whose vector was added to the hidden states.
+        arguments: the layer's arguments that were replaced.
+    """
+
+    packed: Packed | None = None
+    probe: Probe | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def remember(number: int, layer: nn.Module, kwargs: dict[str, Any], entry: Entry) -> None:
+    """Keep an entry with the pass's rotary embeddings, which live as long as its graph."""
+    if not (layer.training and getattr(layer, "gradient_checkpointing", False)):
+        return
+    cos = kwargs["position_embeddings"][0]
+    if not hasattr(cos, _ENTRIES):
+        setattr(cos, _ENTRIES, {})
+    getattr(cos, _ENTRIES)[number] = entry
+
+
+def repeat(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """New arguments of a layer that is run again, or None if it is not one of a pruned pass."""
+    embeddings = kwargs.get("position_embeddings")
+    entry: Entry | None = getattr(embeddings[0], _ENTRIES, {}).get(number) if embeddings else None
+    if entry is None:
+        return None
+    hidden = args[0] if args else kwargs["hidden_states"]
+    if entry.packed is not None:
+        hidden = entry.packed.apply(hidden)
+    if entry.probe is not None:
+        hidden = entry.probe.add(number, hidden)
+    kwargs = {k: v for k, v in kwargs.items() if k != "hidden_states"}
+    return (hidden, *args[1:]), kwargs | entry.arguments
