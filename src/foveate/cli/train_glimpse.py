@@ -71,8 +71,8 @@ def glimpse(
         skip_bad=skip_bad,
         system=system,
         start=start,
-        module={name: _value(text) for name, text in _pairs(module, "--module").items()},
-        arguments=_pairs(arguments, "--set"),
+        module={name: value(text) for name, text in pairs(module, "--module").items()},
+        arguments=pairs(arguments, "--set"),
         resume=resume,
     )
     _report(out, train(settings))
@@ -90,7 +90,7 @@ def _objective(kind: Kind, keep_target: float, weights: list[str] | None) -> Any
 
     boxes, distill = float(kind != Kind.distill), float(kind != Kind.boxes)
     fields = {"localization": boxes, "language": boxes, "distillation": distill, "keep_target": keep_target}
-    given = {name: _value(text) for name, text in _pairs(weights, "--loss").items()}
+    given = {name: value(text) for name, text in pairs(weights, "--loss").items()}
     unknown = given.keys() - Objective.__dataclass_fields__.keys()
     if unknown:
         known = ", ".join(Objective.__dataclass_fields__)
@@ -98,7 +98,8 @@ def _objective(kind: Kind, keep_target: float, weights: list[str] | None) -> Any
     return Objective(**(fields | given))
 
 
-def _pairs(texts: list[str] | None, option: str) -> dict[str, str]:
+def pairs(texts: list[str] | None, option: str) -> dict[str, str]:
+    """`NAME=VALUE` options as a mapping."""
     pairs = {}
     for text in texts or []:
         name, equals, value = text.partition("=")
@@ -108,7 +109,8 @@ def _pairs(texts: list[str] | None, option: str) -> dict[str, str]:
     return pairs
 
 
-def _value(text: str) -> Any:
+def value(text: str) -> Any:
+    """JSON where it is, else the text."""
     try:
         return json.loads(text)
     except ValueError:

@@ -42,9 +42,9 @@ def pick(config: StageConfig, name: str, step: int) -> BatchConfig:
     return Random(f"{name}:{step}").choices(batches, [b.weight for b in batches])[0]
 
 
-def first_index(name: str, step: int, rank: int, world: int) -> int:
-    """Index of the first training scene of a batch; no two batches of a stage share a scene."""
-    return (10**9 if name == "vision" else 2 * 10**9) + (step * world + rank) * 64
+def first_index(name: str, step: int, rank: int, world: int, seed: int) -> int:
+    """Index of the first training scene of a batch; no two batches of a stage share a scene, nor do two seeds."""
+    return (10**9 if name == "vision" else 2 * 10**9) * (2 * seed + 1) + (step * world + rank) * 64
 
 
 def low_precision(device: torch.device) -> AbstractContextManager[Any]:
@@ -58,14 +58,14 @@ class VisionStage:
     name = "vision"
 
     def __init__(self, config: ZooConfig, encoder: Encoder, heads: DenseHeads) -> None:
-        self.config, self.encoder, self.heads = config.vision, encoder, heads
+        self.config, self.encoder, self.heads, self.seed = config.vision, encoder, heads, config.seed
 
     def modules(self) -> dict[str, nn.Module]:
         return self.encoder.modules() | {"heads": self.heads}
 
     def loss(self, step: int, rank: int, world: int) -> tuple[Tensor, Metrics]:
         kind = pick(self.config, self.name, step)
-        first = first_index(self.name, step, rank, world)
+        first = first_index(self.name, step, rank, world, self.seed)
         batch = render(first, kind, self.encoder.token)
         with low_precision(batch.pixels.device):
             features = self.encoder(batch.pixels, step)
@@ -88,7 +88,7 @@ class LanguageStage:
     name = "language"
 
     def __init__(self, config: ZooConfig, model: Any, encoder: Encoder, heads: DenseHeads, prompts: Prompts) -> None:
-        self.config, self.model, self.heads = config.language, model, heads
+        self.config, self.model, self.heads, self.seed = config.language, model, heads, config.seed
         self.encoder, self.prompts = encoder, prompts
 
     def modules(self) -> dict[str, nn.Module]:
@@ -96,7 +96,7 @@ class LanguageStage:
 
     def loss(self, step: int, rank: int, world: int) -> tuple[Tensor, Metrics]:
         kind = pick(self.config, self.name, step)
-        first = first_index(self.name, step, rank, world)
+        first = first_index(self.name, step, rank, world, self.seed)
         batch = render(first, kind, self.encoder.token)
         asked = question(batch, first, self.config.questions, kind.images_per_prompt, self.config.type_weights)
         progress = step / self.config.steps

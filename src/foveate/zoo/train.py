@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,20 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _end_with(parent: int) -> None:
+    """Ends this process soon after its parent is gone: a killed run must not go on training in its children."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _worker(rank: int, config: ZooConfig, out: Path, port: int) -> None:
+    if config.processes > 1:
+        _end_with(os.getppid())
     torch.set_num_threads(1 if config.processes > 1 else torch.get_num_threads())
     if config.processes > 1:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

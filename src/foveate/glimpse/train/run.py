@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import platform
-from argparse import ArgumentError
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import HfArgumentParser, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from foveate import zoo
 from foveate.errors import ConfigurationError
@@ -21,6 +20,7 @@ from foveate.glimpse.boxes import BoxFormat
 from foveate.glimpse.module import WEIGHTS, GlimpseModule
 from foveate.glimpse.official import load_module
 from foveate.glimpse.train.answers import fill_answers
+from foveate.glimpse.train.arguments import parse_arguments
 from foveate.glimpse.train.collate import Collator
 from foveate.glimpse.train.data import load_examples
 from foveate.glimpse.train.example import Examples, Rules
@@ -83,24 +83,10 @@ def training_arguments(settings: Settings) -> TrainingArguments:
     Raises:
         ConfigurationError: an unknown name or a value of the wrong kind.
     """
-    unknown = settings.arguments.keys() - {f.name for f in fields(TrainingArguments)}
-    if unknown:
-        raise ConfigurationError(f"TrainingArguments has no field {', '.join(sorted(unknown))}")
     given = {**PUBLISHED, **_DEFAULTS, **settings.arguments, **_OURS, "output_dir": str(settings.out)}
     if settings.eval_data is not None and "eval_strategy" not in settings.arguments:
         given |= {"eval_strategy": "steps", "eval_steps": given.get("eval_steps", given["save_steps"])}
-    flat = [part for name, value in given.items() for part in (f"--{name}", _as_text(value))]
-    parser: Any = HfArgumentParser(TrainingArguments)
-    parser.exit_on_error = False
-    try:
-        (arguments,) = parser.parse_args_into_dataclasses(flat)
-    except (ArgumentError, SystemExit, ValueError, TypeError) as error:
-        raise ConfigurationError(f"training arguments: {error}") from error
-    return arguments
-
-
-def _as_text(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, dict) else str(value)
+    return parse_arguments(TrainingArguments, given)
 
 
 def train(settings: Settings) -> dict[str, float]:

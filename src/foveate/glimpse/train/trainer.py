@@ -109,7 +109,7 @@ class _EvaluationLine(TrainerCallback):
         tqdm.write(f"step {state.global_step}: " + ", ".join(parts))
 
 
-def last_checkpoint(folder: Path) -> Path | None:
+def last_checkpoint(folder: Path, weights: str = WEIGHTS) -> Path | None:
     """The newest checkpoint that was written to its end, or None.
 
     The Trainer writes `trainer_state.json` last, so a kill in the middle of a checkpoint leaves it missing or
@@ -121,6 +121,6 @@ def last_checkpoint(folder: Path) -> Path | None:
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if (path / WEIGHTS).is_file():
+        if (path / weights).is_file():
             return path
     return None

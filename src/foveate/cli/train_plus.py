@@ -1,0 +1,96 @@
+"""`foveate train plus` and `foveate merge`: reinforcement learning on pruned inputs."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foveate.cli.train_glimpse import BoxFormats, pairs, value
+from foveate.errors import ConfigurationError
+
+
+class Prune(StrEnum):
+    """What rollouts are pruned by."""
+
+    boxes = "boxes"
+    glimpse = "glimpse"
+    none = "none"
+
+
+def plus(
+    out: Annotated[Path | None, typer.Option(help="Folder for the adapter and its checkpoints.")] = None,
+    model: Annotated[str | None, typer.Option(help="Base model: hub id, folder or zoo name.")] = None,
+    data: Annotated[str | None, typer.Option(help="Table (.jsonl, .parquet) or scenes[:SPLIT].")] = None,
+    config: Annotated[Path | None, typer.Option(help="Run a whole schedule from this YAML file instead.")] = None,
+    module: Annotated[str | None, typer.Option(help="Trained glimpse module.")] = None,
+    prune: Annotated[Prune, typer.Option(help="boxes: evidence boxes; glimpse: the module.")] = Prune.boxes,
+    layer: Annotated[int | None, typer.Option(min=0, help="Prune after this layer (default: the module's).")] = None,
+    reward: Annotated[list[str] | None, typer.Option(metavar="NAME[=WEIGHT]", help="May be repeated.")] = None,
+    judge_model: Annotated[str | None, typer.Option(help="Model that the reward `judge` asks.")] = None,
+    judge_url: Annotated[str, typer.Option(help="OpenAI-compatible endpoint.")] = "http://localhost:8000/v1",
+    learn_threshold: Annotated[bool, typer.Option("--learn-threshold", help="Threshold as policy.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use the first rows only.")] = None,
+    box_format: Annotated[BoxFormats, typer.Option(help="Boxes in the table.")] = BoxFormats.pixel,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable rows out and count them.")] = False,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="No adapter: train the language model itself.")] = False,
+    lora: Annotated[list[str] | None, typer.Option("--lora", help="NAME=VALUE, any field of LoraConfig.")] = None,
+    arguments: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, any field of GRPOConfig.")] = None,
+) -> None:
+    """Fine-tune a model by reinforcement learning on pruned inputs (GlimpsePrune+)."""
+    if config is not None:
+        from foveate.glimpse.plus.schedule import read, run
+
+        typer.echo(f"model in {run(read(config, out))}")
+        return
+    if model is None or data is None or out is None:
+        raise ConfigurationError("give --model, --data and --out, or a whole schedule with --config")
+    from foveate.glimpse.plus.run import Settings, train
+
+    settings = Settings(
+        model=model,
+        data=data,
+        out=out,
+        module=module,
+        prune=prune.value,
+        layer=layer,
+        rewards=_rewards(reward),
+        judge=None if judge_model is None else {"model": judge_model, "base_url": judge_url},
+        learn_threshold=learn_threshold,
+        limit=limit,
+        box_format=box_format.value,
+        skip_bad=skip_bad,
+        system=system,
+        lora=None if full else {name: value(text) for name, text in pairs(lora, "--lora").items()},
+        arguments=pairs(arguments, "--set"),
+        resume=resume,
+    )
+    train(settings)
+    typer.echo(f"{'model' if full else 'adapter'} in {out}")
+
+
+def _rewards(given: list[str] | None) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for text in given or ["exact_match"]:
+        name, _, weight = text.partition("=")
+        try:
+            weights[name] = float(weight or 1)
+        except ValueError:
+            raise ConfigurationError(f"--reward {text}: {weight!r} is not a number") from None
+    return weights
+
+
+def merge(
+    model: Annotated[str, typer.Option(help="Base model that the adapter was trained on.")],
+    adapter: Annotated[Path, typer.Option(help="Folder with adapter_model.safetensors.")],
+    out: Annotated[Path, typer.Option(help="New folder for the merged model.")],
+    dtype: Annotated[str, typer.Option(help="Of the weights written; auto: the base's.")] = "auto",
+) -> None:
+    """Merge a LoRA adapter into its base model."""
+    from foveate.glimpse.plus.merge import merge as merged
+
+    typer.echo(f"model in {merged(model, adapter, out, dtype)}")

@@ -1,0 +1,234 @@
+"""The reinforcement-learning stage: data, models, trainer, adapter."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import set_seed
+
+from foveate.errors import ConfigurationError, MissingExtraError
+from foveate.families import adapt
+from foveate.glimpse.boxes import BoxFormat
+from foveate.glimpse.config import default_layer
+from foveate.glimpse.module import GlimpseModule
+from foveate.glimpse.official import load_module
+from foveate.glimpse.plus.judge import Judge, JudgeError
+from foveate.glimpse.plus.merge import ADAPTER
+from foveate.glimpse.plus.rewards import Rewards
+from foveate.glimpse.plus.rollouts import Prune, Pruning, RolloutProcessor, dataset
+from foveate.glimpse.plus.threshold import ThresholdPolicy
+from foveate.glimpse.train.arguments import parse_arguments
+from foveate.glimpse.train.data import load_examples
+from foveate.glimpse.train.example import Examples, Rules
+from foveate.glimpse.train.trainer import last_checkpoint
+from foveate.loading import load
+
+PUBLISHED = {
+    "num_generations": 4,
+    "per_device_train_batch_size": 4,  # one group; published: one completion on each of four devices
+    "gradient_accumulation_steps": 8,
+    "steps_per_generation": 1,
+    "num_train_epochs": 1,
+    "learning_rate": 1e-4,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.1,  # below 1: a fraction of all steps
+    "beta": 0.04,
+    "max_completion_length": 128,
+    "temperature": 1.0,
+    "loss_type": "grpo",  # token mean, then sample mean
+    "scale_rewards": "group",
+    "use_bias_correction_kl": False,  # the published gradient of the KL term
+}
+"""GlimpsePrune+'s settings of its reinforcement-learning stage, as fields of `trl.GRPOConfig`."""
+
+LORA = {"r": 32, "lora_alpha": 64, "lora_dropout": 0.05}
+"""Published settings of the adapter, as fields of `peft.LoraConfig`."""
+
+_DEFAULTS = {"logging_steps": 1, "save_steps": 50, "save_total_limit": 2, "report_to": "none", "seed": 0}
+_OURS = {"remove_unused_columns": False}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to fine-tune, on what, and where to put the adapter.
+
+    Attributes:
+        model: base model: id, path or zoo name.
+        data: see `glimpse.train.data.load_examples`; `limit` takes the first rows only, from row `first` on.
+        out: folder of the adapter (`adapter_model.safetensors`, `training.json`) and of checkpoints.
+        module: glimpse module (folder or hub id); gives K, and prunes where boxes do not.
+        prune: see `rollouts.Prune`.
+        layer: K; None: the module's, or two thirds of the layers.
+        rewards: weight of each reward.
+        judge: arguments of `Judge` (its cache is `out/judge.sqlite` unless given), or None.
+        learn_threshold: make the module's threshold part of the policy.
+        lora: fields of `peft.LoraConfig` that differ from `LORA`. None: no adapter, all of the language model.
+        arguments: fields of `trl.GRPOConfig` that differ from `PUBLISHED`.
+        dtype: of the base model; `auto`: the checkpoint's on an accelerator, float32 on a CPU.
+        resume: go on from the last complete checkpoint in `out`, if there is one.
+    """
+
+    model: str
+    data: str
+    out: Path
+    module: str | None = None
+    prune: Prune = "boxes"
+    layer: int | None = None
+    rewards: dict[str, float] = field(default_factory=lambda: {"exact_match": 1.0})
+    judge: dict[str, Any] | None = None
+    learn_threshold: bool = False
+    limit: int | None = None
+    first: int = 0
+    box_format: BoxFormat = "pixel"
+    skip_bad: bool = False
+    system: str | None = None
+    lora: dict[str, Any] | None = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "auto"
+    attention: str = "sdpa"
+    resume: bool = False
+
+
+def grpo_arguments(settings: Settings) -> Any:
+    """`trl.GRPOConfig`; values may be strings.
+
+    Raises:
+        MissingExtraError: TRL or PEFT is not installed.
+        ConfigurationError: an unknown name or a value of the wrong kind.
+    """
+    try:
+        import peft  # noqa: F401
+        from trl import GRPOConfig
+    except ImportError as error:
+        raise MissingExtraError("`foveate train plus` needs: pip install 'foveate[train]'") from error
+    automatic = {"bf16": torch.accelerator.is_available()}
+    given = {**PUBLISHED, **_DEFAULTS, **automatic, **settings.arguments, **_OURS, "output_dir": str(settings.out)}
+    return parse_arguments(GRPOConfig, given)
+
+
+def train(settings: Settings) -> dict[str, float]:
+    """Train an adapter on pruned inputs and write it to `settings.out`; returns the final metrics.
+
+    Raises:
+        FoveateError: anything the user can mend: data, models, settings, a judge that is down, a folder in use.
+    """
+    arguments = grpo_arguments(settings)
+    checkpoint = _place(settings)
+    rules = Rules(settings.box_format, settings.prune == "boxes" and settings.module is None, True, settings.skip_bad)
+    examples = load_examples(settings.data, rules, settings.limit, settings.first)
+    judge = None if settings.judge is None else Judge(**{"cache": settings.out / "judge.sqlite", **settings.judge})
+    rewards = Rewards(settings.rewards, judge)
+    set_seed(arguments.seed)
+    trainer = build_trainer(settings, arguments, examples, rewards)
+    try:
+        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except JudgeError:
+        trainer._save_checkpoint(trainer.model, trial=None)  # nothing of the steps that were judged is lost
+        raise
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        _write_summary(settings, arguments, trainer, result.metrics, examples)
+    return dict(result.metrics)
+
+
+def build_trainer(settings: Settings, arguments: Any, examples: Examples, rewards: Rewards) -> Any:
+    """The trainer on a freshly loaded model."""
+    from peft import LoraConfig
+
+    from foveate.glimpse.plus.trainer import PlusTrainer
+
+    automatic = "auto" if torch.accelerator.is_available() else "float32"
+    base, processor = load(
+        settings.model,
+        dtype=automatic if settings.dtype == "auto" else settings.dtype,
+        device="cpu",  # the Trainer knows which device belongs to this process
+        attn_implementation=settings.attention,
+    )
+    module = None if settings.module is None else load_module(settings.module).eval()
+    pruning = Pruning(settings.prune, _layer(settings, base, module), module)
+    adapter = None
+    if settings.lora is not None:
+        adapter = LoraConfig(**{"target_modules": language_linears(base), **LORA, **settings.lora})
+    else:
+        base.requires_grad_(False)
+        adapt(base).parts.text.requires_grad_(True)
+    policy = None
+    if settings.learn_threshold:
+        policy = ThresholdPolicy(0.5 if module is None else module.config.threshold)
+    # a sampled placeholder would stand for an image that nobody gave
+    placeholders = {"suppress_tokens": sorted(adapt(base).token_ids.values())}
+    arguments.generation_kwargs = placeholders | (arguments.generation_kwargs or {})
+    return PlusTrainer(
+        base,
+        reward_funcs=rewards,
+        args=arguments,
+        train_dataset=dataset(examples, settings.system),
+        processing_class=RolloutProcessor.of(processor),
+        peft_config=adapter,
+        base=base,
+        pruning=pruning,
+        policy=policy,
+    )
+
+
+def _layer(settings: Settings, base: nn.Module, module: GlimpseModule | None) -> int:
+    if settings.layer is not None:
+        return settings.layer
+    if module is not None:
+        return module.config.reduce_layer
+    return default_layer(adapt(base).info.layers)
+
+
+def language_linears(model: nn.Module) -> str:
+    """Regular expression of the language model's linear layers, as PEFT's `target_modules`.
+
+    The output layer is not among them: TRL multiplies by its weight directly and would pass an adapter by.
+    """
+    layers = adapt(model).parts.layers
+    prefix = next(name for name, module in model.named_modules() if module is layers)
+    leaves = {name.rsplit(".")[-1] for name, module in layers.named_modules() if isinstance(module, nn.Linear)}
+    return rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(leaves))})"
+
+
+def _place(settings: Settings) -> Path | None:
+    """The checkpoint to resume from; refuses to train over the results of an earlier run."""
+    checkpoint = last_checkpoint(settings.out, ADAPTER if settings.lora is not None else "model.safetensors")
+    if settings.resume:
+        return checkpoint
+    if checkpoint is not None or (settings.out / ADAPTER).exists():
+        raise ConfigurationError(
+            f"{settings.out} already holds a training run; go on with --resume, or choose another folder"
+        )
+    return None
+
+
+def _write_summary(
+    settings: Settings, arguments: Any, trainer: Any, metrics: dict[str, float], examples: Examples
+) -> None:
+    """What was trained how, where and with what result, beside the adapter."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    shown = asdict(settings)
+    if shown["judge"]:
+        shown["judge"].pop("api_key", None)
+    summary = {
+        "settings": {name: value for name, value in shown.items() if name not in ("out", "resume")},
+        "arguments": {name: getattr(arguments, name) for name in (*PUBLISHED, "seed", "max_steps", "bf16")},
+        "rows": len(examples),
+        "rows_skipped": examples.skipped,
+        "threshold": None if trainer.policy is None else trainer.policy.threshold,
+        "metrics": metrics,
+        "log": trainer.state.log_history,
+        "device": str(device) if device else platform.processor() or platform.machine(),
+        "versions": {name: version(name) for name in ("foveate", "torch", "transformers", "trl", "peft")},
+    }
+    partial = settings.out / "training.json.partial"
+    partial.write_text(json.dumps(summary, indent=2, default=str) + "\n", encoding="utf-8")
+    partial.replace(settings.out / "training.json")

@@ -1,0 +1,395 @@
+"""Reinforcement learning on pruned inputs: the trainer, killing and resuming it, merging, the whole schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import foveate
+from foveate.core.replay import Replay
+from foveate.errors import CheckpointError, ConfigurationError, FoveateError
+from foveate.glimpse import GlimpseModule, rl_losses
+from foveate.glimpse.evidence import EvidenceBoxes
+from foveate.glimpse.plus import run as plus
+from foveate.glimpse.plus import schedule as schedules
+from foveate.glimpse.plus.judge import JudgeError
+from foveate.glimpse.plus.merge import ADAPTER, merge
+from foveate.glimpse.plus.rewards import Rewards
+from foveate.glimpse.plus.rollouts import Pruning
+from foveate.glimpse.train.data import load_examples
+from foveate.glimpse.train.example import DataError, Rules
+from foveate.loading import load
+from foveate.methods import find
+
+from .conftest import golden_tensors
+
+QUICK = {
+    "gradient_accumulation_steps": 2,
+    "max_completion_length": 4,
+    "max_steps": 2,
+    "save_steps": 1,
+    "warmup_steps": 0,
+    "learning_rate": 0.01,
+    "disable_tqdm": True,
+}
+
+
+@pytest.fixture
+def run(base: Path, data: Path, tmp_path: Path) -> plus.Settings:
+    """A short run whose reward differs between completions, whatever the model says."""
+    return plus.Settings(str(base), str(data), tmp_path / "out", arguments=QUICK, layer=1)
+
+
+@pytest.fixture(scope="module")
+def module(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("module")
+    model, _ = load(str(base))
+    torch.manual_seed(0)
+    GlimpseModule.for_model(model, base_model="tiny").save_pretrained(folder)
+    return folder
+
+
+def trainer_of(settings: plus.Settings, rewards: Any = None) -> Any:
+    arguments = plus.grpo_arguments(settings)
+    examples = load_examples(settings.data, Rules(needs_boxes=False), settings.limit)
+    return plus.build_trainer(settings, arguments, examples, rewards or Rewards({"exact_match": 1.0}))
+
+
+def length_reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    """Something that differs: the parity of the first token."""
+    return [float(ids[0] % 2) for ids in completion_ids]
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_log_probabilities_are_computed_on_what_the_rollout_kept(run: plus.Settings, checkpointing: bool) -> None:
+    arguments = {**QUICK, "max_steps": 1, "gradient_checkpointing": checkpointing}
+    trainer = trainer_of(dataclasses.replace(run, arguments=arguments), length_reward)
+    calls: list[tuple[str, bool, list[int]]] = []
+    stock = foveate.core.forward.ForwardPass.finish
+
+    def watched(self: Any) -> None:
+        stock(self)
+        kept = [len(group.alive) for group in self.layout.groups]
+        calls.append((type(self.method).__name__, torch.is_grad_enabled(), kept))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(foveate.core.forward.ForwardPass, "finish", watched)
+        before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+        trainer.train()
+    prefills = [call for call in calls if call[2]]
+    assert [name for name, _, _ in prefills] == ["EvidenceBoxes", "Replay", "Replay"] * 2  # rollout, reference, policy
+    assert [grad for _, grad, _ in prefills] == [False, False, True] * 2
+    for start in (0, 3):
+        rollout, reference, policy = (kept for _, _, kept in prefills[start : start + 3])
+        assert rollout == reference
+        assert sorted(policy) == sorted(rollout)
+        assert max(rollout) < 20, "nothing was pruned"
+    moved = [n for n, p in trainer.model.named_parameters() if p.requires_grad and not torch.equal(p, before[n])]
+    assert moved, "nothing was trained"
+    assert all("lora" in name and "language_model" in name for name in before)
+
+
+def test_without_pruning_the_trainer_is_trls(run: plus.Settings) -> None:
+    """The comparison of costs: the same trainer, nothing pruned."""
+    trainer = trainer_of(dataclasses.replace(run, prune="none", arguments={**QUICK, "max_steps": 1}), length_reward)
+    trainer.train()
+    assert trainer.state.log_history[0]["kept_share"] == 1.0
+
+
+class _Stub(nn.Module):
+    """Returns the log-probabilities of a fixture."""
+
+    def __init__(self, logps: Tensor) -> None:
+        super().__init__()
+        self.logps = nn.Parameter(logps)
+
+
+@pytest.mark.parametrize("case", ["one_reward", "two_rewards", "all_equal"])
+def test_loss_equals_the_published_one(run: plus.Settings, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL's loss with our settings is the sum of the official policy and KL terms, gradients included."""
+    golden = golden_tensors("gp_losses/rl_losses.safetensors")
+    count = sum(key.startswith(f"{case}/logps.") for key in golden)
+    rows = [golden[f"{case}/logps.{i}"] for i in range(count)]
+    refs = [golden[f"{case}/ref_logps.{i}"] for i in range(count)]
+    pad = torch.nn.utils.rnn.pad_sequence
+    stub = _Stub(pad(rows, batch_first=True))
+    mask = pad([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
+    trainer = trainer_of(dataclasses.replace(run, arguments={**QUICK, "gradient_accumulation_steps": 1}))
+    trainer.current_gradient_accumulation_steps = 1
+    monkeypatch.setattr(
+        type(trainer), "_get_per_token_logps_and_entropies", lambda *a, **k: (stub.logps, torch.zeros_like(mask), None)
+    )
+    ids = torch.zeros_like(mask)
+    advantages = rl_losses.group_advantages(golden[f"{case}/scores"])
+    torch.testing.assert_close(advantages, golden[f"{case}/advantages"], atol=1e-6, rtol=0)
+    inputs = {
+        "prompt_ids": ids[:, :1], "prompt_mask": mask[:, :1], "completion_ids": ids, "completion_mask": mask,
+        "advantages": advantages, "ref_per_token_logps": pad(refs, batch_first=True),
+        "num_items_in_batch": mask.sum(),
+    }  # fmt: skip
+    loss = trainer._compute_loss(stub, inputs)
+    loss.backward()
+    expected = golden[f"{case}/reward_loss"][0] + golden[f"{case}/kd_loss"][0]
+    torch.testing.assert_close(loss.detach(), expected, atol=1e-6, rtol=0)
+    for i, row in enumerate(rows):
+        wanted = golden[f"{case}/grad_reward.{i}"] + golden[f"{case}/grad_kd.{i}"]
+        assert stub.logps.grad is not None
+        torch.testing.assert_close(stub.logps.grad[i, : len(row)], wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_group_advantages_are_trls(run: plus.Settings) -> None:
+    """The same rewards give TRL's trainer the published advantages."""
+    rewards = torch.tensor([1.0, 0.0, 0.6, 0.9])
+    trainer = trainer_of(
+        dataclasses.replace(run, arguments={**QUICK, "beta": 0.0, "gradient_accumulation_steps": 1}),
+        lambda completions, **_: rewards[: len(completions)].tolist(),
+    )
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([trainer.train_dataset[0]] * 4)
+    torch.testing.assert_close(batch["advantages"], rl_losses.group_advantages(rewards[None]), atol=1e-5, rtol=0)
+    assert len(batch["choices"]) == 4
+
+
+def test_the_threshold_is_trained_saved_and_resumed(run: plus.Settings, module: Path) -> None:
+    learned = dataclasses.replace(
+        run, module=str(module), layer=None, prune="glimpse", learn_threshold=True, rewards={"pruning_rate": 1.0}
+    )
+    plus.train(learned)
+    summary = json.loads((run.out / "training.json").read_text())
+    saved = load_file(run.out / "threshold.safetensors")["mean"].sigmoid().item()
+    assert summary["threshold"] == pytest.approx(saved)
+    assert saved != 0.5
+    assert {"kept_share", "threshold", "reward_pruning_rate"} <= summary["log"][0].keys()
+    more = dataclasses.replace(learned, resume=True, arguments={**QUICK, "max_steps": 3})
+    trainer = trainer_of(more)
+    trainer._load_from_checkpoint(str(run.out / "checkpoint-2"))
+    assert trainer.policy.threshold == pytest.approx(saved)
+    plus.train(more)
+    assert json.loads((run.out / "checkpoint-3" / "trainer_state.json").read_text())["global_step"] == 3
+
+
+def test_a_judge_that_is_down_loses_nothing(run: plus.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def down_at_the_third(self: Any, completions: list[Any], **_: Any) -> list[float]:
+        asked.append(len(completions))
+        if len(asked) == 3:
+            raise JudgeError("down")
+        return [1.0] * len(completions)
+
+    monkeypatch.setattr(Rewards, "__call__", down_at_the_third)
+    settings = dataclasses.replace(run, arguments={**QUICK, "save_steps": 100})
+    with pytest.raises(JudgeError):
+        plus.train(settings)
+    assert (run.out / "checkpoint-1" / ADAPTER).is_file()
+    plus.train(dataclasses.replace(settings, resume=True))
+    assert (run.out / "training.json").is_file()
+
+
+CHANGES: list[tuple[dict[str, Any], str]] = [
+    ({"lora": None}, "beta=0.04 without PEFT"),
+    ({"learn_threshold": True}, "needs --prune glimpse"),
+    ({"prune": "glimpse"}, "give --module"),
+    ({"layer": 9}, "layers 0..3"),
+    ({"arguments": {"beata": 1}}, "no field beata"),
+    ({"module": "/nowhere"}, "/nowhere"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), CHANGES, ids=[str(c) for c, _ in CHANGES])
+def test_what_cannot_work_is_refused(run: plus.Settings, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(FoveateError, match=message):
+        plus.train(dataclasses.replace(run, **changes))
+
+
+def test_all_of_the_language_model_without_kl(run: plus.Settings) -> None:
+    plus.train(dataclasses.replace(run, lora=None, arguments={**QUICK, "beta": 0.0, "max_steps": 1}))
+    assert (run.out / "model.safetensors").is_file()
+
+
+def write_rows(path: Path, data: Path, **changes: Any) -> Path:
+    rows = [json.loads(line) | {"image": str(data.parent / f"{i}.png")} for i, line in enumerate(data.open())]
+    rows[3] |= changes
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_row_without_answer_or_boxes(run: plus.Settings, data: Path, tmp_path: Path, module: Path) -> None:
+    unanswered = dataclasses.replace(run, data=str(write_rows(tmp_path / "a.jsonl", data, answer=None)))
+    with pytest.raises(DataError, match="row 4: answer is empty"):
+        plus.train(unanswered)
+    plus.train(dataclasses.replace(unanswered, skip_bad=True))
+    assert json.loads((run.out / "training.json").read_text())["rows_skipped"] == 1
+    unboxed = dataclasses.replace(
+        run, data=str(write_rows(tmp_path / "b.jsonl", data, boxes=None)), out=tmp_path / "other"
+    )
+    with pytest.raises(DataError, match="row 4: no evidence boxes"):
+        plus.train(unboxed)
+    plus.train(dataclasses.replace(unboxed, module=str(module), layer=None))  # the module decides such rows
+
+
+def test_rows_with_and_without_boxes_share_a_batch(base: Path, module: Path) -> None:
+    model, processor = load(str(base))
+    chats = [[{"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "a?"}]}]] * 2
+    inputs = processor.apply_chat_template(chats, tokenize=True, return_dict=True, add_generation_prompt=True)
+    samples = [{"boxes": [[[0.0, 0.0, 0.3, 0.3]]], "row": 1}, {"boxes": None, "row": 2}]
+    own = GlimpseModule.from_pretrained(module).eval()
+    method = Pruning("boxes", own.config.reduce_layer, own).method(samples, None)
+    assert method is not None
+    with torch.no_grad(), foveate.prune(model, method) as trace:
+        model(**inputs)
+    with torch.no_grad(), foveate.prune(model, find("glimpse_prune")(own)) as alone:
+        model(**inputs)
+    rows, expected = trace.to_dict()["rows"], alone.to_dict()["rows"]
+    assert rows[1]["kept"] == expected[1]["kept"]
+    first = rows[0]["images"][0]["columns"]
+    assert [first.index(column) for column in rows[0]["kept"]] == [0, 1, 4, 5]  # a grid of 5 x 4
+
+
+def picture() -> Any:
+    from PIL import Image
+
+    return Image.new("RGB", (112, 140), "blue")
+
+
+def test_evidence_boxes_must_fit_the_batch(base: Path) -> None:
+    model, processor = load(str(base))
+    chat = [{"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "a?"}]}]
+    inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, add_generation_prompt=True)
+    for boxes, message in (([], "rows"), ([[[], []]], "1 image")):
+        with pytest.raises(ConfigurationError, match=message), foveate.prune(model, EvidenceBoxes(boxes, 1)):
+            model(**inputs)
+    with foveate.prune(model, EvidenceBoxes([[[]]], 1)) as trace:  # no evidence: no visual token is left
+        out = model.generate(**inputs, max_new_tokens=3)
+    assert out.shape[0] == 1
+    assert trace.to_dict()["rows"][0]["kept"] == []
+    assert Replay.name == "replay"
+
+
+# -- killing, merging, the schedule
+
+
+def start(settings: plus.Settings, steps: int, *more: str) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-c",
+        "from foveate.cli import main; main()",
+        "train",
+        "plus",
+        "--model",
+        settings.model,
+        "--data",
+        settings.data,
+    ]
+    command += ["--out", str(settings.out), "--layer", "1", "--reward", "anls=0.5", "--reward", "exact_match", *more]
+    for name, value in {**QUICK, "max_steps": steps}.items():
+        command += ["--set", f"{name}={value}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_killed_training_goes_on(run: plus.Settings) -> None:
+    process = start(run, 12)
+    deadline = time.monotonic() + 200
+    while not (run.out / "checkpoint-2" / "trainer_state.json").exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (run.out / ADAPTER).exists(), "killed too late to prove anything"
+    refused = start(run, 12)
+    assert "--resume" in refused.communicate(timeout=200)[1]
+    assert refused.returncode == 2
+    resumed = start(run, 12, "--resume")
+    out, errors = resumed.communicate(timeout=250)
+    assert resumed.returncode == 0, errors
+    assert "adapter in" in out
+    log = json.loads((run.out / "training.json").read_text())["log"]
+    steps = [entry["step"] for entry in log if "reward" in entry]
+    assert steps == list(range(1, 13))
+
+
+def test_merged_model_is_the_adapted_model(run: plus.Settings, tmp_path: Path) -> None:
+    trainer = trainer_of(dataclasses.replace(run, arguments={**QUICK, "max_steps": 1}), length_reward)
+    trainer.train()
+    trainer.save_model()
+    folder = merge(run.model, run.out, tmp_path / "merged", dtype="float32")
+    merged, processor = load(str(folder))
+    chat = [{"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "a?"}]}]
+    inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, add_generation_prompt=True)
+    with torch.no_grad():
+        actual, adapted = merged(**inputs).logits, trainer.model.eval()(**inputs).logits
+        plain = load(run.model)[0](**inputs).logits
+    torch.testing.assert_close(actual, adapted, atol=1e-4, rtol=1e-4)
+    assert (actual - plain).abs().max() > 1e-4
+    with pytest.raises(ConfigurationError, match="not empty"):
+        merge(run.model, run.out, folder)
+    with pytest.raises(CheckpointError, match="no LoRA adapter"):
+        merge(run.model, tmp_path, tmp_path / "again")
+
+
+def write_schedule(path: Path, run: plus.Settings, **changes: Any) -> Path:
+    quick = {"max_steps": 2, "use_cpu": True, "disable_tqdm": True}
+    values = {
+        "model": run.model,
+        "data": run.data,
+        "out": str(run.out),
+        "glimpse": {"arguments": quick, "objective": {"language": 0.0}},
+        "rl": {"arguments": QUICK, "rewards": {"anls": 1.0}},
+        **changes,
+    }
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_a_whole_schedule_runs_and_goes_on(run: plus.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_schedule(tmp_path / "plus.yaml", run)
+    with monkeypatch.context() as patch:
+        patch.setattr(schedules, "merge", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            schedules.run(schedules.read(path))
+    done = [(run.out / stage / "training.json").stat().st_mtime_ns for stage in ("glimpse", "rl")]
+    folder = schedules.run(schedules.read(path))
+    assert [(run.out / stage / "training.json").stat().st_mtime_ns for stage in ("glimpse", "rl")] == done
+    assert schedules.run(schedules.read(path)) == folder
+    model, _ = load(str(folder))
+    module = GlimpseModule.from_pretrained(folder / "glimpse").eval()
+    assert module.config.base_model == str(folder)
+    with foveate.prune(model, find("glimpse_prune")(module)):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rll": {}}, "unknown rll"),
+        ({"rl": {"learning_rate": 1}}, "rl: unknown learning_rate"),
+        ({"glimpse": {"objective": {"speed": 1}}}, "objective: unknown speed"),
+        ({"retrain": {"epochs": 1}}, "retrain: unknown epochs"),
+    ],
+)
+def test_a_wrong_schedule_is_refused_before_it_starts(
+    run: plus.Settings, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        schedules.read(write_schedule(tmp_path / "plus.yaml", run, **changes))
+    for text in ("just text", "a: [", ""):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(ConfigurationError):
+            schedules.read(tmp_path / "bad.yaml")
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        schedules.read(tmp_path / "none.yaml")
