@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .plus import module, run  # noqa: F401 - fixtures
 from .runs import base, data, settings  # noqa: F401 - fixtures
 
 GOLDEN = Path(os.environ.get("FOVEATE_GOLDEN", Path(__file__).resolve().parents[3] / "shared" / "golden"))

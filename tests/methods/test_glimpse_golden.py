@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText
 import foveate
 from foveate.core.view import View
 from foveate.glimpse import GlimpseModule
+from foveate.glimpse.evidence import EvidenceBoxes
 from foveate.methods import GlimpsePrune
 from tests.conftest import Golden
 
@@ -140,7 +141,7 @@ def test_variants(case: tuple[Path, Any, GlimpseModule]) -> None:
     inputs = inputs_of(folder / "single")
     for name, changed in variants.items():
         if "use_ref_masks" in changed:
-            continue  # a given mask instead of the predictor: not this method
+            continue  # a given mask instead of the predictor: the next test
         config, options = module.config, {}
         for key, value in changed.items():
             if key in OPTIONS:
@@ -159,3 +160,22 @@ def test_variants(case: tuple[Path, Any, GlimpseModule]) -> None:
         check_cache(out.past_key_values, get, 1)
         assert torch.equal(out.sequences[:, -steps_of(get) :], get["generated_ids"].long()), name
         torch.testing.assert_close(out.logits[0], get["first_logits"], **TOLERANCE)
+
+
+def test_a_given_mask_in_place_of_the_predictor(case: tuple[Path, Any, GlimpseModule]) -> None:
+    """The variant `ref_masks`: no glimpse token, no predictor, pruning after layer K."""
+    folder, model, module = case
+    expected = load_file(folder / "variants" / "outputs.safetensors")
+    get = {k.removeprefix("ref_masks/"): v for k, v in expected.items() if k.startswith("ref_masks/")}
+    if not get:
+        pytest.skip(f"{folder.name} has no such variant")
+    height, width = get["ref_mask"].shape
+    boxes = [  # one inside every cell of the mask
+        ((x + 0.25) / width, (y + 0.25) / height, (x + 0.75) / width, (y + 0.75) / height)
+        for y, x in get["ref_mask"].nonzero().tolist()
+    ]
+    method = EvidenceBoxes([[boxes]], module.config.reduce_layer)
+    out, trace = run(model, inputs_of(folder / "single"), method, get["generated_ids"].shape[1])
+    assert kept(trace, 0) == get["keep_mask.0"].bool().tolist()
+    assert torch.equal(out.sequences[:, -get["generated_ids"].shape[1] :], get["generated_ids"].long())
+    torch.testing.assert_close(out.logits[0], get["first_logits"], **TOLERANCE)

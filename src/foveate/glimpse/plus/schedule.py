@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ def run(schedule: Schedule) -> Path:
     steps += [
         ("rl", middle.out / DONE, lambda: rl.train(middle)),
         ("merge", out / "merged", lambda: merge(schedule.model, middle.out, out / "merged")),
-        ("retrain", last.out / DONE, lambda: supervised.train(last)),
+        ("retrain", last.out / DONE, lambda: supervised.train(_with_threshold(last, middle.out))),
     ]
     console = Console(stderr=True)
     for name, done, work in steps:
@@ -122,6 +123,14 @@ def run(schedule: Schedule) -> Path:
         console.print(f"stage {name}")
         work()
     return _assemble(out / "merged", last.out)
+
+
+def _with_threshold(settings: supervised.Settings, rl_out: Path) -> supervised.Settings:
+    """The last stage, its fresh module beginning with the threshold that was learned, if one was."""
+    learned = json.loads((rl_out / DONE).read_text(encoding="utf-8")).get("threshold")
+    if learned is None or settings.start is not None:
+        return settings
+    return dataclasses.replace(settings, module={"threshold": learned, **settings.module})
 
 
 def _assemble(merged: Path, module: Path) -> Path:
