@@ -1,6 +1,7 @@
 """What each deliberate difference from ViTCoP's published code does to accuracy on the built-in scenes.
 
     python benchmarks/vitcop_quirks.py --n 270 --keep 0.3333 0.1111
+    python benchmarks/vitcop_quirks.py --n 270 --keep 0.3333 0.1111 --model foveate/scenes-llava
 
 The renumbered positions of the published code exist for one-dimensional positions only (LLaVA) and are not measured on
 a Qwen2.5-VL model.
@@ -10,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,10 @@ from rich.progress import track
 import foveate
 from foveate import scenes, zoo
 from foveate.bench.environment import facts
+from foveate.core.method import ModelInfo, Stage
 from foveate.core.selection import Selection
 from foveate.core.view import View
+from foveate.families import adapt
 from foveate.maths.clustering import density_peaks
 from foveate.maths.copruning import select_and_merge
 from foveate.methods import ViTCoP
@@ -50,11 +54,34 @@ class OwnCluster(ViTCoP):
         return kept
 
 
-VARIANTS = {
+@dataclass(frozen=True)
+class Renumbered(ViTCoP):
+    """Positions compacted in stages 1 and 3, as published."""
+
+    def stages(self, info: ModelInfo) -> Sequence[Stage]:
+        modes: tuple[Any, ...] = ("contiguous", "original", "index")
+        return [replace(stage, positions=mode) for stage, mode in zip(super().stages(info), modes, strict=True)]
+
+
+@dataclass(frozen=True)
+class DecodeFromCache(ViTCoP):
+    """Decoding continues at the length of the pruned cache, as published."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "decode_from_cache", True)
+
+
+VARIANTS: dict[str, Callable[[float], ViTCoP]] = {
     "default": ViTCoP,
     "merge adds the target (published)": AddTarget,
     "unlabelled tokens are a cluster (published)": OwnCluster,
     "saliency: key norm instead of attention received": lambda keep: ViTCoP(keep, saliency="key_norm"),
+}
+LLAVA_ONLY: dict[str, Callable[[float], ViTCoP]] = {
+    "positions renumbered (published)": Renumbered,
+    "decoding continues at the cache's length (published)": DecodeFromCache,
+    "all of the published code (official=True)": lambda keep: ViTCoP(keep, official=True),
 }
 
 
@@ -79,8 +106,9 @@ def main() -> None:
     samples = list(scenes.load("test", options.n))
     found: dict[str, Any] = {"unpruned": accuracy(reader, samples, None, options.batch, "unpruned")}
     print(f"unpruned: {found['unpruned']:.1f} % of {options.n}")
+    variants = VARIANTS | (LLAVA_ONLY if adapt(reader.model).info.family == "llava" else {})
     for keep in options.keep:
-        for name, variant in VARIANTS.items():
+        for name, variant in variants.items():
             found[f"{name}, keep {keep:.4f}"] = score = accuracy(reader, samples, variant(keep), options.batch, name)
             print(f"keep {keep:.4f}  {name}: {score:.1f} %", flush=True)
     if options.json:

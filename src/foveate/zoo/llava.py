@@ -128,10 +128,10 @@ def features(model: Any, pixels: Tensor, offset: tuple[int, int] = (0, 0)) -> tu
 
 
 def copy_text(model: Any, teacher: Any) -> None:
-    """Starts the Llama from the teacher's language model (whose query, key and value biases it lacks)."""
+    """Starts the Llama from the teacher's language model, as far as their parameters have the same names."""
     own = model.model.language_model.state_dict()
     given = {name: value for name, value in teacher.model.language_model.state_dict().items() if name in own}
-    model.model.language_model.load_state_dict({n: v.to(own[n].dtype) for n, v in given.items()})
+    model.model.language_model.load_state_dict({n: v.to(own[n].dtype) for n, v in given.items()}, strict=False)
 
 
 class ClassTokenHeads(nn.Module):
