@@ -166,3 +166,17 @@ def test_gradients_do_not_change_under_gradient_checkpointing(tiny: Tiny, name: 
     assert own <= again.keys()
     for key in own:
         torch.testing.assert_close(again[key], plain[key], atol=1e-6, rtol=1e-4)
+
+
+def test_flash_attention_cannot_hide_what_was_compacted(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, method = tiny.batch([[3, (4, 4), 4]]), Drop((3,), compact=True)
+    with torch.no_grad(), foveate.prune(tiny.model, method) as trace:
+        tiny.model(**inputs)
+    choices = row_choices(trace.last, method, adapt(tiny.model).info)
+    monkeypatch.setattr(adapt(tiny.model).parts.text.config, "_attn_implementation", "flash_attention_2")
+    with (
+        torch.no_grad(),
+        pytest.raises(ConfigurationError, match="attn_implementation='sdpa'"),
+        foveate.prune(tiny.model, Replay(choices), full_length=True),
+    ):
+        tiny.model(**inputs, use_cache=False)

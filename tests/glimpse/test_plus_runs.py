@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
 import foveate
+from foveate.cli.app import app
 from foveate.errors import CheckpointError, ConfigurationError
 from foveate.glimpse import GlimpseModule
 from foveate.glimpse.plus import run as plus
@@ -149,3 +151,32 @@ def test_a_wrong_schedule_is_refused_before_it_starts(
             schedules.read(tmp_path / "bad.yaml")
     with pytest.raises(ConfigurationError, match="cannot be read"):
         schedules.read(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--config"),
+        (["--model", "m", "--data", "d", "--out", "o", "--reward", "anls=much"], "'much' is not a number"),
+        (["--model", "m", "--data", "d", "--out", "o", "--set", "beta"], "expected NAME=VALUE"),
+    ],
+)
+def test_wrong_command_lines(options: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["train", "plus", *options])
+    assert isinstance(result.exception, ConfigurationError)
+    assert message in str(result.exception)
+
+
+def test_merging_from_the_command_line(run: plus.Settings, tmp_path: Path) -> None:
+    trainer_of(dataclasses.replace(run, arguments={**QUICK, "max_steps": 1}), length_reward).save_model()
+    out = tmp_path / "merged"
+    result = CliRunner().invoke(app, ["merge", "--model", run.model, "--adapter", str(run.out), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert (out / "model.safetensors").is_file()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_an_adapter_of_another_model_is_named(run: plus.Settings, tmp_path: Path) -> None:
+    trainer_of(run, length_reward).save_model()
+    with pytest.raises(CheckpointError, match="was trained on"):
+        merge("foveate/scenes-qwen2_5_vl", run.out, tmp_path / "merged")
