@@ -52,7 +52,7 @@ def create(config: ZooConfig, tokenizer: PreTrainedTokenizerFast) -> LlavaForCon
     with torch.no_grad():
         kernel = tower.embeddings.patch_embedding.weight
         kernel.zero_()
-        kernel[:free] = initialise.dct_patches(patches, free, patch, luma=120, chroma=14).view(free, 3, patch, patch)
+        kernel[:free] = initialise.dct_patches(patches, free, patch, free - 28, 14).view(free, 3, patch, patch)
         _place_positions(tower, free)
         for i, layer in enumerate(layers):
             _look_at_neighbours(layer.self_attn, i, free)
