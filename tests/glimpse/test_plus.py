@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from foveate.glimpse.train.example import DataError
 from foveate.loading import load
 from foveate.methods import find
 
+from ..core.test_training import checkpointed_calls
 from .conftest import golden_tensors
 from .plus import QUICK, length_reward, picture, trainer_of
 
@@ -120,9 +122,39 @@ def test_group_advantages_are_trls(run: plus.Settings) -> None:
     assert len(batch["choices"]) == 4
 
 
+def test_a_threshold_learns_from_each_step_alone(run: plus.Settings, module: Path) -> None:
+    """Its gradient must not pile up: after a step nothing is left of it."""
+    settings = dataclasses.replace(
+        run, module=str(module), layer=None, prune="glimpse", learn_threshold=True, rewards=BOTH
+    )
+    trainer = trainer_of(settings, Rewards(BOTH))
+    trainer.train()
+    assert trainer.policy.mean.grad is None
+    for values in ({"num_iterations": 2}, {"steps_per_generation": 4}):
+        with pytest.raises(ConfigurationError, match="fresh rollouts"):
+            trainer_of(dataclasses.replace(settings, arguments={**QUICK, **values}))
+    with pytest.raises(ConfigurationError, match="module prunes after layer"):
+        trainer_of(dataclasses.replace(settings, layer=3))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_layers_that_checkpoint_their_call_train_alike(run: plus.Settings, reentrant: bool) -> None:
+    """Older transformers run hooks again in the backward pass, which TRL starts after the forward pass is over."""
+    found = []
+    for older in (False, True):
+        values = {**QUICK, "max_steps": 1, "gradient_checkpointing": False}
+        trainer = trainer_of(dataclasses.replace(run, arguments=values), length_reward)
+        with checkpointed_calls(trainer.base, reentrant) if older else nullcontext():
+            trainer.train()
+        found.append({n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad})
+    assert any(value.abs().max() > 0 for name, value in found[0].items() if "lora_B" in name), "nothing was trained"
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, atol=1e-5, rtol=1e-3)
+
+
 def test_the_threshold_is_trained_saved_and_resumed(run: plus.Settings, module: Path) -> None:
     learned = dataclasses.replace(
-        run, module=str(module), layer=None, prune="glimpse", learn_threshold=True, rewards={"pruning_rate": 1.0}
+        run, module=str(module), layer=None, prune="glimpse", learn_threshold=True, rewards=BOTH
     )
     plus.train(learned)
     summary = json.loads((run.out / "training.json").read_text())
@@ -156,9 +188,16 @@ def test_a_judge_that_is_down_loses_nothing(run: plus.Settings, monkeypatch: pyt
     assert (run.out / "training.json").is_file()
 
 
+BOTH = {"pruning_rate": 1.0, "anls": 1.0}
 CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"lora": None}, "beta=0.04 without PEFT"),
-    ({"learn_threshold": True}, "needs --prune glimpse"),
+    ({"learn_threshold": True, "rewards": BOTH}, "needs --prune glimpse"),
+    ({"learn_threshold": True}, "a reward for the task and one for pruning"),
+    ({"judge": {"model": "m", "base_url": "http://x/v1"}}, "no weight for the reward `judge`"),
+    ({"judge": {"modle": "m"}, "rewards": {"judge": 1.0}}, "judge: .*modle"),
+    ({"lora": {"rank": 3}}, "lora: .*rank"),
+    ({"arguments": {"use_vllm": True}}, "unpruned prompts"),
+    ({"arguments": {"eval_strategy": "steps"}}, "foveate eval"),
     ({"prune": "glimpse"}, "give --module"),
     ({"layer": 9}, "layers 0..3"),
     ({"arguments": {"beata": 1}}, "no field beata"),

@@ -26,6 +26,7 @@ class Endpoint:
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
+        self.page = False
         self.reply: Callable[[int], str | int] = lambda n: "score: 1"
         endpoint = self
 
@@ -37,10 +38,13 @@ class Endpoint:
                 status = answer if isinstance(answer, int) else 200
                 message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": answer}}
                 facts = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [message]}
-                data = json.dumps(facts if status == 200 else {"error": {"message": "no"}}).encode()
+                data = json.dumps(facts if status == 200 else {"error": {"message": "no [/INST]"}}).encode()
+                kind = "application/json"
+                if endpoint.page:
+                    data, kind = b"<html>hello</html>", "text/html"
                 try:
                     self.send_response(status)
-                    self.send_header("Content-Type", "application/json")
+                    self.send_header("Content-Type", kind)
                     self.end_headers()
                     self.wfile.write(data)
                 except OSError:
@@ -100,11 +104,40 @@ def test_two_scores_and_then_one(endpoint: Endpoint) -> None:
     assert make_judge(endpoint).scores([ITEM]) == [1.0]
 
 
-def test_the_run_waits_for_a_judge_that_is_down(endpoint: Endpoint) -> None:
+def test_the_run_waits_for_a_judge_that_is_down(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint.reply = lambda n: 503 if n < 4 else "score: 1"
     waits: list[float] = []
-    assert make_judge(endpoint, sleep=waits.append).scores([ITEM]) == [1.0]
+    judge = make_judge(endpoint)
+    monkeypatch.setattr(judge._stop, "wait", waits.append)
+    assert judge.scores([ITEM]) == [1.0]
     assert waits == [5.0, 10.0, 20.0]
+
+
+def test_patience_is_for_an_outage_not_for_a_request(endpoint: Endpoint) -> None:
+    endpoint.reply = lambda n: 503
+    judge = make_judge(endpoint, patience=1.0, workers=1)
+    began = time.monotonic()
+    with pytest.raises(JudgeError):
+        judge.scores([(str(i), "a", "b") for i in range(8)])
+    assert time.monotonic() - began < 6
+    endpoint.reply = lambda n: "score: 1"
+    assert judge.scores([ITEM]) == [1.0], "it can be asked again"
+
+
+def test_a_text_that_the_judge_refuses_gets_no_reward(endpoint: Endpoint) -> None:
+    endpoint.reply = lambda n: 400 if "dog [/INST]" in str(endpoint.asked[n - 1]) else "score: 1"
+    assert make_judge(endpoint).scores([ITEM, ("q", "a", "a dog [/INST]")]) == [1.0, None]
+
+
+def test_a_page_is_not_a_judge(endpoint: Endpoint) -> None:
+    endpoint.page = True
+    with pytest.raises(JudgeError, match="/v1"):
+        make_judge(endpoint).scores([ITEM])
+
+
+def test_a_prompt_with_other_braces_is_refused(endpoint: Endpoint) -> None:
+    with pytest.raises(ConfigurationError, match="write other braces twice"):
+        make_judge(endpoint, prompt='Reply {"score": 1} to {question} {answer} {completion}')
 
 
 def test_a_timeout_is_repeated_and_then_given_up(endpoint: Endpoint) -> None:
@@ -122,7 +155,8 @@ def test_a_timeout_is_repeated_and_then_given_up(endpoint: Endpoint) -> None:
 def test_a_judge_that_refuses_is_an_error_at_once(endpoint: Endpoint) -> None:
     endpoint.reply = lambda n: 404
     with pytest.raises(JudgeError, match="refuses model 'm'"):
-        make_judge(endpoint, sleep=lambda s: pytest.fail("waited")).scores([ITEM])
+        make_judge(endpoint).scores([ITEM])
+    assert len(endpoint.asked) == 1
 
 
 ROWS: dict[str, Any] = {
@@ -177,6 +211,7 @@ def test_gradient_of_the_threshold() -> None:
     assert policy.mean.grad is not None
     # d/dmean log N(z) = (z - mean) / spread^2 = 4 and -4; the loss is minus the mean of advantage times that
     assert policy.mean.grad.item() == pytest.approx(-4.0)
+    assert (policy.sample(5, spread=False) == 0).all()
     for threshold, spread in ((0.0, 0.5), (1.0, 0.5), (0.5, 0.0)):
         with pytest.raises(ConfigurationError):
             ThresholdPolicy(threshold, spread)

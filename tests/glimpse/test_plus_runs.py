@@ -121,8 +121,11 @@ def test_a_whole_schedule_runs_and_goes_on(run: plus.Settings, tmp_path: Path, m
         pass
 
 
+BOTH = {"pruning_rate": 1.0, "anls": 1.0}
+
+
 def test_a_learned_threshold_goes_into_the_retrained_module(run: plus.Settings, module: Path, tmp_path: Path) -> None:
-    learning = {"arguments": QUICK, "prune": "glimpse", "learn_threshold": True, "rewards": {"pruning_rate": 1.0}}
+    learning = {"arguments": QUICK, "prune": "glimpse", "learn_threshold": True, "rewards": BOTH}
     path = write_schedule(tmp_path / "plus.yaml", run, module=str(module), rl=learning)
     config = GlimpseModule.from_pretrained(schedules.run(schedules.read(path)) / "glimpse").config
     learned = json.loads((run.out / "rl" / "training.json").read_text())["threshold"]
@@ -138,6 +141,14 @@ def test_a_learned_threshold_goes_into_the_retrained_module(run: plus.Settings, 
         ({"rl": {"learning_rate": 1}}, "rl: unknown learning_rate"),
         ({"glimpse": {"objective": {"speed": 1}}}, "objective: unknown speed"),
         ({"retrain": {"epochs": 1}}, "retrain: unknown epochs"),
+        ({"rl": {"arguments": {"beata": 1}}}, "no field beata"),
+        ({"glimpse": {"arguments": {"lr": 1}}}, "no field lr"),
+        ({"rl": {"rewards": {"exact_mach": 1}}}, "exact_mach"),
+        ({"rl": {"judge": {"modle": 1}, "rewards": {"judge": 1}}}, "modle"),
+        ({"rl": {"lora": None}}, "merges an adapter"),
+        ({"rl": {"lora": {"rank": 1}}}, "rank"),
+        ({"rl": {"prune": "glimps"}}, "glimps"),
+        ({"glimpse": ["a"]}, "mapping"),
     ],
 )
 def test_a_wrong_schedule_is_refused_before_it_starts(
@@ -157,6 +168,7 @@ def test_a_wrong_schedule_is_refused_before_it_starts(
     ("options", "message"),
     [
         ([], "--config"),
+        (["--config", "x.yaml", "--learn-threshold", "--limit", "3"], "into it"),
         (["--model", "m", "--data", "d", "--out", "o", "--reward", "anls=much"], "'much' is not a number"),
         (["--model", "m", "--data", "d", "--out", "o", "--set", "beta"], "expected NAME=VALUE"),
     ],

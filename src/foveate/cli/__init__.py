@@ -17,8 +17,11 @@ def main() -> None:
         app()
     except FoveateError as error:
         from rich.console import Console
+        from rich.markup import escape
 
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, markup=True, soft_wrap=True)
+        Console(stderr=True).print(
+            f"[red]error:[/red] {escape(str(error))}", highlight=False, markup=True, soft_wrap=True
+        )
         sys.exit(2)
 
 

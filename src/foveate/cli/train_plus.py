@@ -21,6 +21,7 @@ class Prune(StrEnum):
 
 
 def plus(
+    context: typer.Context,
     out: Annotated[Path | None, typer.Option(help="Folder for the adapter and its checkpoints.")] = None,
     model: Annotated[str | None, typer.Option(help="Base model: hub id, folder or zoo name.")] = None,
     data: Annotated[str | None, typer.Option(help="Table (.jsonl, .parquet) or scenes[:SPLIT].")] = None,
@@ -43,6 +44,9 @@ def plus(
 ) -> None:
     """Fine-tune a model by reinforcement learning on pruned inputs (GlimpsePrune+)."""
     if config is not None:
+        given = [name for name in context.params if "COMMANDLINE" in str(context.get_parameter_source(name))]
+        if other := [f"--{name.replace('_', '-')}" for name in given if name not in ("config", "out")]:
+            raise ConfigurationError(f"--config describes the whole schedule; write {', '.join(other)} into it")
         from foveate.glimpse.plus.schedule import read, run
 
         typer.echo(f"model in {run(read(config, out))}")

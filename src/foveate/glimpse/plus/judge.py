@@ -8,7 +8,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,20 +58,28 @@ class Judge:
     cache: Path | None = None
     prompt: str = PROMPT
     workers: int = 8
-    sleep: Callable[[float], None] = time.sleep
     _lock: Any = field(default_factory=threading.Lock, repr=False)
+    _stop: threading.Event = field(default_factory=threading.Event, repr=False)
+    _down_since: float | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         try:
             import openai
         except ImportError as error:
             raise ConfigurationError("An LLM judge needs the `train` extra: pip install 'foveate[train]'.") from error
+        try:
+            self.prompt.format(question="", answer="", completion="")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ConfigurationError(
+                "the judge's prompt has a placeholder that is not {question}, {answer} or {completion} "
+                f"({error}); write other braces twice"
+            ) from error
         key = self.api_key or os.environ.get("OPENAI_API_KEY") or "none"
         self._client = openai.OpenAI(
             base_url=self.base_url, api_key=key, timeout=self.timeout, max_retries=self.retries
         )
         if self.cache is not None:
-            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            Path(self.cache).parent.mkdir(parents=True, exist_ok=True)
         self._replies = sqlite3.connect(self.cache or ":memory:", check_same_thread=False)
         with self._replies:
             self._replies.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, score REAL, reply TEXT)")
@@ -83,8 +91,13 @@ class Judge:
             JudgeError: the judge stayed unreachable for `patience` seconds, or refuses the request.
         """
         distinct = list(dict.fromkeys(items))
+        self._stop.clear()
+        self._down_since = None
         with ThreadPoolExecutor(max(1, min(self.workers, len(distinct)))) as pool:
-            found = dict(zip(distinct, pool.map(self._score, distinct), strict=True))
+            try:
+                found = dict(zip(distinct, pool.map(self._score, distinct), strict=True))
+            finally:
+                self._stop.set()  # after an error, or Ctrl-C, nobody waits on
         return [found[item] for item in items]
 
     def _score(self, item: tuple[str, str, str]) -> float | None:
@@ -105,31 +118,49 @@ class Judge:
         return None
 
     def _ask(self, text: str, temperature: float) -> str:
-        """One reply; waits while the judge is down."""
+        """One reply; waits while the judge is down. Empty if it refuses this text."""
         import openai
 
-        began, wait = time.monotonic(), 5.0
+        wait = 5.0
         passing = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError)
         while True:
             try:
                 reply = self._client.chat.completions.create(
                     model=self.model, messages=[{"role": "user", "content": text}], temperature=temperature
                 )
-                return (reply.choices[0].message.content if reply.choices else None) or ""
             except passing as error:
-                left = self.patience - (time.monotonic() - began)
-                if left <= 0:
-                    raise JudgeError(
-                        f"the judge at {self.base_url} did not answer for {self.patience:.0f} s ({error}). Bring it "
-                        "back and go on with --resume; no reward was given for what it has not judged."
-                    ) from error
-                Console(stderr=True).print(f"judge at {self.base_url}: {error}. The run waits {wait:.0f} s for it.")
-                self.sleep(min(wait, left))
+                self._wait(wait, error)
                 wait = min(2 * wait, 300.0)
+            except openai.BadRequestError as error:  # too long, or filtered: about this text, not about the judge
+                _say(f"judge: {error}")
+                return ""
             except openai.APIError as error:
                 raise JudgeError(f"the judge at {self.base_url} refuses model {self.model!r}: {error}") from error
+            else:
+                self._down_since = None
+                if not hasattr(reply, "choices"):
+                    raise JudgeError(f"{self.base_url} is no OpenAI-compatible endpoint (they usually end in /v1)")
+                return (reply.choices[0].message.content if reply.choices else None) or ""
+
+    def _wait(self, seconds: float, error: Exception) -> None:
+        """Pause of one request; the judge may be down for `patience` seconds, however many requests wait."""
+        with self._lock:
+            now = time.monotonic()
+            self._down_since = now if self._down_since is None else self._down_since
+            left = self.patience - (now - self._down_since)
+        if left <= 0 or self._stop.is_set():
+            raise JudgeError(
+                f"the judge at {self.base_url} did not answer for {self.patience:.0f} s ({error}). Bring it back and "
+                "go on with --resume; no reward was given for what it has not judged."
+            ) from error
+        _say(f"judge at {self.base_url}: {error}. The run waits {min(seconds, left):.0f} s for it.")
+        self._stop.wait(min(seconds, left))
 
     def close(self) -> None:
         """Close the cache and the connection."""
         self._replies.close()
         self._client.close()
+
+
+def _say(text: str) -> None:
+    Console(stderr=True).print(text, markup=False, highlight=False)

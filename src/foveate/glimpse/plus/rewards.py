@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch.distributed as dist
+
 from foveate.errors import ConfigurationError
 from foveate.evals.metrics import anls
 from foveate.glimpse import rewards
-from foveate.glimpse.plus.judge import Judge
+from foveate.glimpse.plus.judge import Judge, JudgeError
 
 TEXT: dict[str, Callable[[str, str], float]] = {
     "exact_match": rewards.exact_match,
@@ -45,8 +47,10 @@ class Rewards:
             raise ConfigurationError(f"no reward {', '.join(sorted(unknown))}; choose from {', '.join(NAMES)}")
         if not any(self.weights.values()):
             raise ConfigurationError("every reward has the weight 0; give at least one, for example exact_match=1")
-        if "judge" in self.weights and self.judge is None:
+        if self.weights.get("judge") and self.judge is None:
             raise ConfigurationError("the reward `judge` needs a judge: give its model and URL")
+        if self.judge is not None and not self.weights.get("judge"):
+            raise ConfigurationError("a judge is given, but no weight for the reward `judge`")
 
     def __call__(
         self,
@@ -59,7 +63,14 @@ class Rewards:
     ) -> list[float | None]:
         """One reward per completion, None for one that cannot be scored."""
         texts = [text_of(completion) for completion in completions]
-        terms = {name: self._term(name, texts, question, answer, kept_share) for name in self.weights}
+        asked = [name for name, weight in self.weights.items() if weight]
+        failure: JudgeError | None = None
+        terms: dict[str, Sequence[float | None]] = {}
+        try:
+            terms = {name: self._term(name, texts, question, answer, kept_share) for name in asked}
+        except JudgeError as error:
+            failure = error
+        raise_together(failure)
         if log_metric is not None:
             for name, values in terms.items():
                 known = [value for value in values if value is not None]
@@ -89,6 +100,18 @@ class Rewards:
                 return None
             total += self.weights[name] * value
         return total
+
+
+def raise_together(failure: JudgeError | None) -> None:
+    """Raises in every process if the judge failed one of them: the others would wait for it until they time out."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        if failure is not None:
+            raise failure
+        return
+    found: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, None if failure is None else str(failure))
+    if messages := [message for message in found if message is not None]:
+        raise failure or JudgeError(messages[0])
 
 
 def text_of(completion: Any) -> str:

@@ -39,6 +39,11 @@ class Pruning:
             raise ConfigurationError(f"prune={self.kind!r}: choose from {', '.join(get_args(Prune))}")
         if self.kind == "glimpse" and self.module is None:
             raise ConfigurationError("pruning by a glimpse module needs one: give --module")
+        if self.module is not None and self.layer != self.module.config.reduce_layer:
+            raise ConfigurationError(
+                f"layer={self.layer}, but the module prunes after layer {self.module.config.reduce_layer}; leave the "
+                "layer away, or the module"
+            )
 
     def method(self, samples: Sequence[Mapping[str, Any]], thresholds: Sequence[float] | None) -> Method | None:
         """The method for a batch of rows of the dataset (completions of one prompt stand in adjacent rows).

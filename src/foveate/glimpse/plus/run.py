@@ -109,9 +109,53 @@ def grpo_arguments(settings: Settings) -> Any:
         from trl import GRPOConfig
     except ImportError as error:
         raise MissingExtraError("`foveate train plus` needs: pip install 'foveate[train]'") from error
-    automatic = {"bf16": torch.accelerator.is_available()}
-    given = {**PUBLISHED, **_DEFAULTS, **automatic, **settings.arguments, **_OURS, "output_dir": str(settings.out)}
-    return parse_arguments(GRPOConfig, given)
+    own = {"bf16": torch.accelerator.is_available(), "output_dir": str(settings.out)}
+    if settings.judge is not None:  # other processes wait at a barrier while one waits for the judge
+        own["ddp_timeout"] = int(float(settings.judge.get("patience", Judge.patience))) + 1800
+    arguments = parse_arguments(GRPOConfig, {**PUBLISHED, **_DEFAULTS, **own, **settings.arguments, **_OURS})
+    if arguments.use_vllm:
+        raise ConfigurationError("use_vllm=True: vLLM would sample from unpruned prompts; leave it off")
+    if arguments.eval_strategy != "no":
+        raise ConfigurationError("eval_strategy: evaluate checkpoints with `foveate eval`; leave it at 'no'")
+    return arguments
+
+
+def make_rewards(settings: Settings) -> Rewards:
+    """The rewards, with their judge.
+
+    Raises:
+        ConfigurationError: unknown names, a judge without its reward or the other way round, a threshold that
+            nothing holds back.
+    """
+    weights = settings.rewards
+    if settings.learn_threshold and not (weights.get("pruning_rate") and len([w for w in weights.values() if w]) > 1):
+        raise ConfigurationError(
+            "a learned threshold needs a reward for the task and one for pruning, or it drifts to one end: for "
+            "example --reward exact_match=1 --reward pruning_rate=0.5"
+        )
+    if settings.judge is None:
+        return Rewards(weights)
+    try:
+        return Rewards(weights, Judge(**{"cache": settings.out / "judge.sqlite", **settings.judge}))
+    except TypeError as error:
+        raise ConfigurationError(f"judge: {error}") from error
+
+
+def make_adapter(settings: Settings, base: nn.Module | None) -> Any:
+    """The `peft.LoraConfig`, or None.
+
+    Raises:
+        ConfigurationError: an unknown field.
+    """
+    from peft import LoraConfig
+
+    if settings.lora is None:
+        return None
+    layers = {} if base is None else {"target_modules": language_linears(base)}
+    try:
+        return LoraConfig(**{**layers, **LORA, **settings.lora})
+    except TypeError as error:
+        raise ConfigurationError(f"lora: {error}") from error
 
 
 def train(settings: Settings) -> dict[str, float]:
@@ -124,8 +168,7 @@ def train(settings: Settings) -> dict[str, float]:
     checkpoint = _place(settings)
     rules = Rules(settings.box_format, settings.prune == "boxes" and settings.module is None, True, settings.skip_bad)
     examples = load_examples(settings.data, rules, settings.limit, settings.first)
-    judge = None if settings.judge is None else Judge(**{"cache": settings.out / "judge.sqlite", **settings.judge})
-    rewards = Rewards(settings.rewards, judge)
+    rewards = make_rewards(settings)
     set_seed(arguments.seed)
     trainer = build_trainer(settings, arguments, examples, rewards)
     try:
@@ -141,8 +184,6 @@ def train(settings: Settings) -> dict[str, float]:
 
 def build_trainer(settings: Settings, arguments: Any, examples: Examples, rewards: Rewards) -> Any:
     """The trainer on a freshly loaded model."""
-    from peft import LoraConfig
-
     from foveate.glimpse.plus.trainer import PlusTrainer
 
     automatic = "auto" if torch.accelerator.is_available() else "float32"
@@ -154,10 +195,8 @@ def build_trainer(settings: Settings, arguments: Any, examples: Examples, reward
     )
     module = None if settings.module is None else load_module(settings.module).eval()
     pruning = Pruning(settings.prune, _layer(settings, base, module), module)
-    adapter = None
-    if settings.lora is not None:
-        adapter = LoraConfig(**{"target_modules": language_linears(base), **LORA, **settings.lora})
-    else:
+    adapter = make_adapter(settings, base)
+    if adapter is None:
         base.requires_grad_(False)
         adapt(base).parts.text.requires_grad_(True)
     policy = None

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar, get_args
 
+import torch
 from rich.console import Console
 
 from foveate.errors import ConfigurationError
 from foveate.glimpse.module import WEIGHTS, GlimpseModule
 from foveate.glimpse.plus import run as rl
 from foveate.glimpse.plus.merge import merge
+from foveate.glimpse.plus.rollouts import Prune
 from foveate.glimpse.train import run as supervised
 from foveate.glimpse.train.objectives import Objective
 
@@ -62,10 +67,30 @@ def read(path: Path, out: Path | None = None) -> Schedule:
     if not isinstance(raw, dict):
         raise ConfigurationError(f"{path}: expected keys and values, found {type(raw).__name__}")
     raw |= {} if out is None else {"out": out}
+    raw |= {name: {} for name in ("glimpse", "rl", "retrain") if name in raw and raw[name] is None}
     schedule: Schedule = _checked(Schedule, raw, str(path))
     schedule = dataclasses.replace(schedule, out=Path(schedule.out))
-    _settings(schedule)  # an error in the last stage shall not show after hours
+    for stage in (schedule.glimpse, schedule.rl, schedule.retrain):
+        if stage is not None and not isinstance(stage, dict):
+            raise ConfigurationError(f"{path}: a stage is a mapping of settings, not {type(stage).__name__}")
+    _check(schedule)
     return schedule
+
+
+def _check(schedule: Schedule) -> None:
+    """Builds what the stages build from their settings: an error in the last one shall not show after hours."""
+    first, middle, last = _settings(schedule)
+    for stage in (first, last):
+        if stage is not None:
+            supervised.training_arguments(stage)
+    if middle.lora is None:
+        raise ConfigurationError("rl: lora: a schedule merges an adapter; give its fields, or {} as published")
+    rl.grpo_arguments(middle)
+    rl.make_adapter(middle, None)
+    with TemporaryDirectory() as folder:  # the judge opens its cache
+        rl.make_rewards(dataclasses.replace(middle, out=Path(folder)))
+    if middle.prune not in get_args(Prune):
+        raise ConfigurationError(f"rl: prune={middle.prune!r}: choose from {', '.join(get_args(Prune))}")
 
 
 def _checked(kind: type[T], values: dict[str, Any], where: str) -> T:
@@ -105,6 +130,11 @@ def run(schedule: Schedule) -> Path:
     Raises:
         FoveateError: what the stages raise.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigurationError(
+            "a schedule runs in one process; run its stages one by one (train glimpse, train plus, merge, train "
+            "glimpse) with accelerate or torchrun"
+        )
     first, middle, last = _settings(schedule)
     out = schedule.out
     steps: list[tuple[str, Path, Callable[[], Any]]] = []
@@ -112,7 +142,7 @@ def run(schedule: Schedule) -> Path:
         steps.append(("glimpse", first.out / DONE, lambda: supervised.train(first)))
     steps += [
         ("rl", middle.out / DONE, lambda: rl.train(middle)),
-        ("merge", out / "merged", lambda: merge(schedule.model, middle.out, out / "merged")),
+        ("merge", out / "merged", lambda: merge(middle.model, middle.out, out / "merged")),
         ("retrain", last.out / DONE, lambda: supervised.train(_with_threshold(last, middle.out))),
     ]
     console = Console(stderr=True)
@@ -122,6 +152,9 @@ def run(schedule: Schedule) -> Path:
             continue
         console.print(f"stage {name}")
         work()
+        gc.collect()  # TRL's trainer and its model refer to each other
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     return _assemble(out / "merged", last.out)
 
 

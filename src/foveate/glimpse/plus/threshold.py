@@ -38,10 +38,11 @@ class ThresholdPolicy(nn.Module):
         """Where the policy stands now."""
         return self.mean.sigmoid().item()
 
-    def sample(self, count: int) -> Tensor:
-        """`[count]` logits of thresholds."""
+    def sample(self, count: int, spread: bool = True) -> Tensor:
+        """`[count]` logits of thresholds; without `spread` all are the mean."""
         with torch.no_grad():
-            return self.mean + self.spread * torch.randn(count, device=self.mean.device)
+            noise = torch.randn(count, device=self.mean.device)
+            return self.mean + (self.spread if spread else 0.0) * noise
 
     def log_probability(self, logits: Tensor) -> Tensor:
         """`[count]` log-density of sampled logits (without its constant)."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from foveate.core.attach import prune
@@ -20,6 +21,17 @@ from foveate.glimpse.plus.rollouts import Pruning
 from foveate.glimpse.plus.threshold import ThresholdPolicy
 
 THRESHOLD = "threshold.safetensors"
+
+
+def _check_threshold(pruning: Pruning, arguments: Any) -> None:
+    if pruning.kind != "glimpse":
+        raise ConfigurationError("a learned threshold needs --prune glimpse: boxes have none")
+    per_generation = arguments.steps_per_generation or arguments.gradient_accumulation_steps
+    if arguments.num_iterations > 1 or per_generation > arguments.gradient_accumulation_steps:
+        raise ConfigurationError(
+            "a learned threshold needs fresh rollouts for every step: leave num_iterations=1 and "
+            "steps_per_generation at most gradient_accumulation_steps"
+        )
 
 
 class Replaying:
@@ -34,6 +46,16 @@ class Replaying:
         self.done += rows
         with nullcontext() if own is None else prune(self.base, Replay(own), full_length=True):
             return self.model(**inputs)
+
+
+class _FreshGradient(TrainerCallback):
+    """The Trainer clears the gradients of its model only; the threshold is not part of that."""
+
+    def __init__(self, policy: ThresholdPolicy) -> None:
+        self.policy = policy
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self.policy.mean.grad = None
 
 
 class PlusTrainer(GRPOTrainer):
@@ -64,11 +86,12 @@ class PlusTrainer(GRPOTrainer):
                 f"beta={kwargs['args'].beta} without PEFT: TRL would load a second, unpruned model as reference. Train "
                 "a LoRA adapter (the reference is then the model without it), or set beta=0."
             )
-        if policy is not None and pruning.kind != "glimpse":
-            raise ConfigurationError("a learned threshold needs --prune glimpse: boxes have none")
+        if policy is not None:
+            _check_threshold(pruning, kwargs["args"])
         super().__init__(*args, **kwargs)
         if policy is not None:
             policy.to(self.accelerator.device)
+            self.add_callback(_FreshGradient(policy))
         self._choices: list[RowChoices] | None = None
         self._samples: Sequence[Mapping[str, Any]] = ()
         self._thresholds: Tensor | None = None
@@ -85,7 +108,9 @@ class PlusTrainer(GRPOTrainer):
         return output
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        self._thresholds = None if self.policy is None else self.policy.sample(len(self._samples))
+        self._thresholds = None
+        if self.policy is not None:
+            self._thresholds = self.policy.sample(len(self._samples), spread=self.model.training)
         sampled = None if self._thresholds is None else self._thresholds.sigmoid().tolist()
         method = self.pruning.method(self._samples, sampled)
         if method is None:
@@ -110,6 +135,12 @@ class PlusTrainer(GRPOTrainer):
 
     # -- log-probabilities and loss ----------------------------------------------------------------------
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        # Hooks stay for the backward pass, in which some versions of transformers run checkpointed layers again.
+        with prune(self.base, None):
+            loss: Tensor = super().training_step(*args, **kwargs)
+        return loss
+
     def _get_per_token_logps_and_entropies(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         replaying = Replaying(model, self.base, self._choices)
         return super()._get_per_token_logps_and_entropies(replaying, *args, **kwargs)
@@ -118,7 +149,9 @@ class PlusTrainer(GRPOTrainer):
         self._choices = inputs.get("choices")
         loss: Tensor = super()._compute_loss(model, inputs)
         if self.policy is not None:
-            own = self.policy.loss(inputs["thresholds"], inputs["advantages"])
+            # of all processes: then every one of them takes the same step
+            gathered = (self.accelerator.gather(inputs[name]) for name in ("thresholds", "advantages"))
+            own = self.policy.loss(*gathered)
             loss = loss + own / self.current_gradient_accumulation_steps
         return loss
 

@@ -23,7 +23,7 @@ def parse_arguments(kind: type[T], values: Mapping[str, Any]) -> T:
     """
     if unknown := values.keys() - {f.name for f in fields(kind)}:  # type: ignore[arg-type]
         raise ConfigurationError(f"{kind.__name__} has no field {', '.join(sorted(unknown))}")
-    flat = [part for name, value in values.items() for part in (f"--{name}", _as_text(value))]
+    flat = [part for name, value in values.items() if value is not None for part in _option(name, value)]
     parser: Any = HfArgumentParser(kind)
     parser.exit_on_error = False
     try:
@@ -33,5 +33,7 @@ def parse_arguments(kind: type[T], values: Mapping[str, Any]) -> T:
     return arguments
 
 
-def _as_text(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, dict) else str(value)
+def _option(name: str, value: Any) -> list[str]:
+    if isinstance(value, list | tuple):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
