@@ -26,6 +26,8 @@ from foveate.glimpse.plus.rollouts import Pruning
 from foveate.glimpse.train.example import DataError
 from foveate.loading import load
 from foveate.methods import find
+from foveate.zoo.export import export
+from foveate.zoo.tokenizer import IMAGE, build
 
 from ..core.test_training import checkpointed_calls
 from .conftest import golden_tensors
@@ -59,6 +61,45 @@ def test_log_probabilities_are_computed_on_what_the_rollout_kept(run: plus.Setti
     moved = [n for n, p in trainer.model.named_parameters() if p.requires_grad and not torch.equal(p, before[n])]
     assert moved, "nothing was trained"
     assert all("lora" in name and "language_model" in name for name in before)
+
+
+@pytest.fixture(scope="module")
+def llava_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random LLaVA with the zoo's tokenizer and a CLIP image processor."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    tokenizer = build()
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=56, patch_size=14
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2,
+        num_key_value_heads=1,
+    )  # fmt: skip
+    image = tokenizer.convert_tokens_to_ids(IMAGE)
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_id=image, image_seq_length=16)
+    )
+    folder = tmp_path_factory.mktemp("llava")
+    export(model, tokenizer, folder, "llava", 56)
+    return folder
+
+
+def test_llava_and_several_images_in_a_row(llava_base: Path, base: Path, data: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in data.open()]
+    merged = [
+        {**row, "image": None, "images": [row["image"], other["image"]], "boxes": [row["boxes"], other["boxes"]]}
+        for row, other in zip(rows, rows[1:] + rows[:1], strict=True)
+    ]
+    path = data.parent / "pairs.jsonl"
+    path.write_text("".join(json.dumps({k: v for k, v in row.items() if v is not None}) + "\n" for row in merged))
+    for folder, source in ((llava_base, data), (llava_base, path), (base, path)):
+        out = tmp_path / f"{folder.name}-{source.stem}"
+        settings = plus.Settings(str(folder), str(source), out, arguments={**QUICK, "max_steps": 1}, layer=1)
+        plus.train(settings)
+        log = json.loads((out / "training.json").read_text())["log"]
+        assert 0 < log[0]["kept_share"] < 1
 
 
 def test_without_pruning_the_trainer_is_trls(run: plus.Settings) -> None:

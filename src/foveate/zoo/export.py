@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast, Qwen2VLImageProcessorPil
+from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast, Qwen2VLImageProcessorPil
+
+from .tokenizer import IMAGE
 
 LARGEST_SIDE = 672
 
@@ -21,7 +23,17 @@ def export(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, family:
     tokenizer.save_pretrained(partial)
     if family == "llava":
         size = {"height": image_size, "width": image_size}
-        CLIPImageProcessorPil(size=size, do_center_crop=False, crop_size=size).save_pretrained(partial)
+        images = CLIPImageProcessorPil(size=size, do_center_crop=False, crop_size=size)
+        config = model.config
+        LlavaProcessor(
+            images,
+            tokenizer,
+            patch_size=config.vision_config.patch_size,
+            vision_feature_select_strategy=config.vision_feature_select_strategy,
+            num_additional_image_tokens=1,  # the class token
+            image_token=IMAGE,  # ours, not LLaVA-1.5's
+            chat_template=tokenizer.chat_template,
+        ).save_pretrained(partial)
     else:
         limits = {"shortest_edge": 112 * 112, "longest_edge": LARGEST_SIDE * LARGEST_SIDE}
         settings = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
