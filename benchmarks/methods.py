@@ -7,7 +7,7 @@
 Selecting is everything between a stage's entry and the re-packed batch: reading keys and attention rows, the method's
 own mathematics and the engine's book-keeping. Taps in the vision tower are not part of it, nor is the tower part of the
 prefill. Both shares are given: of the unpruned prefill and of the method's own, pruned one. All methods of one model
-run interleaved; numbers are medians over repeats. Methods that cannot reach `--keep` on the model run with their
+run interleaved; numbers are medians over repeats. A run adds to what `--json` holds already. Methods that cannot reach `--keep` on the model run with their
 default budget, which is then shown.
 """
 
@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +88,26 @@ def measure(name: str, tokens: int, options: argparse.Namespace) -> Iterator[dic
     yield {"facts": facts(model)}
 
 
+REASONS = {
+    "divprune": "max-min selection takes one step per kept token, each after the one before",
+    "cdpruner": "greedy MAP inference takes one step per kept token, each after the one before",
+    "vispruner": "every round of de-duplication compares all tokens that are left",
+    "glimpse_prune": "its predictor is a small transformer over all visual tokens",
+    "sparsevlm": "it computes a rank of the attention at three layers",
+}
+"""Why a method takes over 10 % of a prefill: the methods are sequential or quadratic by definition."""
+
+
+def explained(report: dict[str, Any]) -> list[str]:
+    """A line about each method that is over 10 % of its own prefill."""
+    over: dict[str, list[str]] = {}
+    for row in report["rows"]:
+        if row["share_of_own_prefill"] > 0.1:
+            over.setdefault(row["method"], []).append(f"{row['model']} at {row['visual_tokens']:,}")
+    heads = ["", "Over 10 % of their own pruned prefill:", ""] if over else []
+    return heads + [f"- `{name}` ({', '.join(found)}): {REASONS.get(name, '?')}." for name, found in over.items()]
+
+
 def write(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(text)
@@ -94,12 +116,10 @@ def write(path: Path, text: str) -> None:
 
 def markdown(report: dict[str, Any]) -> str:
     """The table of a report, with what it was measured on."""
-    given = report["command"]
     lines = [
         "# What selecting takes",
         "",
-        f"Written by `python benchmarks/methods.py` (models {', '.join(given['models'])}; {given['repeats']} repeats, "
-        "medians). Selecting is all work between a stage's entry and the re-packed batch; taps in the vision tower are "
+        f"Written by `{'`, then `'.join(report['commands'])}` (medians). Selecting is all work between a stage's entry and the re-packed batch; taps in the vision tower are "
         "not part of it, nor is the tower part of the prefill. The first share is of the unpruned prefill, the second "
         "of the method's own, pruned one. `glimpse_prune` has a module with random weights; its predictor is a small "
         "transformer over all visual tokens and so takes longest. A load average above the number of cores means that "
@@ -113,6 +133,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"{row['share_of_unpruned_prefill']:.1%} | {row['share_of_own_prefill']:.1%} |"
         for row in report["rows"]
     ]
+    lines += explained(report)
     for found in report["facts"]:
         lines += ["", "Measured on: " + ", ".join(f"{key} {value}" for key, value in found.items()) + "."]
     return "\n".join(lines) + "\n"
@@ -138,10 +159,15 @@ def main() -> None:
     options = arguments()
     if options.threads:
         torch.set_num_threads(options.threads)
-    command = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    report: dict[str, Any] = {"command": command, "facts": [], "rows": []}
+    report: dict[str, Any] = {"commands": [], "facts": [], "rows": []}
+    if options.json and options.json.is_file():
+        report = json.loads(options.json.read_text())
+    report["commands"].append(f"python {shlex.join(sys.argv)}")
     for name in options.models:
         for tokens in options.tokens:
+            if any((row["model"], row["visual_tokens"]) == (name, tokens) for row in report["rows"]):
+                print(f"{name} at {tokens} tokens was measured before")
+                continue
             heads = f"{'keep':>16} {'select':>11} {'of unpruned':>11} {'of own':>7}"
             print(f"{'model':15} {'tokens':>6} {'method':14} {heads}")
             for row in measure(name, tokens, options):

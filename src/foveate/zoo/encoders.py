@@ -108,7 +108,7 @@ class LlavaEncoder:
     def own_loss(self, batch: Batch, features: Tensor) -> tuple[Tensor, Metrics]:
         loss = 5 * self.class_heads.loss(self._class_tokens, presence(batch.scenes))
         metrics = {"presence": loss.item() / 5}
-        if self.teacher is not None and self.distil_weight and batch.pixels.shape[1] >= 224:
+        if self.teacher is not None and self.distil_weight:
             with torch.no_grad():
                 target = qwen.features(self.teacher, batch.pixels)
             twice = 28 // self.token

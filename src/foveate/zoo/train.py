@@ -104,6 +104,10 @@ def train_model(config: ZooConfig, trainer: Trainer) -> tuple[Any, Prompts]:
     if config.start:
         trained = type(model).from_pretrained(resolve(config.start), dtype=torch.float32)
         model.load_state_dict(trained.state_dict())
+    if (
+        teacher is not None and not config.start
+    ):  # its features are followed from the first step on: begin at their scale
+        scale_features(encoder)
     heads = DenseHeads(config.text["hidden_size"])
     vision = VisionStage(config, encoder, heads)
     trainer.run(vision)
@@ -112,8 +116,8 @@ def train_model(config: ZooConfig, trainer: Trainer) -> tuple[Any, Prompts]:
     load_modules(trainer.out / "vision.pt", vision.modules())
     torch.manual_seed(config.seed + 1)
     if not config.start:
-        scale_features(encoder)
         if teacher is None:
+            scale_features(encoder)
             name_words(model.model.language_model.embed_tokens, heads, prompts.tokenizer)
         else:
             llava.copy_text(model, teacher)
