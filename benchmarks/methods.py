@@ -7,8 +7,8 @@
 Selecting is everything between a stage's entry and the re-packed batch: reading keys and attention rows, the method's
 own mathematics and the engine's book-keeping. Taps in the vision tower are not part of it, nor is the tower part of the
 prefill. Both shares are given: of the unpruned prefill and of the method's own, pruned one. All methods of one model
-run interleaved; numbers are medians over repeats. A run adds to what `--json` holds already. Methods that cannot reach `--keep` on the model run with their
-default budget, which is then shown.
+run interleaved; numbers are medians over repeats. A run adds to what `--json` holds already. Methods that cannot reach
+`--keep` on the model run with their default budget, which is then shown.
 """
 
 from __future__ import annotations
@@ -119,11 +119,11 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         "# What selecting takes",
         "",
-        f"Written by `{'`, then `'.join(report['commands'])}` (medians). Selecting is all work between a stage's entry and the re-packed batch; taps in the vision tower are "
-        "not part of it, nor is the tower part of the prefill. The first share is of the unpruned prefill, the second "
-        "of the method's own, pruned one. `glimpse_prune` has a module with random weights; its predictor is a small "
-        "transformer over all visual tokens and so takes longest. A load average above the number of cores means that "
-        "other work ran at the same time: such times are long and noisy, their ratios less so.",
+        f"Written by `{'`, then `'.join(report['commands'])}` (medians). Selecting is all work between a stage's entry "
+        "and the re-packed batch; taps in the vision tower are not part of it, nor is the tower part of the prefill. "
+        "The first share is of the unpruned prefill, the second of the method's own, pruned one. `glimpse_prune` has a "
+        "module with random weights. A load average above the number of cores means that other work ran at the same "
+        "time: such times are long and noisy, their ratios less so.",
         "",
         "| model | visual tokens | method | keep | selecting, ms | of unpruned prefill | of own prefill |",
         "|---|---:|---|---|---:|---:|---:|",
