@@ -1,10 +1,11 @@
 """GlimpsePrune+ on the zoo model: held-out accuracy under pruning while it is fine-tuned on pruned inputs.
 
-    OMP_NUM_THREADS=1 python benchmarks/plus.py --steps 40 --seeds 0 --markdown docs/plus_accuracy.md
+    OMP_NUM_THREADS=1 python benchmarks/plus.py --seeds 0 1 --markdown docs/plus_accuracy.md
 
-For every seed and every kind of rollout (pruned and, for the comparison of costs, unpruned) `foveate train plus` runs
-in a process of its own; each of its checkpoints then answers questions that were not trained on, pruned by the same
-glimpse module. Runs that are there already are not repeated. Training and test are disjoint parts of one split.
+Everything outside the evidence boxes is removed after an early layer. That costs the zoo model its counting
+(`count_all`), so it is fine-tuned on such questions and tested on them and on all types. For every seed and kind of
+rollout (`boxes`, and `none` for the comparison of costs) `foveate train plus` runs in a process of its own; each of its
+checkpoints then answers the test questions. What is there already is not repeated.
 """
 
 from __future__ import annotations
@@ -26,8 +27,32 @@ from foveate import scenes, zoo
 from foveate.bench.environment import facts
 from foveate.evals.batches import build_batch
 from foveate.evals.runner import Subject, answer, fingerprint
+from foveate.glimpse.boxes import normalize_boxes
+from foveate.glimpse.evidence import EvidenceBoxes
 from foveate.loading import load
-from foveate.methods import GlimpsePrune
+
+Samples = list[Any]
+
+
+def table(options: argparse.Namespace) -> Path:
+    """Training questions of the wanted types as a table with images."""
+    folder = options.out / "data"
+    path: Path = folder / "questions.jsonl"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[str] = []
+    start = 0
+    while len(rows) < options.train:
+        for sample in scenes.load("train", 90, start):
+            if sample.type in options.types and len(rows) < options.train:
+                name = f"{len(rows)}.png"
+                sample.image.save(folder / name)
+                row = {"image": name, "question": sample.question, "answer": sample.answer}
+                rows.append(json.dumps(row | {"boxes": [list(box) for box in sample.boxes]}))
+        start += 90
+    path.write_text("\n".join(rows) + "\n")
+    return path
 
 
 def train(options: argparse.Namespace, prune: str, seed: int, out: Path, steps: int) -> dict[str, float]:
@@ -38,8 +63,7 @@ def train(options: argparse.Namespace, prune: str, seed: int, out: Path, steps: 
         return found
     code = "from foveate.cli import main; main()"
     command = [sys.executable, "-c", code, "train", "plus", "--model", options.model, "--out", str(out)]
-    command += ["--data", f"scenes:{options.split}", "--limit", str(options.train), "--module", options.module]
-    command += ["--prune", prune]
+    command += ["--data", str(table(options)), "--prune", prune, "--layer", str(options.layer)]
     values = {
         "max_steps": steps, "save_steps": options.every, "save_total_limit": 100, "seed": seed, "beta": options.beta,
         "gradient_accumulation_steps": options.prompts, "learning_rate": options.rate, "max_completion_length": 8,
@@ -68,28 +92,35 @@ class Test:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.model, processor = load(options.model)
-        self.subject, self.module = Subject(self.model, processor, 8), GlimpsePrune(options.module)
-        samples = scenes.load(options.split, options.test, options.train)
-        self.batches = [samples[i : i + options.batch] for i in range(0, len(samples), options.batch)]
+        self.subject, self.layer, self.batch = Subject(self.model, processor, 8), options.layer, options.batch
+        every = scenes.load("test", 1000)
+        wanted = [i for i in range(1000) if every[i].type in options.types][: options.test]
+        self.sets = {
+            "trained types": [every[i] for i in wanted],
+            "all types": [every[i] for i in range(options.test_all)],
+        }
 
     def accuracy(self, adapter: Path | None, pruned: bool, name: str) -> dict[str, float]:
-        """Share of right answers and of visual tokens kept."""
-        hits, kept, total = [], 0, 0
+        """Share of right answers of each set."""
         wrapped = None
         if adapter is not None:
             from peft import PeftModel
 
             wrapped = PeftModel.from_pretrained(self.model, str(adapter)).eval()
-        for batch in track(self.batches, description=name):
-            inputs = build_batch(self.model, self.subject.processor, [(s.images, s.question) for s in batch])
-            texts, trace = answer(self.subject, inputs, self.module if pruned else None)
-            hits += [float(text == s.answer) for text, s in zip(texts, batch, strict=True)]
-            alive = [g.alive_at(trace.layers) for g in trace.groups]
-            total += sum(len(g.columns) for g in trace.groups)
-            kept += sum(len(g.columns if a is None else a) for g, a in zip(trace.groups, alive, strict=True))
+        found = {kind: self._accuracy(samples, pruned, f"{name}, {kind}") for kind, samples in self.sets.items()}
         if wrapped is not None:
             self.model = wrapped.unload()
-        return {"accuracy": sum(hits) / len(hits), "kept": kept / total}
+        return found
+
+    def _accuracy(self, samples: Samples, pruned: bool, name: str) -> float:
+        hits: list[bool] = []
+        for start in track(range(0, len(samples), self.batch), description=name):
+            batch = samples[start : start + self.batch]
+            inputs = build_batch(self.model, self.subject.processor, [(s.images, s.question) for s in batch])
+            boxes = [[normalize_boxes(s.boxes, "pixel", width=s.image.width, height=s.image.height)] for s in batch]
+            texts, _ = answer(self.subject, inputs, EvidenceBoxes(boxes, self.layer) if pruned else None)
+            hits += [text == s.answer for text, s in zip(texts, batch, strict=True)]
+        return sum(hits) / len(hits)
 
 
 def curve(options: argparse.Namespace, report: dict[str, Any], test: Test, prune: str, seed: int) -> None:
@@ -98,9 +129,8 @@ def curve(options: argparse.Namespace, report: dict[str, Any], test: Test, prune
     report["costs"][f"{prune}, seed {seed}"] = train(options, prune, seed, out, steps)
     found = sorted(out.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     for path in found if prune != "none" else []:
-        step, pruned_only = int(path.name.split("-")[1]), path != found[-1]
-        for pruned in (True,) if pruned_only else (True, False):
-            name = f"{prune} rollouts, seed {seed}, step {step}, {'pruned' if pruned else 'unpruned'}"
+        for pruned in (True,) if path != found[-1] else (True, False):
+            name = f"seed {seed}, step {path.name.split('-')[1]}, {'pruned' if pruned else 'unpruned'}"
             if name not in report["accuracy"]:
                 report["accuracy"][name] = test.accuracy(path, pruned, name)
                 save(options.json, report)
@@ -116,43 +146,57 @@ def markdown(report: dict[str, Any], command: str) -> str:
     about = report["about"]
     lines = [
         "# GlimpsePrune+ on the zoo model", "", f"Written by `{command}`.", "",
-        f"{about['test']} questions of `scenes:{about['split']}`; its first {about['train']} were trained on. Exact "
-        "match, greedy.", "",
-        "| model | input | accuracy | visual tokens kept |", "|---|---|---|---|",
+        f"Trained on {', '.join(about['types'])} questions of `scenes:train`, rollouts pruned to the evidence boxes after "
+        f"layer {about['layer']}; {about['group']} completions of {about['prompts']} prompts a step, reward exact match. "
+        f"Tested on {about['test']} held-out questions of that kind and on the first {about['test_all']} of "
+        "`scenes:test`; exact match, greedy, pruned in the same way or not at all.", "",
+        "| model | input | " + " | ".join(next(iter(report["accuracy"].values()))) + " |", "|---|---|---|---|",
     ]  # fmt: skip
     for name, row in report["accuracy"].items():
         head, _, how = name.rpartition(", ")
-        lines.append(f"| {head} | {how} | {row['accuracy']:.1%} | {row['kept']:.1%} |")
-    lines += ["", "| run | seconds per step | peak memory of the process | kept in rollouts |", "|---|---|---|---|"]
+        lines.append(f"| {head} | {how} | " + " | ".join(f"{value:.1%}" for value in row.values()) + " |")
+    lines += [
+        "",
+        "| rollouts | seconds per step | peak memory of the process | visual tokens kept | steps' time in all |",
+    ]
+    lines += ["|---|---|---|---|---|"]
     for name, cost in report["costs"].items():
-        lines.append(f"| {name} | {cost['step_seconds']:.1f} | {cost['peak_mib']:.0f} MiB | {cost['kept_share']:.1%} |")
-    lines += ["", f"Settings: `{json.dumps(report['about'])}`", "", f"Machine: `{json.dumps(report['facts'])}`", ""]
+        lines.append(
+            f"| {name} | {cost['step_seconds']:.1f} | {cost['peak_mib']:.0f} MiB | {cost['kept_share']:.1%} | "
+            f"{cost['seconds']:.0f} s |"
+        )
+    lines += ["", f"Settings: `{json.dumps(about)}`", "", f"Machine: `{json.dumps(report['facts'])}`", ""]
     return "\n".join(lines)
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=zoo.DEFAULT)
-    parser.add_argument("--module", default=str(Path(zoo.resolve(zoo.DEFAULT)) / "glimpse"))
-    parser.add_argument("--split", default="hard")
-    parser.add_argument("--train", type=int, default=700, help="rows of the split to train on")
-    parser.add_argument("--test", type=int, default=270, help="rows after them to test on")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--types", nargs="+", default=["count_all"], choices=scenes.TYPES)
+    parser.add_argument("--layer", type=int, default=2, help="prune after this layer")
+    parser.add_argument("--train", type=int, default=240, help="training questions")
+    parser.add_argument("--test", type=int, default=111, help="held-out questions of the same types")
+    parser.add_argument("--test-all", type=int, default=180, help="held-out questions of all types")
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--cost-steps", type=int, default=4, help="steps of the unpruned run, for its cost")
-    parser.add_argument("--every", type=int, default=20, help="steps between checkpoints")
+    parser.add_argument("--every", type=int, default=10, help="steps between checkpoints")
     parser.add_argument("--prompts", type=int, default=8, help="groups per step")
     parser.add_argument("--group", type=int, default=4)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--beta", type=float, default=0.04)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--batch", type=int, default=15)
+    parser.add_argument("--batch", type=int, default=30)
     parser.add_argument("--out", type=Path, default=Path("runs/plus"))
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/plus.json"))
     parser.add_argument("--markdown", type=Path)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     test = Test(options)
-    names = ("split", "train", "test", "prompts", "group", "rate", "beta")
+    names = ("types", "layer", "train", "test", "test_all", "prompts", "group", "rate", "beta")
     about = {name: getattr(options, name) for name in names} | {"weights": fingerprint(test.model)}
     report: dict[str, Any] = {"about": about, "accuracy": {}, "costs": {}}
     if options.json.is_file() and json.loads(options.json.read_text())["about"] == about:
@@ -162,8 +206,9 @@ def main() -> None:
         name = f"base, {'pruned' if pruned else 'unpruned'}"
         if name not in report["accuracy"]:
             report["accuracy"][name] = test.accuracy(None, pruned, name)
+            print(name, report["accuracy"][name], flush=True)
     for seed in options.seeds:
-        curve(options, report, test, "glimpse", seed)
+        curve(options, report, test, "boxes", seed)
     curve(options, report, test, "none", options.seeds[0])
     save(options.json, report)
     text = markdown(report, f"python {shlex.join(sys.argv)}")
