@@ -148,7 +148,7 @@ def markdown(report: dict[str, Any], command: str) -> str:
         "# GlimpsePrune+ on the zoo model", "", f"Written by `{command}`.", "",
         f"Trained on {', '.join(about['types'])} questions of `scenes:train`, rollouts pruned to evidence boxes "
         f"after layer {about['layer']}; {about['group']} completions of {about['prompts']} prompts a step, reward "
-        f"exact match. Tested on {about['test']} held-out questions of that kind and on the first {about['test_all']} of "
+        f"exact match. Tested on {about['test']} held-out questions of that kind and the first {about['test_all']} of "
         "`scenes:test`; exact match, greedy, pruned in the same way or not at all.", "",
         "| model | input | " + " | ".join(next(iter(report["accuracy"].values()))) + " |", "|---|---|---|---|",
     ]  # fmt: skip
