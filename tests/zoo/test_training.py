@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -65,6 +66,23 @@ def start(recipe: Path, out: Path) -> subprocess.Popen:
 def steps_done(out: Path, stage: str) -> int:
     state = checkpoint.load(out / f"{stage}.pt")
     return state["step"] if state else 0
+
+
+def test_a_killed_run_does_not_go_on_in_its_children(tmp_path):
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(TINY | {"processes": 2, "language": TINY["language"] | {"steps": 100_000}}))
+    run = start(recipe, tmp_path / "out")
+    deadline = time.monotonic() + 120
+    while steps_done(tmp_path / "out", "vision") < 1:
+        assert run.poll() is None, run.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    children = psutil.Process(run.pid).children(recursive=True)
+    assert len([c for c in children if "spawn_main" in " ".join(c.cmdline())]) == 2
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
 
 
 def further(trained: Path) -> dict:
