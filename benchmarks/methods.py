@@ -93,6 +93,10 @@ REASONS = {
     "cdpruner": "greedy MAP inference takes one step per kept token, each after the one before",
     "vispruner": "every round of de-duplication compares all tokens that are left",
     "glimpse_prune": "its predictor is a small transformer over all visual tokens",
+    "vitcop": "clustering compares all pairs of the tokens that its first stage keeps",
+    "tome": "bipartite matching compares every second token with all others, once a round",
+    "vscan": "merging compares every token that goes with all that stay",
+    "prumerge": "merging compares every token that goes with all that stay",
     "sparsevlm": "it computes a rank of the attention at three layers",
 }
 """Why a method takes over 10 % of a prefill: the methods are sequential or quadratic by definition."""
