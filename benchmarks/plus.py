@@ -1,10 +1,13 @@
 """GlimpsePrune+ on the zoo model: held-out accuracy under pruning while it is fine-tuned on pruned inputs.
 
     OMP_NUM_THREADS=1 python benchmarks/plus.py --seeds 0 1 --markdown docs/plus_accuracy.md
+    OMP_NUM_THREADS=1 python benchmarks/plus.py --prune glimpse --steps 24 --every 8 --out runs/plus-glimpse \
+      --json benchmarks/results/plus-glimpse.json --markdown docs/plus_glimpse.md
 
 Everything outside the evidence boxes is removed after an early layer. That costs the zoo model its counting
-(`count_all`), so it is fine-tuned on such questions and tested on them and on all types. For every seed and kind of
-rollout (`boxes`, and `none` for the comparison of costs) `foveate train plus` runs in a process of its own; each of its
+(`count_all`), so it is fine-tuned on such questions and tested on them and on all types. `--prune glimpse` lets the
+shipped module decide instead, after its own layer. For every seed and kind of rollout (pruned, and `none` for the
+comparison of costs) `foveate train plus` runs in a process of its own; each of its
 checkpoints then answers the test questions. What is there already is not repeated.
 """
 
@@ -30,6 +33,7 @@ from foveate.evals.runner import Subject, answer, fingerprint
 from foveate.glimpse.boxes import normalize_boxes
 from foveate.glimpse.evidence import EvidenceBoxes
 from foveate.loading import load
+from foveate.methods import GlimpsePrune
 
 Samples = list[Any]
 
@@ -63,7 +67,8 @@ def train(options: argparse.Namespace, prune: str, seed: int, out: Path, steps: 
         return found
     code = "from foveate.cli import main; main()"
     command = [sys.executable, "-c", code, "train", "plus", "--model", options.model, "--out", str(out)]
-    command += ["--data", str(table(options)), "--prune", prune, "--layer", str(options.layer)]
+    command += ["--data", str(table(options)), "--prune", prune]
+    command += ["--module", options.module] if prune == "glimpse" else ["--layer", str(options.layer)]
     values = {
         "max_steps": steps, "save_steps": options.every, "save_total_limit": 100, "seed": seed, "beta": options.beta,
         "gradient_accumulation_steps": options.prompts, "learning_rate": options.rate, "max_completion_length": 8,
@@ -93,6 +98,7 @@ class Test:
     def __init__(self, options: argparse.Namespace) -> None:
         self.model, processor = load(options.model)
         self.subject, self.layer, self.batch = Subject(self.model, processor, 8), options.layer, options.batch
+        self.module = GlimpsePrune(options.module) if options.prune == "glimpse" else None
         every = scenes.load("test", 1000)
         wanted = [i for i in range(1000) if every[i].type in options.types][: options.test]
         self.sets = {
@@ -118,7 +124,8 @@ class Test:
             batch = samples[start : start + self.batch]
             inputs = build_batch(self.model, self.subject.processor, [(s.images, s.question) for s in batch])
             boxes = [[normalize_boxes(s.boxes, "pixel", width=s.image.width, height=s.image.height)] for s in batch]
-            texts, _ = answer(self.subject, inputs, EvidenceBoxes(boxes, self.layer) if pruned else None)
+            method = self.module or EvidenceBoxes(boxes, self.layer)
+            texts, _ = answer(self.subject, inputs, method if pruned else None)
             hits += [text == s.answer for text, s in zip(texts, batch, strict=True)]
         return sum(hits) / len(hits)
 
@@ -144,12 +151,13 @@ def save(path: Path, report: dict[str, Any]) -> None:
 
 def markdown(report: dict[str, Any], command: str) -> str:
     about = report["about"]
+    how = f"to evidence boxes after layer {about['layer']}" if about["prune"] == "boxes" else "by the shipped module"
     lines = [
         "# GlimpsePrune+ on the zoo model", "", f"Written by `{command}`.", "",
-        f"Trained on {', '.join(about['types'])} questions of `scenes:train`, rollouts pruned to evidence boxes "
-        f"after layer {about['layer']}; {about['group']} completions of {about['prompts']} prompts a step, reward "
-        f"exact match. Tested on {about['test']} held-out questions of that kind and the first {about['test_all']} of "
-        "`scenes:test`; exact match, greedy, pruned in the same way or not at all.", "",
+        f"Trained on {', '.join(about['types'])} questions of `scenes:train`, rollouts pruned {how}; {about['group']} "
+        f"completions of {about['prompts']} prompts a step, reward exact match. Tested on {about['test']} held-out "
+        f"questions of that kind and the first {about['test_all']} of `scenes:test`; exact match, greedy, pruned in "
+        "the same way or not at all.", "",
         "| model | input | " + " | ".join(next(iter(report["accuracy"].values()))) + " |", "|---|---|---|---|",
     ]  # fmt: skip
     for name, row in report["accuracy"].items():
@@ -173,7 +181,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=zoo.DEFAULT)
     parser.add_argument("--types", nargs="+", default=["count_all"], choices=scenes.TYPES)
-    parser.add_argument("--layer", type=int, default=2, help="prune after this layer")
+    parser.add_argument("--prune", default="boxes", choices=("boxes", "glimpse"))
+    parser.add_argument("--module", default=str(Path(zoo.resolve(zoo.DEFAULT)) / "glimpse"))
+    parser.add_argument("--layer", type=int, default=2, help="prune after this layer (boxes)")
     parser.add_argument("--train", type=int, default=240, help="training questions")
     parser.add_argument("--test", type=int, default=111, help="held-out questions of the same types")
     parser.add_argument("--test-all", type=int, default=180, help="held-out questions of all types")
@@ -196,7 +206,7 @@ def main() -> None:
     options = arguments()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     test = Test(options)
-    names = ("types", "layer", "train", "test", "test_all", "prompts", "group", "rate", "beta")
+    names = ("types", "prune", "layer", "train", "test", "test_all", "prompts", "group", "rate", "beta")
     about = {name: getattr(options, name) for name in names} | {"weights": fingerprint(test.model)}
     report: dict[str, Any] = {"about": about, "accuracy": {}, "costs": {}}
     if options.json.is_file() and json.loads(options.json.read_text())["about"] == about:
@@ -208,7 +218,7 @@ def main() -> None:
             report["accuracy"][name] = test.accuracy(None, pruned, name)
             print(name, report["accuracy"][name], flush=True)
     for seed in options.seeds:
-        curve(options, report, test, "boxes", seed)
+        curve(options, report, test, options.prune, seed)
     curve(options, report, test, "none", options.seeds[0])
     save(options.json, report)
     text = markdown(report, f"python {shlex.join(sys.argv)}")
