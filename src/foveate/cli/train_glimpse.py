@@ -76,6 +76,16 @@ def glimpse(
         resume=resume,
     )
     _report(out, train(settings))
+    leave_group()
+
+
+def leave_group() -> None:
+    """Ends distributed training together: a process that ends while others still talk to it aborts."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def _report(out: Path, metrics: dict[str, float]) -> None:

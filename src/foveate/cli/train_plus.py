@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from foveate.cli.train_glimpse import BoxFormats, pairs, value
+from foveate.cli.train_glimpse import BoxFormats, leave_group, pairs, value
 from foveate.errors import ConfigurationError
 
 
@@ -74,6 +74,7 @@ def plus(
         resume=resume,
     )
     train(settings)
+    leave_group()
     typer.echo(f"{'model' if full else 'adapter'} in {out}")
 
 
