@@ -15,24 +15,17 @@ from torch import Tensor, nn
 
 import foveate
 from foveate.core import seams
-from foveate.core.replay import Replay
 from foveate.errors import ConfigurationError, FoveateError
-from foveate.glimpse import GlimpseModule, rl_losses
-from foveate.glimpse.evidence import EvidenceBoxes
+from foveate.glimpse import rl_losses
 from foveate.glimpse.plus import run as plus
 from foveate.glimpse.plus.judge import JudgeError
 from foveate.glimpse.plus.merge import ADAPTER
 from foveate.glimpse.plus.rewards import Rewards
-from foveate.glimpse.plus.rollouts import Pruning
 from foveate.glimpse.train.example import DataError
-from foveate.loading import load
-from foveate.methods import find
-from foveate.zoo.export import export
-from foveate.zoo.tokenizer import IMAGE, build
 
 from ..core.test_training import checkpointed_calls
 from .conftest import golden_tensors
-from .plus import QUICK, length_reward, picture, trainer_of
+from .plus import QUICK, length_reward, trainer_of
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
@@ -62,45 +55,6 @@ def test_log_probabilities_are_computed_on_what_the_rollout_kept(run: plus.Setti
     moved = [n for n, p in trainer.model.named_parameters() if p.requires_grad and not torch.equal(p, before[n])]
     assert moved, "nothing was trained"
     assert all("lora" in name and "language_model" in name for name in before)
-
-
-@pytest.fixture(scope="module")
-def llava_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random LLaVA with the zoo's tokenizer and a CLIP image processor."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
-    tokenizer = build()
-    vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=56, patch_size=14
-    )
-    text = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2,
-        num_key_value_heads=1,
-    )  # fmt: skip
-    image = tokenizer.convert_tokens_to_ids(IMAGE)
-    torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=vision, text_config=text, image_token_id=image, image_seq_length=16)
-    )
-    folder = tmp_path_factory.mktemp("llava")
-    export(model, tokenizer, folder, "llava", 56)
-    return folder
-
-
-def test_llava_and_several_images_in_a_row(llava_base: Path, base: Path, data: Path, tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in data.open()]
-    merged = [
-        {**row, "image": None, "images": [row["image"], other["image"]], "boxes": [row["boxes"], other["boxes"]]}
-        for row, other in zip(rows, rows[1:] + rows[:1], strict=True)
-    ]
-    path = data.parent / "pairs.jsonl"
-    path.write_text("".join(json.dumps({k: v for k, v in row.items() if v is not None}) + "\n" for row in merged))
-    for folder, source in ((llava_base, data), (llava_base, path), (base, path)):
-        out = tmp_path / f"{folder.name}-{source.stem}"
-        settings = plus.Settings(str(folder), str(source), out, arguments={**QUICK, "max_steps": 1}, layer=1)
-        plus.train(settings)
-        log = json.loads((out / "training.json").read_text())["log"]
-        assert 0 < log[0]["kept_share"] < 1
 
 
 def test_without_pruning_the_trainer_is_trls(run: plus.Settings) -> None:
@@ -258,6 +212,13 @@ def test_what_cannot_work_is_refused(run: plus.Settings, changes: dict[str, Any]
         plus.train(dataclasses.replace(run, **changes))
 
 
+def test_arguments_of_every_kind(run: plus.Settings) -> None:
+    given = {"generation_batch_size": 16, "reward_weights": [1.0], "hub_model_id": None, "adam_beta1": "0.8"}
+    arguments = plus.grpo_arguments(dataclasses.replace(run, arguments={**QUICK, **given}))
+    assert (arguments.generation_batch_size, arguments.steps_per_generation) == (16, 4)
+    assert (arguments.reward_weights, arguments.hub_model_id, arguments.adam_beta1) == ([1.0], None, 0.8)
+
+
 def test_all_of_the_language_model_without_kl(run: plus.Settings) -> None:
     plus.train(dataclasses.replace(run, lora=None, arguments={**QUICK, "beta": 0.0, "max_steps": 1}))
     assert (run.out / "model.safetensors").is_file()
@@ -282,35 +243,3 @@ def test_a_row_without_answer_or_boxes(run: plus.Settings, data: Path, tmp_path:
     with pytest.raises(DataError, match="row 4: no evidence boxes"):
         plus.train(unboxed)
     plus.train(dataclasses.replace(unboxed, module=str(module), layer=None))  # the module decides such rows
-
-
-def test_rows_with_and_without_boxes_share_a_batch(base: Path, module: Path) -> None:
-    model, processor = load(str(base))
-    chats = [[{"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "a?"}]}]] * 2
-    inputs = processor.apply_chat_template(chats, tokenize=True, return_dict=True, add_generation_prompt=True)
-    samples = [{"boxes": [[[0.0, 0.0, 0.3, 0.3]]], "row": 1}, {"boxes": None, "row": 2}]
-    own = GlimpseModule.from_pretrained(module).eval()
-    method = Pruning("boxes", own.config.reduce_layer, own).method(samples, None)
-    assert method is not None
-    with torch.no_grad(), foveate.prune(model, method) as trace:
-        model(**inputs)
-    with torch.no_grad(), foveate.prune(model, find("glimpse_prune")(own)) as alone:
-        model(**inputs)
-    rows, expected = trace.to_dict()["rows"], alone.to_dict()["rows"]
-    assert rows[1]["kept"] == expected[1]["kept"]
-    first = rows[0]["images"][0]["columns"]
-    assert [first.index(column) for column in rows[0]["kept"]] == [0, 1, 4, 5]  # a grid of 5 x 4
-
-
-def test_evidence_boxes_must_fit_the_batch(base: Path) -> None:
-    model, processor = load(str(base))
-    chat = [{"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "a?"}]}]
-    inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, add_generation_prompt=True)
-    for boxes, message in (([], "rows"), ([[[], []]], "1 image")):
-        with pytest.raises(ConfigurationError, match=message), foveate.prune(model, EvidenceBoxes(boxes, 1)):
-            model(**inputs)
-    with foveate.prune(model, EvidenceBoxes([[[]]], 1)) as trace:  # no evidence: no visual token is left
-        out = model.generate(**inputs, max_new_tokens=3)
-    assert out.shape[0] == 1
-    assert trace.to_dict()["rows"][0]["kept"] == []
-    assert Replay.name == "replay"

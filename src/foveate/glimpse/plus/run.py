@@ -112,7 +112,10 @@ def grpo_arguments(settings: Settings) -> Any:
     own = {"bf16": torch.accelerator.is_available(), "output_dir": str(settings.out)}
     if settings.judge is not None:  # other processes wait at a barrier while one waits for the judge
         own["ddp_timeout"] = int(float(settings.judge.get("patience", Judge.patience))) + 1800
-    arguments = parse_arguments(GRPOConfig, {**PUBLISHED, **_DEFAULTS, **own, **settings.arguments, **_OURS})
+    given = {**PUBLISHED, **_DEFAULTS, **own, **settings.arguments, **_OURS}
+    if "generation_batch_size" in settings.arguments and "steps_per_generation" not in settings.arguments:
+        given.pop("steps_per_generation")  # TRL takes one of the two
+    arguments = parse_arguments(GRPOConfig, given)
     if arguments.use_vllm:
         raise ConfigurationError("use_vllm=True: vLLM would sample from unpruned prompts; leave it off")
     if arguments.eval_strategy != "no":
