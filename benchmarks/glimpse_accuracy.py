@@ -24,6 +24,7 @@ from rich.progress import track
 
 from foveate import scenes, zoo
 from foveate.bench.environment import facts
+from foveate.bench.files import write_text
 from foveate.core.method import Method
 from foveate.core.trace import PrefillTrace
 from foveate.evals.batches import build_batch
@@ -66,7 +67,7 @@ class Run:
                 record["kept"].append(shares[-1])
                 record["average"].append(mean(shares[:-1]))
         self.report["records"][name] = record
-        write(self.path, json.dumps(self.report))
+        write_text(self.path, json.dumps(self.report))
         print(f"{name}: {mean(record['hit']):.1%}, kept {mean(record['kept']):.1%}, average over layers "
               f"{mean(record['average']):.1%}, {time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
         return record
@@ -115,12 +116,6 @@ def read(path: Path, about: dict[str, Any]) -> dict[str, Any]:
         if found.get("about") == about:
             return found
     return {"about": about, "records": {}}
-
-
-def write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
 
 
 def of(record: Record, key: str, types: list[str], kinds: tuple[str, ...]) -> list[float]:
@@ -180,7 +175,7 @@ def main() -> None:
     run.all()
     if run.markdown:
         command = "python benchmarks/glimpse_accuracy.py " + shlex.join(sys.argv[1:])
-        write(run.markdown, markdown(run.report, run.types, command))
+        write_text(run.markdown, markdown(run.report, run.types, command))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import torch
 
 import foveate
 from foveate.bench.environment import facts
+from foveate.bench.files import write_text
 from foveate.bench.presets import build
 from foveate.bench.prompts import random_prompt
 from foveate.core.method import Method
@@ -112,12 +113,6 @@ def explained(report: dict[str, Any]) -> list[str]:
     return heads + [f"- `{name}` ({', '.join(found)}): {REASONS.get(name, '?')}." for name, found in over.items()]
 
 
-def write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
-
-
 def markdown(report: dict[str, Any]) -> str:
     """The table of a report, with what it was measured on."""
     lines = [
@@ -186,7 +181,7 @@ def main() -> None:
                 )
             for path, text in ((options.json, json.dumps(report, indent=1)), (options.markdown, markdown(report))):
                 if path:
-                    write(path, text)
+                    write_text(path, text)
     print(json.dumps(report["facts"][-1]))
 
 

@@ -28,6 +28,7 @@ from rich.progress import track
 
 from foveate import scenes, zoo
 from foveate.bench.environment import facts
+from foveate.bench.files import write_text
 from foveate.evals.batches import build_batch
 from foveate.evals.runner import Subject, answer, fingerprint
 from foveate.glimpse.boxes import normalize_boxes
@@ -140,13 +141,7 @@ def curve(options: argparse.Namespace, report: dict[str, Any], test: Test, prune
             name = f"seed {seed}, step {path.name.split('-')[1]}, {'pruned' if pruned else 'unpruned'}"
             if name not in report["accuracy"]:
                 report["accuracy"][name] = test.accuracy(path, pruned, name)
-                save(options.json, report)
-
-
-def save(path: Path, report: dict[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(report, indent=1))
-    part.replace(path)
+                write_text(options.json, json.dumps(report, indent=1))
 
 
 def markdown(report: dict[str, Any], command: str) -> str:
@@ -220,11 +215,11 @@ def main() -> None:
     for seed in options.seeds:
         curve(options, report, test, options.prune, seed)
     curve(options, report, test, "none", options.seeds[0])
-    save(options.json, report)
+    write_text(options.json, json.dumps(report, indent=1))
     text = markdown(report, f"python {shlex.join(sys.argv)}")
     print(text)
     if options.markdown:
-        options.markdown.write_text(text)
+        write_text(options.markdown, text)
 
 
 if __name__ == "__main__":

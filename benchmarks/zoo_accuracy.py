@@ -23,6 +23,7 @@ from rich.progress import track
 import foveate
 from foveate import scenes, zoo
 from foveate.bench.environment import facts
+from foveate.bench.files import write_text
 from foveate.core.method import Method
 from foveate.errors import ConfigurationError
 from foveate.evals.batches import build_batch
@@ -83,7 +84,7 @@ def run(options: argparse.Namespace, model: Any, processor: Any) -> dict[str, An
         report["hits"][name] = hits
         report["kept"][name] = kept
         print(f"{name:24} {100 * sum(hits) / len(hits):5.1f} %  kept {kept:.3f}  {time.perf_counter() - start:.0f} s")
-        write(options.json, json.dumps(report))
+        write_text(options.json, json.dumps(report))
     return report
 
 
@@ -99,12 +100,6 @@ def read(path: Path, about: dict[str, Any]) -> dict[str, Any]:
         if found.get("about") == about:
             return found
     return {"about": about, "hits": {}, "kept": {}}
-
-
-def write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
 
 
 def pooled(report: dict[str, Any], key: str) -> list[float] | None:
@@ -205,7 +200,7 @@ def main() -> None:
     report = run(options, model, processor)
     if options.markdown:
         command = f"python benchmarks/zoo_accuracy.py --n {options.n} --split {options.split}"
-        write(options.markdown, markdown(report, command))
+        write_text(options.markdown, markdown(report, command))
 
 
 if __name__ == "__main__":

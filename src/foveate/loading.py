@@ -183,6 +183,13 @@ class ImageTextProcessor:
         inputs = self(images=images or None, text=prompts, **options)
         return inputs if return_dict else inputs["input_ids"]
 
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Write tokenizer, image processor and chat template, from which `load_processor` builds this again."""
+        self.tokenizer.save_pretrained(save_directory)
+        self.image_processor.save_pretrained(save_directory)
+        if self.chat_template is not None:
+            (Path(save_directory) / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
         """As the tokenizer's."""
         return self.tokenizer.batch_decode(*args, **kwargs)

@@ -62,13 +62,14 @@ class ForwardPass:
         self.reader: LayerReader | None = None  # of the layer before
         self._masks: dict[tuple[Any, ...], Any] = {}
         self.probe = method.probe(family.info) if method is not None and self.stages else None
-        self.later = [method.later(layout, k) if method and self.stages else None for k in range(family.info.layers)]
+        layers = range(family.info.layers) if method is not None and self.stages else ()
+        self.later = {k: later for k in layers if (later := method.later(layout, k)) is not None}  # type: ignore[union-attr]
         self.readings: dict[int, Reading] = {}
 
     @property
     def took_over(self) -> bool:
         pruned = self.alive.index is not None or (self.cache is not None and self.cache.is_pruned)
-        return pruned or any(later is not None for later in self.later)
+        return pruned or bool(self.later)
 
     # -- selecting ---------------------------------------------------------------------------------------
 
@@ -157,7 +158,7 @@ class ForwardPass:
         """The attention mask of a layer; layers that hold the same tokens share one."""
         held = None if self.cache is None else self.cache.held(layer)
         past = 0 if self.cache is None else self.cache.physical_length(layer)
-        later = self.later[layer]
+        later = self.later.get(layer)
         key = (id(held), past, self.alive.drops, hidden.device, id(later))
         if key not in self._masks:
             config = self.family.parts.text.config

@@ -89,5 +89,4 @@ class RowwiseGlimpse(GlimpsePrune):
         budget = self.budget
         if self.thresholds is not None:
             budget = replace(budget, threshold=self.thresholds[view.row])
-        mask = budget.choose(self.logits(view).float().sigmoid())
-        return mask | self._anchored(view) if self.corners else mask
+        return self._within(view, budget)

@@ -132,7 +132,11 @@ class GlimpsePrune(Method):
         return Probe(dict(zip(config.le_layers, vectors, strict=True)), config.selected_layers)
 
     def select(self, stage: Stage, view: View) -> Choice:
-        mask = self.budget.choose(self.logits(view).float().sigmoid())
+        return self._within(view, self.budget)
+
+    def _within(self, view: View, budget: Keep) -> Tensor:
+        """`[n]` bool: what the module's probabilities keep within a budget, and the corners."""
+        mask = budget.choose(self.logits(view).float().sigmoid())
         return mask | self._anchored(view) if self.corners else mask
 
     def logits(self, view: View) -> Tensor:

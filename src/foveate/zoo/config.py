@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from foveate.errors import FoveateError
+from foveate.yaml_files import check_keys, check_mapping, read_yaml
 
 _CONFIGS = Path(__file__).parent / "configs"
 
@@ -103,18 +103,13 @@ def load(path: str | Path) -> ZooConfig:
     Raises:
         ZooConfigError: the file is missing, malformed or has unknown or missing keys.
     """
-    import yaml
-
     file = Path(path)
     if not file.exists():
         file = _CONFIGS / file.name
     if not file.exists():
         known = ", ".join(sorted(p.name for p in _CONFIGS.glob("*.yaml")))
         raise ZooConfigError(f"no configuration {path}; the package has {known}")
-    try:
-        raw = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise ZooConfigError(f"{file} is not YAML: {error}") from error
+    raw = read_yaml(file, ZooConfigError)
     config: ZooConfig = _build(ZooConfig, raw, str(file))
     if config.family not in ("qwen2_5_vl", "llava"):
         raise ZooConfigError(f"{file}: family {config.family!r} is not one of qwen2_5_vl, llava")
@@ -126,15 +121,8 @@ _NESTED = {"vision": StageConfig, "language": StageConfig, "phases": PhaseConfig
 
 def _build(kind: type, raw: Any, where: str) -> Any:
     """A dataclass from nested mappings, refusing keys it does not know."""
-    if not isinstance(raw, dict):
-        raise ZooConfigError(f"{where}: expected keys and values, found {type(raw).__name__}")
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    if unknown := sorted(set(raw) - set(fields)):
-        raise ZooConfigError(f"{where}: unknown {', '.join(unknown)}; known are {', '.join(fields)}")
-    missing = dataclasses.MISSING
-    needed = [n for n, f in fields.items() if f.default is missing and f.default_factory is missing]
-    if absent := [n for n in needed if n not in raw]:
-        raise ZooConfigError(f"{where}: {', '.join(absent)} missing")
+    check_mapping(raw, where, ZooConfigError)
+    check_keys(kind, raw, where, ZooConfigError)
     values = {}
     for key, value in raw.items():
         if key in _NESTED and isinstance(value, list):

@@ -6,9 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from foveate import zoo
 from foveate.errors import CheckpointError, ConfigurationError
-from foveate.loading import ImageTextProcessor, load
+from foveate.loading import load
 
 ADAPTER = "adapter_model.safetensors"
 
@@ -32,7 +31,7 @@ def merge(model: str, adapter: Path, out: Path, dtype: str = "auto") -> Path:
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a merge that was killed
     merged.save_pretrained(partial)
-    _save_processor(processor, zoo.resolve(model), partial)
+    processor.save_pretrained(partial)
     if out.exists():
         out.rmdir()
     partial.replace(out)
@@ -49,16 +48,3 @@ def _merged(base: Any, adapter: Path) -> Any:
             f"the adapter in {adapter} does not fit {base.config.model_type} model: {str(error).splitlines()[0]} "
             "Merge it into the model it was trained on."
         ) from error
-
-
-def _save_processor(processor: Any, source: str, out: Path) -> None:
-    """Tokenizer, image processor and templates."""
-    if isinstance(processor, ImageTextProcessor):
-        processor.tokenizer.save_pretrained(out)
-        processor.image_processor.save_pretrained(out)
-    else:
-        processor.save_pretrained(out)
-    for name in ("chat_template.jinja", "chat_template.json"):
-        file = Path(source) / name
-        if file.is_file() and not (out / name).exists():
-            shutil.copyfile(file, out / name)

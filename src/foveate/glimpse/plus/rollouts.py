@@ -20,6 +20,12 @@ Prune = Literal["boxes", "glimpse", "none"]
 module. `none`: nothing is pruned, for comparison."""
 
 
+def check_kind(kind: str) -> None:
+    """Raise `ConfigurationError` unless `kind` is one of `Prune`."""
+    if kind not in get_args(Prune):
+        raise ConfigurationError(f"prune={kind!r}: choose from {', '.join(get_args(Prune))}")
+
+
 @dataclass(frozen=True)
 class Pruning:
     """How rollouts are pruned.
@@ -35,8 +41,7 @@ class Pruning:
     module: GlimpseModule | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Prune):
-            raise ConfigurationError(f"prune={self.kind!r}: choose from {', '.join(get_args(Prune))}")
+        check_kind(self.kind)
         if self.kind == "glimpse" and self.module is None:
             raise ConfigurationError("pruning by a glimpse module needs one: give --module")
         if self.module is not None and self.layer != self.module.config.reduce_layer:
@@ -110,8 +115,3 @@ class RolloutProcessor(ImageTextProcessor, ProcessorMixin):
         if batched:
             return inputs
         return {name: v[0] if isinstance(v, list) else v for name, v in inputs.items()}
-
-    def save_pretrained(self, save_directory: Any, **options: Any) -> None:
-        """Write tokenizer and image processor, from which `foveate.load` builds this again."""
-        self.tokenizer.save_pretrained(save_directory)
-        self.image_processor.save_pretrained(save_directory)

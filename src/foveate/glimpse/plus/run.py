@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import re
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,9 +12,8 @@ from transformers import set_seed
 
 from foveate.errors import ConfigurationError, MissingExtraError
 from foveate.families import adapt
-from foveate.glimpse.boxes import BoxFormat
 from foveate.glimpse.config import default_layer
-from foveate.glimpse.module import GlimpseModule
+from foveate.glimpse.module import WEIGHTS, GlimpseModule
 from foveate.glimpse.official import load_module
 from foveate.glimpse.plus.judge import Judge, JudgeError
 from foveate.glimpse.plus.merge import ADAPTER
@@ -26,10 +21,9 @@ from foveate.glimpse.plus.rewards import Rewards
 from foveate.glimpse.plus.rollouts import Prune, Pruning, RolloutProcessor, dataset
 from foveate.glimpse.plus.threshold import ThresholdPolicy
 from foveate.glimpse.train.arguments import parse_arguments
+from foveate.glimpse.train.common import RunSettings, load_base, place, write_summary
 from foveate.glimpse.train.data import load_examples
 from foveate.glimpse.train.example import Examples, Rules
-from foveate.glimpse.train.trainer import last_checkpoint
-from foveate.loading import load
 
 PUBLISHED = {
     "num_generations": 4,
@@ -57,13 +51,13 @@ _OURS = {"remove_unused_columns": False}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What to fine-tune, on what, and where to put the adapter.
+class Settings(RunSettings):
+    """What to fine-tune, on what, and where to put the adapter (`adapter_model.safetensors`, `training.json`).
+
+    `arguments` are fields of `trl.GRPOConfig` that differ from `PUBLISHED`.
 
     Attributes:
-        model: base model: id, path or zoo name.
-        data: see `glimpse.train.data.load_examples`; `limit` takes the first rows only, from row `first` on.
-        out: folder of the adapter (`adapter_model.safetensors`, `training.json`) and of checkpoints.
+        first: row of `data` to begin with.
         module: glimpse module (folder or hub id); gives K, and prunes where boxes do not.
         prune: see `rollouts.Prune`.
         layer: K; None: the module's, or two thirds of the layers.
@@ -71,30 +65,16 @@ class Settings:
         judge: arguments of `Judge` (its cache is `out/judge.sqlite` unless given), or None.
         learn_threshold: make the module's threshold part of the policy.
         lora: fields of `peft.LoraConfig` that differ from `LORA`. None: no adapter, all of the language model.
-        arguments: fields of `trl.GRPOConfig` that differ from `PUBLISHED`.
-        dtype: of the base model; `auto`: the checkpoint's on an accelerator, float32 on a CPU.
-        resume: go on from the last complete checkpoint in `out`, if there is one.
     """
 
-    model: str
-    data: str
-    out: Path
+    first: int = 0
     module: str | None = None
     prune: Prune = "boxes"
     layer: int | None = None
     rewards: dict[str, float] = field(default_factory=lambda: {"exact_match": 1.0})
     judge: dict[str, Any] | None = None
     learn_threshold: bool = False
-    limit: int | None = None
-    first: int = 0
-    box_format: BoxFormat = "pixel"
-    skip_bad: bool = False
-    system: str | None = None
     lora: dict[str, Any] | None = field(default_factory=dict)
-    arguments: dict[str, Any] = field(default_factory=dict)
-    dtype: str = "auto"
-    attention: str = "sdpa"
-    resume: bool = False
 
 
 def grpo_arguments(settings: Settings) -> Any:
@@ -168,7 +148,7 @@ def train(settings: Settings) -> dict[str, float]:
         FoveateError: anything the user can mend: data, models, settings, a judge that is down, a folder in use.
     """
     arguments = grpo_arguments(settings)
-    checkpoint = _place(settings)
+    checkpoint = place(settings, ADAPTER if settings.lora is not None else WEIGHTS)
     rules = Rules(settings.box_format, settings.prune == "boxes" and settings.module is None, True, settings.skip_bad)
     examples = load_examples(settings.data, rules, settings.limit, settings.first)
     rewards = make_rewards(settings)
@@ -181,7 +161,15 @@ def train(settings: Settings) -> dict[str, float]:
         raise
     trainer.save_model()
     if trainer.is_world_process_zero():
-        _write_summary(settings, arguments, trainer, result.metrics, examples)
+        judge = settings.judge and {name: value for name, value in settings.judge.items() if name != "api_key"}
+        results = {
+            "rows": len(examples),
+            "rows_skipped": examples.skipped,
+            "threshold": None if trainer.policy is None else trainer.policy.threshold,
+            "metrics": result.metrics,
+            "log": trainer.state.log_history,
+        }
+        write_summary(replace(settings, judge=judge), arguments, tuple(PUBLISHED), results, ("trl", "peft"))
     return dict(result.metrics)
 
 
@@ -189,13 +177,7 @@ def build_trainer(settings: Settings, arguments: Any, examples: Examples, reward
     """The trainer on a freshly loaded model."""
     from foveate.glimpse.plus.trainer import PlusTrainer
 
-    automatic = "auto" if torch.accelerator.is_available() else "float32"
-    base, processor = load(
-        settings.model,
-        dtype=automatic if settings.dtype == "auto" else settings.dtype,
-        device="cpu",  # the Trainer knows which device belongs to this process
-        attn_implementation=settings.attention,
-    )
+    base, processor = load_base(settings)
     module = None if settings.module is None else load_module(settings.module).eval()
     pruning = Pruning(settings.prune, _layer(settings, base, module), module)
     adapter = make_adapter(settings, base)
@@ -238,39 +220,3 @@ def language_linears(model: nn.Module) -> str:
     prefix = next(name for name, module in model.named_modules() if module is layers)
     leaves = {name.rsplit(".")[-1] for name, module in layers.named_modules() if isinstance(module, nn.Linear)}
     return rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(leaves))})"
-
-
-def _place(settings: Settings) -> Path | None:
-    """The checkpoint to resume from; refuses to train over the results of an earlier run."""
-    checkpoint = last_checkpoint(settings.out, ADAPTER if settings.lora is not None else "model.safetensors")
-    if settings.resume:
-        return checkpoint
-    if checkpoint is not None or (settings.out / ADAPTER).exists():
-        raise ConfigurationError(
-            f"{settings.out} already holds a training run; go on with --resume, or choose another folder"
-        )
-    return None
-
-
-def _write_summary(
-    settings: Settings, arguments: Any, trainer: Any, metrics: dict[str, float], examples: Examples
-) -> None:
-    """What was trained how, where and with what result, beside the adapter."""
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    shown = asdict(settings)
-    if shown["judge"]:
-        shown["judge"].pop("api_key", None)
-    summary = {
-        "settings": {name: value for name, value in shown.items() if name not in ("out", "resume")},
-        "arguments": {name: getattr(arguments, name) for name in (*PUBLISHED, "seed", "max_steps", "bf16")},
-        "rows": len(examples),
-        "rows_skipped": examples.skipped,
-        "threshold": None if trainer.policy is None else trainer.policy.threshold,
-        "metrics": metrics,
-        "log": trainer.state.log_history,
-        "device": str(device) if device else platform.processor() or platform.machine(),
-        "versions": {name: version(name) for name in ("foveate", "torch", "transformers", "trl", "peft")},
-    }
-    partial = settings.out / "training.json.partial"
-    partial.write_text(json.dumps(summary, indent=2, default=str) + "\n", encoding="utf-8")
-    partial.replace(settings.out / "training.json")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -20,13 +20,13 @@ from foveate.errors import ConfigurationError
 from foveate.glimpse.module import WEIGHTS, GlimpseModule
 from foveate.glimpse.plus import run as rl
 from foveate.glimpse.plus.merge import merge
-from foveate.glimpse.plus.rollouts import Prune
+from foveate.glimpse.plus.rollouts import check_kind
 from foveate.glimpse.train import run as supervised
+from foveate.glimpse.train.common import SUMMARY
 from foveate.glimpse.train.objectives import Objective
+from foveate.yaml_files import check_keys, check_mapping, read_yaml
 
 T = TypeVar("T")
-DONE = "training.json"
-STAGES = ("glimpse", "rl", "merge", "retrain")
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,8 @@ def read(path: Path, out: Path | None = None) -> Schedule:
     Raises:
         ConfigurationError: missing, malformed, unknown or missing keys.
     """
-    import yaml
-
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path} is not YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigurationError(f"{path}: expected keys and values, found {type(raw).__name__}")
+    raw = read_yaml(path, ConfigurationError)
+    check_mapping(raw, str(path), ConfigurationError)
     raw |= {} if out is None else {"out": out}
     raw |= {name: {} for name in ("glimpse", "rl", "retrain") if name in raw and raw[name] is None}
     schedule: Schedule = _checked(Schedule, raw, str(path))
@@ -89,18 +81,11 @@ def _check(schedule: Schedule) -> None:
     rl.make_adapter(middle, None)
     with TemporaryDirectory() as folder:  # the judge opens its cache
         rl.make_rewards(dataclasses.replace(middle, out=Path(folder)))
-    if middle.prune not in get_args(Prune):
-        raise ConfigurationError(f"rl: prune={middle.prune!r}: choose from {', '.join(get_args(Prune))}")
+    check_kind(middle.prune)
 
 
 def _checked(kind: type[T], values: dict[str, Any], where: str) -> T:
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - set(fields)):
-        raise ConfigurationError(f"{where}: unknown {', '.join(unknown)}; known are {', '.join(fields)}")
-    missing = dataclasses.MISSING
-    needed = [n for n, f in fields.items() if f.default is missing and f.default_factory is missing]
-    if absent := [n for n in needed if n not in values]:
-        raise ConfigurationError(f"{where}: {', '.join(absent)} missing")
+    check_keys(kind, values, where, ConfigurationError)
     return kind(**values)
 
 
@@ -139,11 +124,11 @@ def run(schedule: Schedule) -> Path:
     out = schedule.out
     steps: list[tuple[str, Path, Callable[[], Any]]] = []
     if first is not None:
-        steps.append(("glimpse", first.out / DONE, lambda: supervised.train(first)))
+        steps.append(("glimpse", first.out / SUMMARY, lambda: supervised.train(first)))
     steps += [
-        ("rl", middle.out / DONE, lambda: rl.train(middle)),
+        ("rl", middle.out / SUMMARY, lambda: rl.train(middle)),
         ("merge", out / "merged", lambda: merge(middle.model, middle.out, out / "merged")),
-        ("retrain", last.out / DONE, lambda: supervised.train(_with_threshold(last, middle.out))),
+        ("retrain", last.out / SUMMARY, lambda: supervised.train(_with_threshold(last, middle.out))),
     ]
     console = Console(stderr=True)
     for name, done, work in steps:
@@ -160,7 +145,7 @@ def run(schedule: Schedule) -> Path:
 
 def _with_threshold(settings: supervised.Settings, rl_out: Path) -> supervised.Settings:
     """The last stage, its fresh module beginning with the threshold that was learned, if one was."""
-    learned = json.loads((rl_out / DONE).read_text(encoding="utf-8")).get("threshold")
+    learned = json.loads((rl_out / SUMMARY).read_text(encoding="utf-8")).get("threshold")
     if learned is None or settings.start is not None:
         return settings
     return dataclasses.replace(settings, module={"threshold": learned, **settings.module})

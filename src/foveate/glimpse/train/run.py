@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import platform
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-import transformers
 from transformers import TrainingArguments, set_seed
 
 from foveate import zoo
 from foveate.errors import ConfigurationError
 from foveate.families import adapt
-from foveate.glimpse.boxes import BoxFormat
 from foveate.glimpse.module import WEIGHTS, GlimpseModule
 from foveate.glimpse.official import load_module
 from foveate.glimpse.train.answers import fill_answers
 from foveate.glimpse.train.arguments import parse_arguments
 from foveate.glimpse.train.collate import Collator
+from foveate.glimpse.train.common import RunSettings, load_base, place, write_summary
 from foveate.glimpse.train.data import load_examples
 from foveate.glimpse.train.example import Examples, Rules
 from foveate.glimpse.train.model import GlimpseForTraining
 from foveate.glimpse.train.objectives import Objective
-from foveate.glimpse.train.trainer import GlimpseTrainer, last_checkpoint
-from foveate.loading import load
+from foveate.glimpse.train.trainer import GlimpseTrainer
 from foveate.zoo.tokenizer import SYSTEM as ZOO_SYSTEM
 
 PUBLISHED = {
@@ -45,36 +38,22 @@ _OURS = {"remove_unused_columns": False, "prediction_loss_only": False}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What to train, on what, and where to put it.
+class Settings(RunSettings):
+    """What to train, on what, and where to put it (`config.json`, `model.safetensors`, `training.json`).
+
+    `arguments` are fields of `transformers.TrainingArguments` that differ from `PUBLISHED`.
 
     Attributes:
-        model: base model: id, path or zoo name.
-        data, eval_data: see `data.load_examples`. `limit` and `eval_limit` take the first rows only.
-        out: folder of the result (`config.json`, `model.safetensors`, `training.json`) and its checkpoints.
+        eval_data: as `data`; `eval_limit` takes the first rows only.
         start: module to go on from (folder or hub id); None: a fresh one.
         module: fields of `GlimpseConfig` that differ from the defaults for this model.
-        arguments: fields of `transformers.TrainingArguments` that differ from `PUBLISHED`.
-        dtype: of the base model; `auto`: the checkpoint's on an accelerator, float32 on a CPU.
-        resume: go on from the last complete checkpoint in `out`, if there is one.
     """
 
-    model: str
-    data: str
-    out: Path
     objective: Objective = field(default_factory=Objective)
     eval_data: str | None = None
-    limit: int | None = None
     eval_limit: int | None = 200
-    box_format: BoxFormat = "pixel"
-    skip_bad: bool = False
-    system: str | None = None
     start: str | None = None
     module: dict[str, Any] = field(default_factory=dict)
-    arguments: dict[str, Any] = field(default_factory=dict)
-    dtype: str = "auto"
-    attention: str = "sdpa"
-    resume: bool = False
 
 
 def training_arguments(settings: Settings) -> TrainingArguments:
@@ -96,7 +75,7 @@ def train(settings: Settings) -> dict[str, float]:
         FoveateError: anything the user can mend: data, models, settings, an output folder in use.
     """
     arguments = training_arguments(settings)
-    checkpoint = _place(settings)
+    checkpoint = place(settings, WEIGHTS)
     data, eval_data = _load_data(settings)  # before the models: a bad row shall not cost minutes
     set_seed(arguments.seed)
     model, collator = _load_models(settings)
@@ -117,7 +96,8 @@ def train(settings: Settings) -> dict[str, float]:
             metrics |= _evaluated_now(trainer) or trainer.evaluate()
         trainer.save_model()
     if trainer.is_world_process_zero():
-        _write_summary(settings, arguments, metrics, len(examples), data.skipped)
+        results = {"rows": len(examples), "rows_skipped": data.skipped, "metrics": metrics}
+        write_summary(settings, arguments, tuple(PUBLISHED), results)
     return metrics
 
 
@@ -126,18 +106,6 @@ def _evaluated_now(trainer: GlimpseTrainer) -> dict[str, float]:
     history = [entry for entry in trainer.state.log_history if entry["step"] == trainer.state.global_step]
     found = [entry for entry in history if "eval_loss" in entry]
     return {name: value for name, value in found[-1].items() if name.startswith("eval_")} if found else {}
-
-
-def _place(settings: Settings) -> Path | None:
-    """The checkpoint to resume from; refuses to train over the results of an earlier run."""
-    checkpoint = last_checkpoint(settings.out)
-    if settings.resume:
-        return checkpoint
-    if checkpoint is not None or (settings.out / WEIGHTS).exists():
-        raise ConfigurationError(
-            f"{settings.out} already holds a training run; go on with --resume, or choose another folder"
-        )
-    return None
 
 
 def _load_data(settings: Settings) -> tuple[Examples, Examples | None]:
@@ -161,14 +129,7 @@ def _load_data(settings: Settings) -> tuple[Examples, Examples | None]:
 def _load_models(settings: Settings) -> tuple[GlimpseForTraining, Collator]:
     if settings.start is not None and settings.module:
         raise ConfigurationError("a module to start from brings its own configuration; give only one of both")
-    automatic = "auto" if torch.accelerator.is_available() else "float32"
-    # On the CPU: the Trainer knows which device belongs to this process.
-    base, processor = load(
-        settings.model,
-        dtype=automatic if settings.dtype == "auto" else settings.dtype,
-        device="cpu",
-        attn_implementation=settings.attention,
-    )
+    base, processor = load_base(settings)
     if settings.start is not None:
         module = load_module(settings.start).float()
     else:
@@ -178,28 +139,3 @@ def _load_models(settings: Settings) -> tuple[GlimpseForTraining, Collator]:
     system = ZOO_SYSTEM if settings.system is None and from_zoo else settings.system
     collator = Collator(adapt(base), processor, system=system, with_boxes=settings.objective.uses_boxes)
     return GlimpseForTraining(base, module, settings.objective), collator
-
-
-def _write_summary(
-    settings: Settings, arguments: TrainingArguments, metrics: dict[str, float], rows: int, skipped: int
-) -> None:
-    """What was trained how, where and with what result, beside the weights."""
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    summary = {
-        "settings": {k: v for k, v in asdict(settings).items() if k not in ("out", "resume")},
-        "arguments": {name: getattr(arguments, name) for name in (*PUBLISHED, "seed", "max_steps", "bf16")},
-        "rows": rows,
-        "rows_skipped": skipped,
-        "metrics": metrics,
-        "processes": arguments.world_size,
-        "device": str(device) if device else platform.processor() or platform.machine(),
-        "versions": {
-            "foveate": version("foveate"),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-    }
-    partial = settings.out / "training.json.partial"
-    partial.write_text(json.dumps(summary, indent=2, default=str) + "\n", encoding="utf-8")
-    partial.replace(settings.out / "training.json")
