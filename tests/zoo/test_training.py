@@ -38,7 +38,10 @@ TINY = {
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
     },
-    "vision": {"steps": 12, "frozen_until": 0.0, "phases": [{"until": 1.0, "batches": [ONE | {"pages": 2}]}]},
+    "vision": [
+        {"steps": 12, "phases": [{"until": 1.0, "batches": [ONE | {"pages": 2}]}]},
+        {"steps": 4, "phases": [{"until": 1.0, "batches": [ONE]}]},
+    ],
     "language": {
         "steps": 40,
         "questions": 4,
@@ -73,7 +76,7 @@ def test_a_killed_run_does_not_go_on_in_its_children(tmp_path):
     recipe.write_text(yaml.safe_dump(TINY | {"processes": 2, "language": TINY["language"] | {"steps": 100_000}}))
     run = start(recipe, tmp_path / "out")
     deadline = time.monotonic() + 120
-    while steps_done(tmp_path / "out", "vision") < 1:
+    while steps_done(tmp_path / "out", "vision1") < 1:
         assert run.poll() is None, run.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -87,8 +90,8 @@ def test_a_killed_run_does_not_go_on_in_its_children(tmp_path):
 
 def further(trained: Path) -> dict:
     """Goes on from trained weights with a stage V for the heads alone and nothing after it."""
-    vision = TINY["vision"] | {"steps": 2, "tower_rate": 0.0}
-    return TINY | {"start": str(trained), "vision": vision, "language": TINY["language"] | {"steps": 0}}
+    vision = TINY["vision"][1] | {"steps": 2, "tower_rate": 0.0}
+    return TINY | {"start": str(trained), "vision": [vision], "language": TINY["language"] | {"steps": 0}}
 
 
 def test_killed_training_resumes_to_the_same_weights(tmp_path):
@@ -98,7 +101,7 @@ def test_killed_training_resumes_to_the_same_weights(tmp_path):
     _, errors = whole.communicate(timeout=240)
     assert whole.returncode == 0, errors
 
-    for stage, after in (("vision", 3), ("language", 5)):
+    for stage, after in (("vision1", 3), ("language", 5)):
         run = start(recipe, tmp_path / "killed")
         deadline = time.monotonic() + 120
         while steps_done(tmp_path / "killed", stage) < after:
@@ -124,7 +127,7 @@ def test_killed_training_resumes_to_the_same_weights(tmp_path):
     kept = load_file(tmp_path / "further" / "tiny" / "model.safetensors")
     assert all(torch.equal(kept[name], value) for name, value in expected.items())
     stages = [json.loads(line)["stage"] for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()]
-    assert {"vision", "language"} <= set(stages)
+    assert {"vision1", "vision2", "language"} <= set(stages)
 
 
 def test_a_run_of_another_recipe_is_not_continued(tmp_path):
@@ -142,8 +145,9 @@ def test_a_run_of_another_recipe_is_not_continued(tmp_path):
     [
         ({"family": "blip"}, "blip"),
         ({"learning_rate": 1}, "unknown learning_rate"),
-        ({"vision": {"steps": 3}}, "phases missing"),
-        ({"vision": 7}, "expected keys and values"),
+        ({"vision": [{"steps": 3}]}, "phases missing"),
+        ({"vision": 7}, "expected a list"),
+        ({"vision": [TINY["vision"][0] | {"forced": True}]}, "needs a teacher"),
     ],
 )
 def test_wrong_recipes_are_refused(tmp_path, change, message):
@@ -159,9 +163,9 @@ def test_missing_recipes_name_those_there_are():
 
 
 def test_damaged_checkpoints_are_refused(tmp_path):
-    (tmp_path / "vision.pt").write_bytes(b"PK\x03\x04 cut short")
+    (tmp_path / "vision1.pt").write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(FoveateError, match="delete it"):
-        checkpoint.load(tmp_path / "vision.pt")
+        checkpoint.load(tmp_path / "vision1.pt")
 
 
 def test_muon_orthogonalises():

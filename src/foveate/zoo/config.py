@@ -52,10 +52,12 @@ class StageConfig:
         frozen_until: the tower is frozen up to this share of the steps.
         questions: K, questions that share one image.
         type_weights: how often each question type is asked.
+        loss_weights: what a token of its answers counts, 1 where a type is not named.
         attention_weight: weight of the attention loss, falling to zero at `attention_until`.
         attention_layer, attention_heads: whose attention it is.
         dense_weight: weight of the dense heads.
         distil_weight: weight of matching another tower's features.
+        forced: every layer of the tower reads what the other tower's block reads and learns its own step.
     """
 
     steps: int
@@ -67,31 +69,33 @@ class StageConfig:
     frozen_until: float = 0.3
     questions: int = 12
     type_weights: dict[str, float] = field(default_factory=dict)
+    loss_weights: dict[str, float] = field(default_factory=dict)
     attention_weight: float = 0.3
     attention_until: float = 0.6
     attention_layer: int = 4
     attention_heads: tuple[int, ...] = (0, 1, 3, 4)
     dense_weight: float = 0.15
     distil_weight: float = 0.0
+    forced: bool = False
 
 
 @dataclass(frozen=True)
 class ZooConfig:
     """A whole recipe. `tower` and `text` go to the stock configuration classes.
 
-    `start` names trained weights to go on from; stage V then serves to teach the heads (`tower_rate: 0`).
+    `vision` is stage V, in one or several parts with rates of their own; `language` is stage L. `start` names
+    trained weights to go on from.
     """
 
     name: str
     family: str
     tower: dict[str, Any]
     text: dict[str, Any]
-    vision: StageConfig
+    vision: tuple[StageConfig, ...]
     language: StageConfig
     seed: int = 0
     processes: int = 2
     checkpoint_seconds: float = 60.0
-    evaluate_every: int = 500
     teacher: str = ""
     start: str = ""
     image_size: int = 0
@@ -113,10 +117,12 @@ def load(path: str | Path) -> ZooConfig:
     config: ZooConfig = _build(ZooConfig, raw, str(file))
     if config.family not in ("qwen2_5_vl", "llava"):
         raise ZooConfigError(f"{file}: family {config.family!r} is not one of qwen2_5_vl, llava")
+    if any(stage.forced for stage in config.vision) and not config.teacher:
+        raise ZooConfigError(f"{file}: a forced stage needs a teacher")
     return config
 
 
-_NESTED = {"vision": StageConfig, "language": StageConfig, "phases": PhaseConfig, "batches": BatchConfig}
+_LISTS = {"vision": StageConfig, "phases": PhaseConfig, "batches": BatchConfig}
 
 
 def _build(kind: type, raw: Any, where: str) -> Any:
@@ -125,10 +131,12 @@ def _build(kind: type, raw: Any, where: str) -> Any:
     check_keys(kind, raw, where, ZooConfigError)
     values = {}
     for key, value in raw.items():
-        if key in _NESTED and isinstance(value, list):
-            value = tuple(_build(_NESTED[key], v, f"{where}: {key}[{i}]") for i, v in enumerate(value))
-        elif key in _NESTED:
-            value = _build(_NESTED[key], value, f"{where}: {key}")
+        if key in _LISTS:
+            if not isinstance(value, list):
+                raise ZooConfigError(f"{where}: {key}: expected a list, got {value!r}")
+            value = tuple(_build(_LISTS[key], v, f"{where}: {key}[{i}]") for i, v in enumerate(value))
+        elif key == "language":
+            value = _build(StageConfig, value, f"{where}: {key}")
         elif isinstance(value, list):
             value = tuple(value)
         values[key] = value

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from foveate.scenes import Scene
+
 from . import llava, qwen
-from .batches import Batch
 from .heads import Metrics
 from .presence import THINGS, presence
 
@@ -27,14 +28,20 @@ class Encoder(Protocol):
     def modules(self) -> dict[str, nn.Module]:
         """What is trained of it, by part."""
 
-    def __call__(self, pixels: Tensor, step: int) -> Tensor:
-        """Pixels `[B, H, W, 3]` -> what the language model reads, `[B, rows, columns, C]`."""
+    def __call__(self, pixels: Tensor, step: int, forced: bool = False) -> Tensor:
+        """Pixels `[B, H, W, 3]` -> what the language model reads, `[B, rows, columns, C]`.
+
+        `forced` feeds every layer what the teacher's block reads.
+        """
 
     def last_layer(self) -> nn.Linear:
         """The linear layer that gives the features."""
 
-    def own_loss(self, batch: Batch, features: Tensor) -> tuple[Tensor, Metrics]:
-        """The family's own objective, right after a call on the batch's pixels."""
+    def own_loss(self, pixels: Tensor, scenes: list[Scene], features: Tensor, distil: float) -> tuple[Tensor, Metrics]:
+        """The family's own objective, right after a call on `pixels`, which show `scenes` (or pages: none).
+
+        `distil` is the weight of the teacher's features, where there is a teacher.
+        """
 
 
 @torch.no_grad()
@@ -58,33 +65,33 @@ class QwenEncoder:
     def modules(self) -> dict[str, nn.Module]:
         return {"tower": self.model.model.visual}
 
-    def __call__(self, pixels: Tensor, step: int) -> Tensor:
+    def __call__(self, pixels: Tensor, step: int, forced: bool = False) -> Tensor:
         return qwen.features(self.model, pixels)
 
     def last_layer(self) -> nn.Linear:
         last: nn.Linear = self.model.model.visual.merger.mlp[2]
         return last
 
-    def own_loss(self, batch: Batch, features: Tensor) -> tuple[Tensor, Metrics]:
+    def own_loss(self, pixels: Tensor, scenes: list[Scene], features: Tensor, distil: float) -> tuple[Tensor, Metrics]:
         return features.new_zeros(()), {}
 
 
 class LlavaEncoder:
-    """CLIP: the class token learns what is present, patch tokens may follow a teacher's features.
+    """CLIP: the class token learns what is present, patch tokens may follow a teacher's, block by block.
 
     Args:
-        teacher: a trained Qwen2.5-VL of the zoo, or `None`.
-        distil_weight: weight of the teacher's features.
+        teacher: a trained Qwen2.5-VL of the zoo with patches of the same size, or `None`.
     """
 
     mrope = False
 
-    def __init__(self, model: Any, teacher: Any, distil_weight: float) -> None:
-        self.model, self.teacher, self.distil_weight = model, teacher, distil_weight
+    def __init__(self, model: Any, teacher: Any = None) -> None:
+        self.model, self.teacher = model, teacher
         config = model.config.vision_config
         self.token, self.side = config.patch_size, config.image_size // config.patch_size
         self.class_heads = llava.ClassTokenHeads(config.hidden_size, len(THINGS))
-        self._class_tokens: list[Tensor] = []
+        self._seen = llava.Seen()
+        self._lesson: qwen.Lesson | None = None
 
     def modules(self) -> dict[str, nn.Module]:
         inner = self.model.model
@@ -94,26 +101,57 @@ class LlavaEncoder:
             "class_heads": self.class_heads,
         }
 
-    def __call__(self, pixels: Tensor, step: int) -> Tensor:
+    def __call__(self, pixels: Tensor, step: int, forced: bool = False) -> Tensor:
         rng = Random(step)  # small images stand anywhere on the grid, so that all positions are trained
         spare = [self.side - side // self.token for side in pixels.shape[1:3]]
         offset = rng.randint(0, spare[0]), rng.randint(0, spare[1])
-        features, self._class_tokens = llava.features(self.model, pixels, offset)
+        self._lesson = qwen.teach(self.teacher, pixels) if forced else None
+        given = self._lesson.states if self._lesson else []
+        features, self._seen = llava.features(self.model, pixels, offset, given)
         return features
 
     def last_layer(self) -> nn.Linear:
         last: nn.Linear = self.model.model.multi_modal_projector.linear_2
         return last
 
-    def own_loss(self, batch: Batch, features: Tensor) -> tuple[Tensor, Metrics]:
-        loss = 5 * self.class_heads.loss(self._class_tokens, presence(batch.scenes))
-        metrics = {"presence": loss.item() / 5}
-        if self.teacher is not None and self.distil_weight:
-            with torch.no_grad():
-                target = qwen.features(self.teacher, batch.pixels)
+    def own_loss(self, pixels: Tensor, scenes: list[Scene], features: Tensor, distil: float) -> tuple[Tensor, Metrics]:
+        loss, metrics = features.new_zeros((), dtype=torch.float32), Metrics()
+        if scenes:
+            present = self.class_heads.loss(self._seen.classes, presence(scenes))
+            loss, metrics["presence"] = loss + 5 * present, present.item()
+        if self.teacher is not None and distil:
+            lesson = self._lesson or qwen.teach(self.teacher, pixels)
             twice = 28 // self.token
-            target = target.repeat_interleave(twice, 1).repeat_interleave(twice, 2).float()
+            target = lesson.features.repeat_interleave(twice, 1).repeat_interleave(twice, 2).float()
             apart = (features.float() - target).pow(2).mean() / target.pow(2).mean()
-            metrics["distil"] = apart.item()
-            loss = loss + self.distil_weight * apart
+            states = follow(self._seen.states, lesson.states[1:])
+            looks = look_alike(self._seen.attention, lesson.attention)
+            metrics |= {"distil": apart.item(), "states": states.item(), "looks": looks.item()}
+            loss = loss + distil * (apart + states + looks)
         return loss, metrics
+
+
+def follow(own: list[Tensor], teacher: list[Tensor]) -> Tensor:
+    """How far the layers' patch tokens are from those of the teacher's blocks, in the dimensions that both have.
+
+    Squared error over the tokens' mean square, as the teacher's next block reads directions only.
+    """
+    apart = []
+    for mine, theirs in zip(own, teacher, strict=False):
+        target = theirs.float()
+        error = (mine[..., : target.shape[-1]].float() - target).pow(2).mean(-1)
+        apart.append((error / target.pow(2).mean(-1)).mean())
+    return torch.stack(apart).mean()
+
+
+def look_alike(own: list[Tensor], teacher: list[Tensor]) -> Tensor:
+    """Kullback-Leibler divergence of the patches' attention from the teacher's, over the heads that both have.
+
+    Without it queries and keys grow until every look is at a single token, and gradients through several layers
+    explode. What goes to the class token is lost to the patches and counts as divergence.
+    """
+    apart = [own[0].new_zeros((), dtype=torch.float32)]
+    for mine, theirs in zip(own, teacher, strict=False):
+        p, q = theirs.float(), mine[:, : theirs.shape[1], 1:, 1:].float()
+        apart.append((p * ((p + 1e-6).log() - (q + 1e-6).log())).sum(-1).mean())
+    return torch.stack(apart).sum() / max(1, len(teacher))

@@ -9,6 +9,7 @@ backward pass. `tests/zoo/test_forward.py` compares both with stock transformers
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -60,36 +61,61 @@ def _tower_rope(rows: int, columns: int, head_dim: int) -> tuple[Tensor, Tensor]
     return angles.cos(), angles.sin()
 
 
-def encode(tower: Any, patches: Tensor, rows: int, columns: int) -> Tensor:
+@dataclass
+class Inside:
+    """What happens in Qwen2.5-VL's tower, per patch and in window order.
+
+    Attributes:
+        states: what enters each block and what leaves the last, `[B, rows * columns, width]`.
+        attention: each block's attention within its groups, `[B * groups, heads, group, group]`.
+    """
+
+    states: list[Tensor] = field(default_factory=list)
+    attention: list[Tensor] = field(default_factory=list)
+
+
+def encode(tower: Any, patches: Tensor, rows: int, columns: int, inside: Inside | None = None) -> Tensor:
     """Qwen2.5-VL's tower on `to_windows` patches of a `rows x columns` grid.
 
-    Returns the merged features `[B, rows / 2, columns / 2, D]` in raster order.
+    Returns the merged features `[B, rows / 2, columns / 2, D]` in raster order, and fills `inside`.
     """
+    inside = Inside() if inside is None else inside
     config = tower.config
     b, count, _ = patches.shape
     head_dim = config.hidden_size // config.num_heads
     kernel = tower.patch_embed.proj.weight.sum(2).flatten(1)  # both temporal halves see the same frame
     x = F.linear(patches, kernel)
     cos, sin = (t.to(x.device, x.dtype)[None, :, None] for t in _tower_rope(rows, columns, head_dim))
+    inside.states.append(x)
     for i, block in enumerate(tower.blocks):
         group = count if i in config.fullatt_block_indexes else WINDOW * WINDOW
-        x = _tower_block(block, x, cos, sin, group)
+        x, attention = _tower_block(block, x, cos, sin, group)
+        inside.states.append(x)
+        inside.attention.append(attention)
     x = tower.merger.mlp(rms_norm(x, tower.merger.ln_q).reshape(b, count // 4, -1))
     x = x.view(b, rows // WINDOW, columns // WINDOW, 4, 4, -1).permute(0, 1, 3, 2, 4, 5)
     return x.reshape(b, rows // 2, columns // 2, -1)
 
 
-def _tower_block(block: Any, x: Tensor, cos: Tensor, sin: Tensor, group: int) -> Tensor:
-    """One block; tokens attend within consecutive groups of `group`."""
+@lru_cache(maxsize=32)
+def raster_order(rows: int, columns: int) -> Tensor:
+    """Where in window order each patch of a `rows x columns` grid stands, `[rows * columns]`."""
+    windows = torch.arange(rows * columns).view(rows // WINDOW, columns // WINDOW, 4, 4, 2, 2)
+    return windows.permute(0, 2, 4, 1, 3, 5).flatten()
+
+
+def _tower_block(block: Any, x: Tensor, cos: Tensor, sin: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """One block and its attention; tokens attend within consecutive groups of `group`."""
     b, count, width = x.shape
     heads = block.attn.num_heads
     qkv = block.attn.qkv(rms_norm(x, block.norm1)).view(b, count, 3, heads, width // heads)
     q, k, v = qkv.unbind(2)
     q, k = rotate(q, cos, sin) * (width // heads) ** -0.5, rotate(k, cos, sin)
     q, k, v = (t.reshape(-1, group, heads, width // heads).transpose(1, 2) for t in (q, k, v))
-    mixed = torch.matmul(torch.matmul(q, k.transpose(-1, -2)).softmax(-1), v)
+    attention = torch.matmul(q, k.transpose(-1, -2)).softmax(-1)
+    mixed = torch.matmul(attention, v)
     x = x + block.attn.proj(mixed.transpose(1, 2).reshape(b, count, width))
-    return x + swiglu(block.mlp, rms_norm(x, block.norm2))
+    return x + swiglu(block.mlp, rms_norm(x, block.norm2)), attention
 
 
 # ------------------------------------------------------------------ the language model

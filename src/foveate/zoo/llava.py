@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,14 +14,21 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedT
 
 from . import initialise
 from .config import ZooConfig
+from .graft import FREQUENCIES, POSITION_DIMS, graft, place_positions
 from .qwen import sample_pixels, text_settings
 from .tokenizer import IMAGE
 
-# Long enough that slow rotary pairs carry content over all image tokens.
-ROPE = {"rope_type": "default", "rope_theta": 1e6}
+# Fast pairs turn as the teacher's language model's, so that it finds its way in text from the start; slow ones turn
+# 16 times less, as an image that was 12 x 12 positions of M-RoPE is now 576 in a row. Measured in `zoo/README.md`.
+ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 100.0,
+    "factor": 16.0,
+    "low_freq_factor": 8.0,
+    "high_freq_factor": 10.0,
+    "original_max_position_embeddings": 360,
+}
 BAND = (0.3,) * 6 + (1.0,) * 10
-POSITION_DIMS = 12  # of the tower's width: sine and cosine of three frequencies on each axis
-_FREQUENCIES = torch.tensor([1.0, 10**-0.5, 0.1])
 _OFFSETS = [(0, 1), (0, -1), (1, 0), (-1, 0), (0, 0), (0, 2), (0, -2), (1, 1), (-1, -1), (2, 0)]
 
 
@@ -38,8 +47,8 @@ def configure(config: ZooConfig, tokenizer: PreTrainedTokenizerFast) -> LlavaCon
     )
 
 
-def create(config: ZooConfig, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
-    """An untrained model: DCT patches, sinusoidal positions, heads that look at neighbours."""
+def create(config: ZooConfig, tokenizer: PreTrainedTokenizerFast, teacher: Any = None) -> LlavaForConditionalGeneration:
+    """An untrained model: DCT patches, sinusoidal positions, heads that look at neighbours, or a teacher's."""
     torch.manual_seed(config.seed)
     model = LlavaForConditionalGeneration(configure(config, tokenizer))
     tower = model.model.vision_tower
@@ -53,21 +62,13 @@ def create(config: ZooConfig, tokenizer: PreTrainedTokenizerFast) -> LlavaForCon
         kernel = tower.embeddings.patch_embedding.weight
         kernel.zero_()
         kernel[:free] = initialise.dct_patches(patches, free, patch, free - 28, 14).view(free, 3, patch, patch)
-        _place_positions(tower, free)
+        place_positions(tower)
         for i, layer in enumerate(layers):
             _look_at_neighbours(layer.self_attn, i, free)
+    if teacher is not None:
+        graft(tower, teacher)
     initialise.match_and_copy(model.model.language_model, BAND)
     return model
-
-
-def _place_positions(tower: Any, free: int) -> None:
-    """Sine and cosine of row and column in the last dimensions of the position embeddings."""
-    side = tower.config.image_size // tower.config.patch_size
-    table = tower.embeddings.position_embedding.weight
-    table.zero_()
-    y, x = torch.meshgrid(torch.arange(side).float(), torch.arange(side).float(), indexing="ij")
-    angles = torch.cat([y.reshape(-1, 1) * _FREQUENCIES, x.reshape(-1, 1) * _FREQUENCIES], 1)
-    table[1:, free:] = torch.cat([angles.cos(), angles.sin()], 1)
 
 
 def _look_at_neighbours(attention: Any, layer: int, free: int, strength: float = 0.35) -> None:
@@ -76,7 +77,7 @@ def _look_at_neighbours(attention: Any, layer: int, free: int, strength: float =
     gain = math.sqrt(strength * math.sqrt(dim))
     for head in range(heads):
         dy, dx = _OFFSETS[(layer * heads + head) % len(_OFFSETS)]
-        phase = torch.cat([_FREQUENCIES * dy, _FREQUENCIES * dx])
+        phase = torch.cat([FREQUENCIES * dy, FREQUENCIES * dx])
         turn = torch.zeros(POSITION_DIMS, POSITION_DIMS)
         turn[:half, :half] = turn[half:, half:] = torch.diag(phase.cos())
         turn[:half, half:], turn[half:, :half] = -torch.diag(phase.sin()), torch.diag(phase.sin())
@@ -87,12 +88,26 @@ def _look_at_neighbours(attention: Any, layer: int, free: int, strength: float =
         attention.k_proj.weight[rows, free:] = gain * torch.eye(POSITION_DIMS)
 
 
-def encode(tower: Any, pixels: Tensor, offset: tuple[int, int] = (0, 0)) -> tuple[Tensor, list[Tensor]]:
+@dataclass
+class Seen:
+    """What CLIP's tower makes of images.
+
+    Attributes:
+        states: patch tokens `[B, P, D]` that leave each layer but the last; LLaVA reads the final ones.
+        attention: of each layer but the last, `[B, heads, 1 + P, 1 + P]`; the class token comes first.
+        classes: class tokens of the second-last and of the last layer, each `[B, D]`.
+    """
+
+    states: list[Tensor] = field(default_factory=list)
+    attention: list[Tensor] = field(default_factory=list)
+    classes: list[Tensor] = field(default_factory=list)
+
+
+def encode(tower: Any, pixels: Tensor, offset: tuple[int, int] = (0, 0), given: Sequence[Tensor] = ()) -> Seen:
     """CLIP's tower on pixels `[B, H, W, 3]`; smaller images stand at `offset` (rows, columns) of the grid.
 
-    Returns:
-        Patch tokens of the second-last layer `[B, rows * columns, D]`; class tokens of the second-last and of
-        the last layer, each `[B, D]`.
+    `given` replaces the first dimensions of the patch tokens that enter each layer, and stops gradients there: each
+    layer learns its own step.
     """
     embeddings, config = tower.embeddings, tower.config
     b, patch = pixels.shape[0], config.patch_size
@@ -103,28 +118,38 @@ def encode(tower: Any, pixels: Tensor, offset: tuple[int, int] = (0, 0)) -> tupl
     grid = table[1:].view(side, side, -1)[offset[0] :, offset[1] :][:rows, :columns].reshape(1, rows * columns, -1)
     first = (embeddings.class_embedding + table[0]).to(x.dtype).expand(b, 1, -1)
     x = tower.pre_layrnorm(torch.cat([first, x + grid.to(x.dtype)], 1))
-    for layer in tower.encoder.layers[:-1]:
-        x = _layer(layer, x)
-    last = _layer(tower.encoder.layers[-1], x)
-    return x[:, 1:], [x[:, 0], tower.post_layernorm(last[:, 0])]
+    seen = Seen()
+    for i, layer in enumerate(tower.encoder.layers[:-1]):
+        if i < len(given):
+            x = x.detach()
+            patches = torch.cat([given[i].to(x.dtype), x[:, 1:, given[i].shape[-1] :]], -1)
+            x = torch.cat([x[:, :1], patches], 1)
+        x, attention = _layer(layer, x)
+        seen.states.append(x[:, 1:])
+        seen.attention.append(attention)
+    last, _ = _layer(tower.encoder.layers[-1], x)
+    seen.classes = [x[:, 0], tower.post_layernorm(last[:, 0])]
+    return seen
 
 
-def _layer(layer: Any, x: Tensor) -> Tensor:
+def _layer(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     attention, (b, length, width) = layer.self_attn, x.shape
     y = layer.layer_norm1(x)
     shape = (b, length, attention.num_heads, attention.head_dim)
     q, k, v = (p(y).view(shape).transpose(1, 2) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
     weights = torch.matmul(q * attention.head_dim**-0.5, k.transpose(-1, -2)).softmax(-1)
     x = x + attention.out_proj(torch.matmul(weights, v).transpose(1, 2).reshape(b, length, width))
-    return x + layer.mlp(layer.layer_norm2(x))
+    return x + layer.mlp(layer.layer_norm2(x)), weights
 
 
-def features(model: Any, pixels: Tensor, offset: tuple[int, int] = (0, 0)) -> tuple[Tensor, list[Tensor]]:
-    """Projected patch tokens `[B, rows, columns, C]` and the class tokens of `encode`."""
+def features(
+    model: Any, pixels: Tensor, offset: tuple[int, int] = (0, 0), given: Sequence[Tensor] = ()
+) -> tuple[Tensor, Seen]:
+    """Projected patch tokens `[B, rows, columns, C]` and what the tower saw, as `encode`."""
     patch = model.model.vision_tower.config.patch_size
-    tokens, classes = encode(model.model.vision_tower, pixels, offset)
-    projected = model.model.multi_modal_projector(tokens)
-    return projected.view(len(pixels), pixels.shape[1] // patch, pixels.shape[2] // patch, -1), classes
+    seen = encode(model.model.vision_tower, pixels, offset, given)
+    projected = model.model.multi_modal_projector(seen.states[-1])
+    return projected.view(len(pixels), pixels.shape[1] // patch, pixels.shape[2] // patch, -1), seen
 
 
 def copy_text(model: Any, teacher: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from foveate.scenes import SceneSpec, compose
 from . import initialise
 from .batches import normalise
 from .config import ZooConfig
-from .forward import encode, to_windows
+from .forward import WINDOW, Inside, encode, raster_order, to_windows
 from .tokenizer import SPECIAL
 
 # A short RoPE base and sections for time, height and width: a tiny model sees short prompts.
@@ -81,5 +82,31 @@ def sample_pixels(n: int, side: int) -> Tensor:
 
 def features(model: Any, pixels: Tensor) -> Tensor:
     """Pixels `[B, H, W, 3]` -> merged features `[B, rows, columns, D]`."""
+    return encode(model.model.visual, to_windows(pixels), pixels.shape[1] // 14, pixels.shape[2] // 14)
+
+
+@dataclass
+class Lesson:
+    """What a tower that is to follow this one learns from.
+
+    Attributes:
+        features: merged features `[B, rows, columns, D]`.
+        states: what enters each block and leaves the last, per 14 px patch `[B, P, width]` in raster order.
+        attention: attention of each block `[B, heads, P, P]`, where the image is a single window.
+    """
+
+    features: Tensor
+    states: list[Tensor]
+    attention: list[Tensor]
+
+
+@torch.no_grad()
+def teach(model: Any, pixels: Tensor) -> Lesson:
+    """The lesson of pixels `[B, H, W, 3]`."""
     rows, columns = pixels.shape[1] // 14, pixels.shape[2] // 14
-    return encode(model.model.visual, to_windows(pixels), rows, columns)
+    inside = Inside()
+    merged = encode(model.model.visual, to_windows(pixels), rows, columns, inside)
+    order = raster_order(rows, columns)
+    states = [state[:, order] for state in inside.states]
+    single = rows == columns == WINDOW
+    return Lesson(merged, states, [a[:, :, order][..., order] for a in inside.attention] if single else [])

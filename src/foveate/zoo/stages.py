@@ -42,9 +42,12 @@ def pick(config: StageConfig, name: str, step: int) -> BatchConfig:
     return Random(f"{name}:{step}").choices(batches, [b.weight for b in batches])[0]
 
 
-def first_index(name: str, step: int, rank: int, world: int, seed: int) -> int:
-    """Index of the first training scene of a batch; no two batches of a stage share a scene, nor do two seeds."""
-    return (10**9 if name == "vision" else 2 * 10**9) * (2 * seed + 1) + (step * world + rank) * 64
+def first_index(seed: int, part: int, step: int, rank: int, world: int) -> int:
+    """Index of the first training scene of a batch; no two batches share a scene, nor do two parts or seeds.
+
+    `part` is 0 for stage L and counts the parts of stage V from 1.
+    """
+    return (10 * seed + part) * 10**9 + (step * world + rank) * 64
 
 
 def low_precision(device: torch.device) -> AbstractContextManager[Any]:
@@ -53,32 +56,36 @@ def low_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 class VisionStage:
-    """Dense labels on every visual token: objects, characters, neighbours; and the family's own objective."""
+    """Dense labels on every visual token: objects, characters, neighbours; and the family's own objective.
 
-    name = "vision"
+    `part` counts from 1.
+    """
 
-    def __init__(self, config: ZooConfig, encoder: Encoder, heads: DenseHeads) -> None:
-        self.config, self.encoder, self.heads, self.seed = config.vision, encoder, heads, config.seed
+    def __init__(self, config: ZooConfig, part: int, encoder: Encoder, heads: DenseHeads) -> None:
+        self.part, self.name = part, f"vision{part}"
+        self.config, self.seed = config.vision[part - 1], config.seed
+        self.encoder, self.heads = encoder, heads
 
     def modules(self) -> dict[str, nn.Module]:
         return self.encoder.modules() | {"heads": self.heads}
 
     def loss(self, step: int, rank: int, world: int) -> tuple[Tensor, Metrics]:
         kind = pick(self.config, self.name, step)
-        first = first_index(self.name, step, rank, world, self.seed)
+        first = first_index(self.seed, self.part, step, rank, world)
         batch = render(first, kind, self.encoder.token)
         with low_precision(batch.pixels.device):
-            features = self.encoder(batch.pixels, step)
+            features = self.encoder(batch.pixels, step, self.config.forced)
+            own, more = self.encoder.own_loss(batch.pixels, batch.scenes, features, self.config.distil_weight)
         objects, metrics = self.heads.object_loss(features, batch.objects)
         characters, metrics["characters"] = self.heads.character_loss(features, batch.characters)
-        own, more = self.encoder.own_loss(batch, features)
         loss = objects + 2 * characters + own
         if kind.pages:
             pixels, labels = render_pages(first, kind.pages, self.encoder.token)
             with low_precision(pixels.device):
-                features = self.encoder(pixels, step + 1)
+                features = self.encoder(pixels, step + 1, self.config.forced)
+                own, _ = self.encoder.own_loss(pixels, [], features, self.config.distil_weight)
             page_loss, metrics["pages"] = self.heads.character_loss(features, labels)
-            loss = loss + 3 * page_loss
+            loss = loss + 3 * page_loss + own
         return loss, metrics | more
 
 
@@ -96,7 +103,7 @@ class LanguageStage:
 
     def loss(self, step: int, rank: int, world: int) -> tuple[Tensor, Metrics]:
         kind = pick(self.config, self.name, step)
-        first = first_index(self.name, step, rank, world, self.seed)
+        first = first_index(self.seed, 0, step, rank, world)
         batch = render(first, kind, self.encoder.token)
         asked = question(batch, first, self.config.questions, kind.images_per_prompt, self.config.type_weights)
         progress = step / self.config.steps
@@ -108,8 +115,10 @@ class LanguageStage:
             features = self.encoder(batch.pixels, step)
             logits, labels, seen, visual = self.answer(features, asked, kind.images_per_prompt, fade > 0)
         known = labels != IGNORE
-        loss = F.cross_entropy(logits[known].float(), labels[known])
-        metrics = {"answer": loss.item()} | exact_match(logits, labels, asked)
+        each = F.cross_entropy(logits[known].float(), labels[known], reduction="none")
+        weight = self._weights(asked)[..., None].expand(labels.shape)[known]
+        loss = (weight * each).sum() / weight.sum()
+        metrics = {"answer": each.mean().item()} | exact_match(logits, labels, asked)
         if seen is not None:
             counting = torch.tensor([[NEEDS[q.type] == "global" for q in qs] for qs in asked.questions])
             looked = attention_loss(seen, visual, asked.evidence, asked.places, counting, known)
@@ -119,10 +128,16 @@ class LanguageStage:
             loss = loss + self.config.dense_weight * self._dense(features, batch, metrics)
         return loss, metrics
 
+    def _weights(self, asked: Asked) -> Tensor:
+        """What a token of each question's answer counts, `[B, K]`."""
+        weights = self.config.loss_weights
+        return torch.tensor([[weights.get(q.type, 1.0) for q in questions] for questions in asked.questions])
+
     def _dense(self, features: Tensor, batch: Batch, metrics: Metrics) -> Tensor:
         objects, _ = self.heads.object_loss(features, batch.objects)
         characters, metrics["characters"] = self.heads.character_loss(features, batch.characters)
-        own, more = self.encoder.own_loss(batch, features)
+        with low_precision(batch.pixels.device):
+            own, more = self.encoder.own_loss(batch.pixels, batch.scenes, features, self.config.distil_weight)
         metrics.update(more)
         return objects + 2 * characters + own
 

@@ -93,8 +93,8 @@ def build_model(config: ZooConfig, prompts: Prompts) -> tuple[Any, Encoder, Any]
     if config.teacher:
         folder = resolve(config.teacher)
         teacher = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).requires_grad_(False)
-    model = llava.create(config, prompts.tokenizer)
-    return model, LlavaEncoder(model, teacher, config.vision.distil_weight), teacher
+    model = llava.create(config, prompts.tokenizer, teacher)
+    return model, LlavaEncoder(model, teacher), teacher
 
 
 def train_model(config: ZooConfig, trainer: Trainer) -> tuple[Any, Prompts]:
@@ -109,11 +109,12 @@ def train_model(config: ZooConfig, trainer: Trainer) -> tuple[Any, Prompts]:
     ):  # its features are followed from the first step on: begin at their scale
         scale_features(encoder)
     heads = DenseHeads(config.text["hidden_size"])
-    vision = VisionStage(config, encoder, heads)
-    trainer.run(vision)
-    if dist.is_initialized():
-        dist.barrier()
-    load_modules(trainer.out / "vision.pt", vision.modules())
+    for part in range(1, len(config.vision) + 1):
+        vision = VisionStage(config, part, encoder, heads)
+        trainer.run(vision)
+        if dist.is_initialized():
+            dist.barrier()
+        load_modules(trainer.out / f"{vision.name}.pt", vision.modules())
     torch.manual_seed(config.seed + 1)
     if not config.start:
         if teacher is None:
