@@ -35,11 +35,11 @@ KEEPS = {"1/3": 1 / 3, "2/9": 2 / 9, "1/9": 1 / 9, "1/20": 1 / 20}
 BASELINES = ("random", "downsample")
 
 
-def settings(seeds: int, info: Any) -> tuple[dict[str, Method | None], dict[str, str]]:
+def settings(seeds: int, keeps: list[str], info: Any) -> tuple[dict[str, Method | None], dict[str, str]]:
     """What to run by name (`method keep` or `method keep seed`), and why a setting cannot be run."""
     made: dict[str, Method | None] = {"unpruned": None}
     refused: dict[str, str] = {}
-    for label, keep in KEEPS.items():
+    for label, keep in ((label, KEEPS[label]) for label in keeps):
         for name, kind in registry().items():
             todo: dict[str, Any] = {f"{name} {label}": lambda kind=kind, keep=keep: kind(keep=keep)}
             if name == "random":
@@ -69,7 +69,7 @@ def answers(model: Any, processor: Any, inputs: dict[str, Any], method: Method |
 
 
 def run(options: argparse.Namespace, model: Any, processor: Any) -> dict[str, Any]:
-    made, refused = settings(options.seeds, adapt(model).info)
+    made, refused = settings(options.seeds, options.keeps, adapt(model).info)
     samples = list(track(scenes.load(options.split, options.n), description="scenes", total=options.n))
     batches = [samples[i : i + options.batch] for i in range(0, len(samples), options.batch)]
     inputs = [build_batch(model, processor, [(s.images, s.question) for s in batch]) for batch in batches]
@@ -193,13 +193,14 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=320)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--keeps", nargs="*", choices=list(KEEPS), default=list(KEEPS))
     parser.add_argument("--json", type=Path, default=Path("methods_accuracy.json"))
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
     model, processor = load(options.model)
     report = run(options, model, processor)
     if options.markdown:
-        command = f"python benchmarks/zoo_accuracy.py --n {options.n} --split {options.split}"
+        command = f"python benchmarks/zoo_accuracy.py --model {options.model} --n {options.n} --split {options.split}"
         write_text(options.markdown, markdown(report, command))
 
 

@@ -12,7 +12,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from foveate import zoo
 from foveate.zoo import config, llava, qwen
 from foveate.zoo.encoders import LlavaEncoder, follow, look_alike
-from foveate.zoo.graft import POSITION_DIMS, STEADY
+from foveate.zoo.graft import STEADY, position_dims
 from foveate.zoo.tokenizer import build
 
 WIDTH = 128
@@ -56,10 +56,10 @@ def test_positions_are_what_is_left_of_the_embeddings(student, pixels):
     table = student.model.vision_tower.embeddings.position_embedding.weight
     grid = table[1:].view(24, 24, -1)[5 : 5 + 8, 9 : 9 + 8].reshape(1, 64, -1)
     own = embedded(student, pixels, (5, 9))
-    shift = own[..., WIDTH + 2 : -POSITION_DIMS]  # dimensions that hold nothing
-    torch.testing.assert_close(
-        own[..., -POSITION_DIMS:], grid[..., -POSITION_DIMS:] + shift[..., :1], atol=0.05, rtol=0.01
-    )
+    places = position_dims(24)
+    assert places == 18
+    shift = own[..., WIDTH + 2 : -places]  # dimensions that hold nothing
+    torch.testing.assert_close(own[..., -places:], grid[..., -places:] + shift[..., :1], atol=0.05, rtol=0.01)
 
 
 def test_values_and_outputs_are_the_teachers(student, teacher, pixels):
@@ -107,4 +107,11 @@ def test_a_lesson_is_in_raster_order(teacher):
     kernel = teacher.model.visual.patch_embed.proj.weight.sum(2)
     expected = F.conv2d(pixels.permute(0, 3, 1, 2), kernel, stride=14).permute(0, 2, 3, 1)
     torch.testing.assert_close(first, expected, atol=1e-3, rtol=1e-4)
-    assert lesson.attention == []  # several windows
+    for attention, whole in zip(lesson.attention, (False, False, True, False, None, True), strict=True):
+        assert attention.shape == (2, 4, 256, 256)
+        torch.testing.assert_close(attention.sum(-1), torch.ones(2, 4, 256))
+        corner = attention.view(2, 4, 16, 16, 16, 16)[:, :, :8, :8]  # looks from the first window
+        elsewhere = corner[..., 8:, :].sum() + corner[..., :8, 8:].sum()
+        if whole is not None:  # block 4: as the shipped weights have it
+            assert (elsewhere > 0) == whole
+    assert qwen.teach(teacher, qwen.sample_pixels(1, 336)).attention == []

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from foveate.scenes import Scene
 
 from . import llava, qwen
+from .forward import WINDOW
 from .heads import Metrics
 from .presence import THINGS, presence
 
@@ -102,9 +103,9 @@ class LlavaEncoder:
         }
 
     def __call__(self, pixels: Tensor, step: int, forced: bool = False) -> Tensor:
-        rng = Random(step)  # small images stand anywhere on the grid, so that all positions are trained
-        spare = [self.side - side // self.token for side in pixels.shape[1:3]]
-        offset = rng.randint(0, spare[0]), rng.randint(0, spare[1])
+        rng = Random(step)  # small images stand anywhere on the grid of windows, so that all positions are trained
+        spare = [(self.side - side // self.token) // WINDOW for side in pixels.shape[1:3]]
+        offset = WINDOW * rng.randint(0, spare[0]), WINDOW * rng.randint(0, spare[1])
         self._lesson = qwen.teach(self.teacher, pixels) if forced else None
         given = self._lesson.states if self._lesson else []
         features, self._seen = llava.features(self.model, pixels, offset, given)

@@ -7,26 +7,38 @@ without the turn they look harder, at the wrong patches, than a fresh start does
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from . import qwen
+from .forward import WINDOW
 
-FREQUENCIES = torch.tensor([10000.0 ** (-k / 8) for k in range(3)])  # the teacher's fast rotary pairs, radians a patch
 STEADY = 300.0
-POSITION_DIMS = 4 * len(FREQUENCIES)  # sine and cosine of each on both axes
+FREQUENCIES = torch.tensor([10000.0 ** (-k / 8) for k in range(3)])  # the teacher's fast rotary pairs, radians a patch
+WAVES = 4 * len(FREQUENCIES)  # sine and cosine of each on both axes
+
+
+def position_dims(side: int) -> int:
+    """Dimensions that `place_positions` fills for a grid of `side x side` patches."""
+    return 2 * math.ceil(side / WINDOW) + WAVES
 
 
 def place_positions(tower: Any) -> None:
-    """Cosines and sines of row and column in the last dimensions of the position embeddings, zeros before them."""
+    """Where a patch lies, in the last dimensions of the position embeddings; zeros before them.
+
+    One-hot, in which of the teacher's attention windows, by row and by column; then cosines and sines of both.
+    """
     side = tower.config.image_size // tower.config.patch_size
     table = tower.embeddings.position_embedding.weight
     table.zero_()
-    y, x = torch.meshgrid(torch.arange(side).float(), torch.arange(side).float(), indexing="ij")
-    angles = torch.cat([y.reshape(-1, 1) * FREQUENCIES, x.reshape(-1, 1) * FREQUENCIES], 1)
-    table[1:, -POSITION_DIMS:] = torch.cat([angles.cos(), angles.sin()], 1)
+    y, x = (t.flatten() for t in torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"))
+    windows = torch.cat([F.one_hot(t // WINDOW, math.ceil(side / WINDOW)) for t in (y, x)], 1)
+    angles = torch.cat([y[:, None] * FREQUENCIES, x[:, None] * FREQUENCIES], 1)
+    table[1:, -position_dims(side) :] = torch.cat([windows, angles.cos(), angles.sin()], 1)
 
 
 @torch.no_grad()
@@ -42,10 +54,11 @@ def graft(tower: Any, teacher: Any) -> None:
     states = qwen.teach(teacher, qwen.sample_pixels(8, 224)).states
     tower.embeddings.patch_embedding.weight.zero_()[:width] = source.patch_embed.proj.weight.sum(2)
     _steady_norms(tower, width)
+    places = position_dims(tower.config.image_size // tower.config.patch_size)
     for layer, block, state in zip(tower.encoder.layers, source.blocks, states[:-1], strict=False):
         spread, rms = _spread(state, tower.config.hidden_size), state.pow(2).mean().sqrt()
         layer.layer_norm1.weight[:width] = block.norm1.weight * spread / rms
-        layer.layer_norm1.weight[-POSITION_DIMS:] = spread
+        layer.layer_norm1.weight[-places:] = spread
         layer.layer_norm2.weight[:width] = block.norm2.weight * spread / rms
         _graft_values(layer.self_attn, block.attn, width)
 
@@ -69,7 +82,7 @@ def _steady_norms(tower: Any, width: int, embedded: float = 1000.0) -> None:
 
 def _spread(state: Tensor, width: int) -> float:
     """What CLIP's LayerNorm will divide by: the deviation over `width` dimensions."""
-    total = state.pow(2).sum(-1).mean() + POSITION_DIMS / 2 + 2 * STEADY**2
+    total = state.pow(2).sum(-1).mean() + 2 * STEADY**2
     return float((total / width).sqrt())
 
 

@@ -14,7 +14,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedT
 
 from . import initialise
 from .config import ZooConfig
-from .graft import FREQUENCIES, POSITION_DIMS, graft, place_positions
+from .graft import FREQUENCIES, WAVES, graft, place_positions, position_dims
 from .qwen import sample_pixels, text_settings
 from .tokenizer import IMAGE
 
@@ -55,7 +55,7 @@ def create(config: ZooConfig, tokenizer: PreTrainedTokenizerFast, teacher: Any =
     width, patch = tower.config.hidden_size, tower.config.patch_size
     layers = tower.encoder.layers
     initialise.shrink_residuals([lin for ly in layers for lin in (ly.self_attn.out_proj, ly.mlp.fc2)], len(layers))
-    free = width - POSITION_DIMS
+    free = width - position_dims(tower.config.image_size // patch)
     pixels = sample_pixels(48, 14 * patch)
     patches = F.unfold(pixels.permute(0, 3, 1, 2), patch, stride=patch).transpose(1, 2).flatten(0, 1)
     with torch.no_grad():
@@ -64,28 +64,28 @@ def create(config: ZooConfig, tokenizer: PreTrainedTokenizerFast, teacher: Any =
         kernel[:free] = initialise.dct_patches(patches, free, patch, free - 28, 14).view(free, 3, patch, patch)
         place_positions(tower)
         for i, layer in enumerate(layers):
-            _look_at_neighbours(layer.self_attn, i, free)
+            _look_at_neighbours(layer.self_attn, i)
     if teacher is not None:
         graft(tower, teacher)
     initialise.match_and_copy(model.model.language_model, BAND)
     return model
 
 
-def _look_at_neighbours(attention: Any, layer: int, free: int, strength: float = 0.35) -> None:
+def _look_at_neighbours(attention: Any, layer: int, strength: float = 0.35) -> None:
     """Query and key weights that turn the sinusoids into a soft look at one fixed neighbour a head."""
-    heads, dim, half = attention.num_heads, attention.head_dim, POSITION_DIMS // 2
+    heads, dim, half = attention.num_heads, attention.head_dim, WAVES // 2
     gain = math.sqrt(strength * math.sqrt(dim))
     for head in range(heads):
         dy, dx = _OFFSETS[(layer * heads + head) % len(_OFFSETS)]
         phase = torch.cat([FREQUENCIES * dy, FREQUENCIES * dx])
-        turn = torch.zeros(POSITION_DIMS, POSITION_DIMS)
+        turn = torch.zeros(WAVES, WAVES)
         turn[:half, :half] = turn[half:, half:] = torch.diag(phase.cos())
         turn[:half, half:], turn[half:, :half] = -torch.diag(phase.sin()), torch.diag(phase.sin())
-        rows = slice(head * dim, head * dim + POSITION_DIMS)
+        rows = slice(head * dim, head * dim + WAVES)
         attention.q_proj.weight[rows] = 0
         attention.k_proj.weight[rows] = 0
-        attention.q_proj.weight[rows, free:] = gain * turn
-        attention.k_proj.weight[rows, free:] = gain * torch.eye(POSITION_DIMS)
+        attention.q_proj.weight[rows, -WAVES:] = gain * turn
+        attention.k_proj.weight[rows, -WAVES:] = gain * torch.eye(WAVES)
 
 
 @dataclass

@@ -92,7 +92,8 @@ class Lesson:
     Attributes:
         features: merged features `[B, rows, columns, D]`.
         states: what enters each block and leaves the last, per 14 px patch `[B, P, width]` in raster order.
-        attention: attention of each block `[B, heads, P, P]`, where the image is a single window.
+        attention: attention of each block `[B, heads, P, P]`, zero beyond a window; empty for images of more than
+            224 x 224 px, for which it would cost more than the rest.
     """
 
     features: Tensor
@@ -108,5 +109,14 @@ def teach(model: Any, pixels: Tensor) -> Lesson:
     merged = encode(model.model.visual, to_windows(pixels), rows, columns, inside)
     order = raster_order(rows, columns)
     states = [state[:, order] for state in inside.states]
-    single = rows == columns == WINDOW
-    return Lesson(merged, states, [a[:, :, order][..., order] for a in inside.attention] if single else [])
+    maps = inside.attention if rows * columns <= 4 * WINDOW**2 else []
+    return Lesson(merged, states, [_whole(a, len(pixels))[:, :, order][..., order] for a in maps])
+
+
+def _whole(attention: Tensor, images: int) -> Tensor:
+    """Attention within groups `[B * G, heads, g, g]` as one map an image, `[B, heads, G * g, G * g]`."""
+    groups, (heads, size) = len(attention) // images, attention.shape[1:3]
+    out = attention.new_zeros(images, heads, groups, size, groups, size)
+    each = torch.arange(groups)
+    out[:, :, each, :, each] = attention.view(images, groups, heads, size, size).transpose(0, 1)
+    return out.view(images, heads, groups * size, groups * size)
