@@ -32,6 +32,8 @@ COMMANDS = {
     "scenes-bench": f"foveate bench --tokens 144 {BENCH} --repeats 9",
     "scenes-eval": "foveate eval --data scenes:test --method vitcop --method random --method downsample "
     "--keep 1/2,1/3,2/9,1/9 --limit 270 --batch 8 --out runs/scenes-test",
+    "scenes-llava-eval": "foveate eval --model foveate/scenes-llava --data scenes:test --method vitcop --method random "
+    "--method downsample --keep 1/3,2/9,1/9 --limit 270 --batch 8 --out runs/scenes-llava-test",
 }
 
 
