@@ -140,6 +140,15 @@ def test_a_run_of_another_recipe_is_not_continued(tmp_path):
         train(recipe, tmp_path)
 
 
+def test_a_start_that_was_not_trained_is_named(tmp_path):
+    from foveate.zoo.train import train
+
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(TINY | {"start": str(tmp_path / "nothing")}))
+    with pytest.raises(FoveateError, match="no trained model in .*nothing"):
+        train(recipe, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -84,6 +84,14 @@ def _worker(rank: int, config: ZooConfig, out: Path, port: int) -> None:
         dist.destroy_process_group()
 
 
+def _trained(kind: Any, name: str) -> Any:
+    """A model trained before: a zoo name or a folder."""
+    folder = resolve(name)
+    if not (Path(folder) / "config.json").is_file():
+        raise ZooConfigError(f"no trained model in {folder}: run the configuration that it comes from first")
+    return kind.from_pretrained(folder, dtype=torch.float32)
+
+
 def build_model(config: ZooConfig, prompts: Prompts) -> tuple[Any, Encoder, Any]:
     """An untrained model of the configured family, its encoder, and the teacher or `None`."""
     if config.family == "qwen2_5_vl":
@@ -91,8 +99,7 @@ def build_model(config: ZooConfig, prompts: Prompts) -> tuple[Any, Encoder, Any]
         return model, QwenEncoder(model), None
     teacher = None
     if config.teacher:
-        folder = resolve(config.teacher)
-        teacher = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).requires_grad_(False)
+        teacher = _trained(Qwen2_5_VLForConditionalGeneration, config.teacher).requires_grad_(False)
     model = llava.create(config, prompts.tokenizer, teacher)
     return model, LlavaEncoder(model, teacher), teacher
 
@@ -102,11 +109,8 @@ def train_model(config: ZooConfig, trainer: Trainer) -> tuple[Any, Prompts]:
     prompts = Prompts(build())
     model, encoder, teacher = build_model(config, prompts)
     if config.start:
-        trained = type(model).from_pretrained(resolve(config.start), dtype=torch.float32)
-        model.load_state_dict(trained.state_dict())
-    if (
-        teacher is not None and not config.start
-    ):  # its features are followed from the first step on: begin at their scale
+        model.load_state_dict(_trained(type(model), config.start).state_dict())
+    elif teacher is not None:  # its features are followed from the first step on: begin at their scale
         scale_features(encoder)
     heads = DenseHeads(config.text["hidden_size"])
     for part in range(1, len(config.vision) + 1):
