@@ -49,7 +49,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_ask_compares_and_draws(picture: tuple[Path, str], tmp_path: Path) -> None:
     out = tmp_path / "overlay.png"
-    done = foveate("ask", picture[0], picture[1], "--keep", "0.2", "--compare", "--overlay", out)
+    done = foveate("ask", picture[0], picture[1], "--keep", "1/5", "--compare", "--overlay", out)
     assert done.returncode == 0, done.stderr
     for word in ("answer", "unpruned", "vitcop", "before the LLM", "KV cache bytes", "LLM prefill ms", "100.0%"):
         assert word in done.stdout
@@ -78,6 +78,8 @@ def test_methods_lists_and_explains() -> None:
         (["a.png", "What?", "--method", "nonsense"], "no image file"),
         (["{image}", "What?", "--method", "nonsense"], "vitcop"),
         (["{image}", "What?", "--keep", "1.5"], "must lie in (0, 1]"),
+        (["{image}", "What?", "--keep", "a third"], "write a ratio"),
+        (["{image}", "What?", "--keep", "1/3,1/9"], "one budget a question"),
         (["{image}", "{image}"], "question last"),
         (["{image}", "What?", "--model", "/nowhere/at/all"], "Cannot load"),
     ],

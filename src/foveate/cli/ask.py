@@ -18,7 +18,9 @@ def ask(
     inputs: Annotated[list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Image files, then the question.")],
     model: Annotated[str | None, typer.Option(help="Folder or Hub id; default: the zoo model.")] = None,
     method: Annotated[str, typer.Option(help="A name of `foveate methods`, or a tuned foveate.json.")] = "vitcop",
-    keep: Annotated[float | None, typer.Option(help="Share of visual tokens to keep; default: the method's.")] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="What to keep: 0.11, 1/9, or a number of visual tokens; default: the method's.")
+    ] = None,
     module: Annotated[str | None, typer.Option(help="Glimpse module; default: `glimpse` beside the model.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Write a picture of what was kept (first image).")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also run unpruned, side by side.")] = False,
@@ -29,6 +31,7 @@ def ask(
 ) -> None:
     """Ask a question about one or more images and show what pruning kept and saved."""
     from foveate import zoo
+    from foveate.bench.settings import parse_keeps
     from foveate.errors import InputError
     from foveate.images import open_image
     from foveate.loading import load
@@ -37,7 +40,10 @@ def ask(
     if not files or Path(question).is_file():
         raise InputError("Give the image file(s) first and the question last: foveate ask photo.jpg 'What is this?'")
     images = [open_image(file) for file in files]
-    chosen = choose_method(method, keep, module, model or zoo.DEFAULT)
+    budgets = parse_keeps([keep]) if keep else [None]
+    if len(budgets) > 1:
+        raise InputError(f"--keep {keep}: one budget a question; `foveate eval` compares several.")
+    chosen = choose_method(method, budgets[0], module, model or zoo.DEFAULT)
     loaded, processor = load(model or zoo.DEFAULT, dtype=dtype, device=device, attn_implementation=attention)
     prompt = build_inputs(loaded, processor, images, question)
     runs = [answer(loaded, processor, prompt, chosen, max_new_tokens, warm_up=compare)]
@@ -49,7 +55,7 @@ def ask(
         typer.echo(f"overlay: {overlay.resolve()}")
 
 
-def choose_method(name: str, keep: float | None, module: str | None, model: str) -> Method:
+def choose_method(name: str, keep: float | int | None, module: str | None, model: str) -> Method:
     """The method that the options ask for.
 
     Raises:
