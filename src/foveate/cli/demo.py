@@ -14,7 +14,9 @@ def demo(
     question: Annotated[str | None, typer.Option(help="Your question; default: the scene's.")] = None,
     out: Annotated[Path, typer.Option(help="Picture of what was kept.")] = Path("demo.png"),
     keep: Annotated[float, typer.Option(help="Share of visual tokens for ViTCoP.")] = 1 / 9,
-    scene: Annotated[int, typer.Option(min=0, help="Number of the rendered scene (test split).")] = 13,
+    scene: Annotated[
+        int, typer.Option(min=0, help="Number of the rendered scene (test split); 9 is one that every setting answers.")
+    ] = 9,
 ) -> None:
     """Ask the shipped model a question: unpruned, with ViTCoP and with GlimpsePrune, side by side."""
     from foveate import zoo
