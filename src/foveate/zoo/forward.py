@@ -74,19 +74,18 @@ class Inside:
     attention: list[Tensor] = field(default_factory=list)
 
 
-def encode(tower: Any, patches: Tensor, rows: int, columns: int, inside: Inside | None = None) -> Tensor:
+def encode(tower: Any, patches: Tensor, rows: int, columns: int) -> tuple[Tensor, Inside]:
     """Qwen2.5-VL's tower on `to_windows` patches of a `rows x columns` grid.
 
-    Returns the merged features `[B, rows / 2, columns / 2, D]` in raster order, and fills `inside`.
+    Returns the merged features `[B, rows / 2, columns / 2, D]` in raster order, and what happened inside.
     """
-    inside = Inside() if inside is None else inside
     config = tower.config
     b, count, _ = patches.shape
     head_dim = config.hidden_size // config.num_heads
     kernel = tower.patch_embed.proj.weight.sum(2).flatten(1)  # both temporal halves see the same frame
     x = F.linear(patches, kernel)
     cos, sin = (t.to(x.device, x.dtype)[None, :, None] for t in _tower_rope(rows, columns, head_dim))
-    inside.states.append(x)
+    inside = Inside(states=[x])
     for i, block in enumerate(tower.blocks):
         group = count if i in config.fullatt_block_indexes else WINDOW * WINDOW
         x, attention = _tower_block(block, x, cos, sin, group)
@@ -94,7 +93,7 @@ def encode(tower: Any, patches: Tensor, rows: int, columns: int, inside: Inside 
         inside.attention.append(attention)
     x = tower.merger.mlp(rms_norm(x, tower.merger.ln_q).reshape(b, count // 4, -1))
     x = x.view(b, rows // WINDOW, columns // WINDOW, 4, 4, -1).permute(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, rows // 2, columns // 2, -1)
+    return x.reshape(b, rows // 2, columns // 2, -1), inside
 
 
 @lru_cache(maxsize=32)

@@ -48,27 +48,32 @@ def configure(config: ZooConfig, tokenizer: PreTrainedTokenizerFast) -> LlavaCon
 
 
 def create(config: ZooConfig, tokenizer: PreTrainedTokenizerFast, teacher: Any = None) -> LlavaForConditionalGeneration:
-    """An untrained model: DCT patches, sinusoidal positions, heads that look at neighbours, or a teacher's."""
+    """An untrained model: DCT patches or a teacher's tower, sinusoidal positions, heads that look at neighbours."""
     torch.manual_seed(config.seed)
     model = LlavaForConditionalGeneration(configure(config, tokenizer))
     tower = model.model.vision_tower
-    width, patch = tower.config.hidden_size, tower.config.patch_size
     layers = tower.encoder.layers
     initialise.shrink_residuals([lin for ly in layers for lin in (ly.self_attn.out_proj, ly.mlp.fc2)], len(layers))
-    free = width - position_dims(tower.config.image_size // patch)
-    pixels = sample_pixels(48, 14 * patch)
-    patches = F.unfold(pixels.permute(0, 3, 1, 2), patch, stride=patch).transpose(1, 2).flatten(0, 1)
     with torch.no_grad():
-        kernel = tower.embeddings.patch_embedding.weight
-        kernel.zero_()
-        kernel[:free] = initialise.dct_patches(patches, free, patch, free - 28, 14).view(free, 3, patch, patch)
         place_positions(tower)
         for i, layer in enumerate(layers):
             _look_at_neighbours(layer.self_attn, i)
-    if teacher is not None:
-        graft(tower, teacher)
+        if teacher is None:
+            _see_by_dct(tower)
+        else:
+            graft(tower, teacher)
     initialise.match_and_copy(model.model.language_model, BAND)
     return model
+
+
+def _see_by_dct(tower: Any) -> None:
+    """A whitened DCT as patch embedding, in the dimensions that positions leave free."""
+    patch = tower.config.patch_size
+    free = tower.config.hidden_size - position_dims(tower.config.image_size // patch)
+    pixels = sample_pixels(48, 14 * patch)
+    patches = F.unfold(pixels.permute(0, 3, 1, 2), patch, stride=patch).transpose(1, 2).flatten(0, 1)
+    kernel = tower.embeddings.patch_embedding.weight.zero_()
+    kernel[:free] = initialise.dct_patches(patches, free, patch, free - 28, 14).view(free, 3, patch, patch)
 
 
 def _look_at_neighbours(attention: Any, layer: int, strength: float = 0.35) -> None:

@@ -14,7 +14,7 @@ from foveate.scenes import SceneSpec, compose
 from . import initialise
 from .batches import normalise
 from .config import ZooConfig
-from .forward import WINDOW, Inside, encode, raster_order, to_windows
+from .forward import WINDOW, encode, raster_order, to_windows
 from .tokenizer import SPECIAL
 
 # A short RoPE base and sections for time, height and width: a tiny model sees short prompts.
@@ -82,7 +82,7 @@ def sample_pixels(n: int, side: int) -> Tensor:
 
 def features(model: Any, pixels: Tensor) -> Tensor:
     """Pixels `[B, H, W, 3]` -> merged features `[B, rows, columns, D]`."""
-    return encode(model.model.visual, to_windows(pixels), pixels.shape[1] // 14, pixels.shape[2] // 14)
+    return encode(model.model.visual, to_windows(pixels), pixels.shape[1] // 14, pixels.shape[2] // 14)[0]
 
 
 @dataclass
@@ -105,8 +105,7 @@ class Lesson:
 def teach(model: Any, pixels: Tensor) -> Lesson:
     """The lesson of pixels `[B, H, W, 3]`."""
     rows, columns = pixels.shape[1] // 14, pixels.shape[2] // 14
-    inside = Inside()
-    merged = encode(model.model.visual, to_windows(pixels), rows, columns, inside)
+    merged, inside = encode(model.model.visual, to_windows(pixels), rows, columns)
     order = raster_order(rows, columns)
     states = [state[:, order] for state in inside.states]
     maps = inside.attention if rows * columns <= 4 * WINDOW**2 else []
