@@ -31,7 +31,6 @@ def ask(
 ) -> None:
     """Ask a question about one or more images and show what pruning kept and saved."""
     from foveate import zoo
-    from foveate.bench.settings import parse_keeps
     from foveate.errors import InputError
     from foveate.images import open_image
     from foveate.loading import load
@@ -40,10 +39,7 @@ def ask(
     if not files or Path(question).is_file():
         raise InputError("Give the image file(s) first and the question last: foveate ask photo.jpg 'What is this?'")
     images = [open_image(file) for file in files]
-    budgets = parse_keeps([keep]) if keep else [None]
-    if len(budgets) > 1:
-        raise InputError(f"--keep {keep}: one budget a question; `foveate eval` compares several.")
-    chosen = choose_method(method, budgets[0], module, model or zoo.DEFAULT)
+    chosen = choose_method(method, one_budget(keep) if keep else None, module, model or zoo.DEFAULT)
     loaded, processor = load(model or zoo.DEFAULT, dtype=dtype, device=device, attn_implementation=attention)
     prompt = build_inputs(loaded, processor, images, question)
     runs = [answer(loaded, processor, prompt, chosen, max_new_tokens, warm_up=compare)]
@@ -53,6 +49,17 @@ def ask(
     if overlay is not None:
         runs[-1].trace.overlay(images[0]).save(overlay)
         typer.echo(f"overlay: {overlay.resolve()}")
+
+
+def one_budget(text: str) -> float | int:
+    """The budget that `--keep` names, of which a question can have only one."""
+    from foveate.bench.settings import parse_keeps
+    from foveate.errors import InputError
+
+    budgets = parse_keeps([text])
+    if len(budgets) > 1:
+        raise InputError(f"--keep {text}: one budget a question; `foveate eval` compares several.")
+    return budgets[0]
 
 
 def choose_method(name: str, keep: float | int | None, module: str | None, model: str) -> Method:
