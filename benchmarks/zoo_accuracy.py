@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -200,7 +202,7 @@ def main() -> None:
     model, processor = load(options.model)
     report = run(options, model, processor)
     if options.markdown:
-        command = f"python benchmarks/zoo_accuracy.py --model {options.model} --n {options.n} --split {options.split}"
+        command = "python benchmarks/zoo_accuracy.py " + shlex.join(sys.argv[1:])
         write_text(options.markdown, markdown(report, command))
 
 
