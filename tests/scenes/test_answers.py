@@ -122,14 +122,15 @@ def test_every_answer_and_box_agrees_with_the_scene(spec):
     assert min(seen.values()) >= 10
 
 
-@pytest.mark.parametrize("split", ["val", "test", "hard", "multi"])
+@pytest.mark.parametrize("split", ["val", "test", "hard", "multi", "video"])
 def test_samples_agree_with_the_scene_they_name(split):
     for sample in scenes.load(split, n=27):
         text = sample.question
-        if split == "multi":
-            number, text = re.fullmatch(r"In image (\d), (.*)", text).groups()
+        if split in ("multi", "video"):
+            noun, number, text = re.fullmatch(r"In (image|frame) (\d), (.*)", text).groups()
             assert int(number) == sample.asked + 1
-            assert 2 <= len(sample.images) <= 4
+            assert (2 <= len(sample.images) <= 4) if noun == "image" else (len(sample.images) == 8)
+            assert (noun == "frame") == (split == "video")
             text = text[0].upper() + text[1:]
         answer, boxes = CHECK[sample.type](sample.scenes[sample.asked], text)
         assert (sample.answer, sorted(sample.boxes)) == (answer, sorted(boxes))

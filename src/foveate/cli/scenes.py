@@ -20,7 +20,7 @@ def _group() -> None:
 @app.command()
 def render(
     out: Annotated[Path, typer.Option(help="New folder for images/, samples.jsonl and sheet.png.")],
-    split: Annotated[str, typer.Option(help="train, val, test, hard or multi.")] = "test",
+    split: Annotated[str, typer.Option(help="train, val, test, hard, multi or video.")] = "test",
     n: Annotated[int, typer.Option(min=1, help="Number of samples.")] = 20,
     start: Annotated[int, typer.Option(min=0, help="Index of the first sample.")] = 0,
 ) -> None:

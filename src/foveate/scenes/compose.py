@@ -19,7 +19,7 @@ def compose(seed: str, spec: SceneSpec) -> tuple[Scene, Image.Image]:
     Returns the description and an RGB image of its width and height.
     """
     rng = Random(seed)  # Python hashes string seeds with SHA-512: the same on every machine
-    (width, height), *_ = rng.choices([s for s, _ in spec.sizes], [w for _, w in spec.sizes])
+    width, height = pick_size(rng, spec)
     scene = Scene(seed, width, height)
     image = draw.background(rng, width, height, spec.clutter)
     taken: list[Box] = []
@@ -29,33 +29,49 @@ def compose(seed: str, spec: SceneSpec) -> tuple[Scene, Image.Image]:
     return scene, draw.sensor_noise(rng, image, spec.noise)
 
 
+def pick_size(rng: Random, spec: SceneSpec) -> tuple[int, int]:
+    """(width, height) of an image, px."""
+    (size, *_) = rng.choices([s for s, _ in spec.sizes], [w for _, w in spec.sizes])
+    return size
+
+
 def _add_shapes(rng: Random, image: Image.Image, scene: Scene, spec: SceneSpec, taken: list[Box]) -> None:
     wanted = rng.randint(*spec.shapes)
-    # A theme repeats a colour and a kind, so that counts above one are common.
-    theme = rng.choice(COLOR_NAMES), rng.choice(SHAPES)
+    theme = pick_theme(rng)
     labels = {f.value for f in scene.fields}
     for _ in range(60):
         if len(scene.shapes) == wanted:
             return
         size = rng.randint(*spec.shape_px)
-        reach = size // 2 + int(size * 0.14) + 1
-        if 2 * reach + 2 >= min(scene.width, scene.height):
+        if 2 * reach_of(size) + 2 >= min(scene.width, scene.height):
             continue
-        x, y = (
-            rng.randint(reach + 1, scene.width - reach - 1),
-            rng.randint(reach + 1, scene.height - reach - 1),
-        )
-        box = (x - reach, y - reach, x + reach, y + reach)
-        if any(_touch(box, other) for other in taken):
+        box = place(rng, scene.width, scene.height, size)
+        if any(touch(box, other) for other in taken):
             continue
         taken.append(box)
-        color, kind = _kind(rng, theme)
-        shape = Shape(color, kind, _fresh_label(rng, labels), box)
-        _draw_shape(rng, image, scene, shape, size)
-        scene.shapes.append(shape)
+        color, kind = pick_kind(rng, theme)
+        add_shape(rng, image, scene, Shape(color, kind, fresh_label(rng, labels), box), size)
 
 
-def _kind(rng: Random, theme: tuple[str, str]) -> tuple[str, str]:
+def reach_of(size: int) -> int:
+    """Half the side of the box around a shape of that size, px: star tips and tilted corners reach out."""
+    return size // 2 + int(size * 0.14) + 1
+
+
+def place(rng: Random, width: int, height: int, size: int) -> Box:
+    """Box of a shape somewhere within the image."""
+    reach = reach_of(size)
+    x, y = rng.randint(reach + 1, width - reach - 1), rng.randint(reach + 1, height - reach - 1)
+    return x - reach, y - reach, x + reach, y + reach
+
+
+def pick_theme(rng: Random) -> tuple[str, str]:
+    """A colour and a kind that the scene repeats, so that counts above one are common."""
+    return rng.choice(COLOR_NAMES), rng.choice(SHAPES)
+
+
+def pick_kind(rng: Random, theme: tuple[str, str]) -> tuple[str, str]:
+    """Colour and kind of a shape, often the theme's."""
     color, kind = rng.choice(COLOR_NAMES), rng.choice(SHAPES)
     u = rng.random()
     if u < 0.25:
@@ -65,7 +81,8 @@ def _kind(rng: Random, theme: tuple[str, str]) -> tuple[str, str]:
     return theme if u < 0.6 else (color, kind)
 
 
-def _fresh_label(rng: Random, used: set[str]) -> str:
+def fresh_label(rng: Random, used: set[str]) -> str:
+    """A number or letter that is not in `used`, and now is."""
     while True:
         label = str(rng.randint(1, 99)) if rng.random() < 0.6 else rng.choice(LETTERS)
         if label not in used:
@@ -73,13 +90,15 @@ def _fresh_label(rng: Random, used: set[str]) -> str:
             return label
 
 
-def _touch(a: Box, b: Box, margin: int = 3) -> bool:
+def touch(a: Box, b: Box, margin: int = 3) -> bool:
+    """Whether two boxes come closer than `margin` px."""
     apart_x = a[2] + margin <= b[0] or b[2] + margin <= a[0]
     apart_y = a[3] + margin <= b[1] or b[3] + margin <= a[1]
     return not (apart_x or apart_y)
 
 
-def _draw_shape(rng: Random, image: Image.Image, scene: Scene, shape: Shape, size: int) -> None:
+def add_shape(rng: Random, image: Image.Image, scene: Scene, shape: Shape, size: int) -> None:
+    """Draws `shape` into `image` and adds it and its characters to `scene`; `rng` picks its looks."""
     canvas = ImageDraw.Draw(image)
     cx, cy = shape.center
     rgb = draw.jitter(rng, COLORS[shape.color], 18)
@@ -93,3 +112,4 @@ def _draw_shape(rng: Random, image: Image.Image, scene: Scene, shape: Shape, siz
     for i, character in enumerate(shape.label):
         middle = left + font.getlength(shape.label[:i]) + font.getlength(character) / 2
         scene.glyphs.append(Glyph(character, middle, cy))
+    scene.shapes.append(shape)

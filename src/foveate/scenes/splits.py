@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any, overload
 
@@ -12,7 +12,8 @@ from PIL import Image
 from foveate.errors import FoveateError
 
 from .compose import compose
-from .questions import NEEDS, TYPES, Question, ask
+from .moving import compose_moving
+from .questions import NEEDS, TYPES, ask
 from .scene import Box, Scene
 from .spec import SceneSpec
 
@@ -25,11 +26,15 @@ SPECS = {
     "test": _EASY,
     "hard": SceneSpec(HARD_SIZES, shapes=(4, 7), rows=(3, 6), shape_px=(30, 46), font_px=(13, 17), clutter=(12, 40)),
     "multi": SceneSpec(sizes=(((224, 224), 1.0),), shapes=(2, 4), rows=(1, 3), panel_share=0.7),
+    "video": SceneSpec(sizes=(((224, 224), 1.0),), shapes=(3, 5), panel_share=0.0, shape_px=(34, 48)),
 }
 SPLITS = list(SPECS)
 LENGTH = 1000
 TRAIN_LENGTH = 2**40  # as good as infinite
 MULTI_IMAGES = (2, 4)
+VIDEO_FRAMES = 8
+VIDEO_TYPES = [kind for kind in TYPES if "field" not in kind]  # nothing but shapes changes with time
+Picture = tuple[Scene, Image.Image]
 
 
 class UnknownSplitError(FoveateError):
@@ -38,10 +43,10 @@ class UnknownSplitError(FoveateError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one image, or about one of several (split `multi`).
+    """One question about one image, or about one of several (splits `multi` and `video`).
 
     Attributes:
-        images: RGB images of the prompt, in order.
+        images: RGB images of the prompt, in order (`video`: its frames).
         question, answer: text; an answer is right when it is equal.
         type: question type, a key of `questions.NEEDS`.
         need: `local`, `relational` or `global`.
@@ -80,40 +85,45 @@ def sample(split: str, index: int) -> Sample:
     """Renders sample `index` of `split`."""
     if split not in SPECS:
         raise UnknownSplitError(f"no split is called {split!r}; there are {', '.join(SPLITS)}")
-    kind = TYPES[index % len(TYPES)]
+    types = VIDEO_TYPES if split == "video" else TYPES
+    kind = types[index % len(types)]
     # Not every scene can answer every type (a panel may be missing): take the first that can.
     for attempt in range(1000):
-        seed = f"{split}:{index}:{attempt}"
-        scene, image = compose(seed, SPECS[split])
-        rng = Random(f"question:{seed}")
-        if questions := ask(scene, rng, [kind]):
-            found = _single(scene, image, rng.choice(questions))
-            return _among_others(found, split, rng) if split == "multi" else found
+        if found := _attempt(split, f"{split}:{index}:{attempt}", kind):
+            return found
     raise AssertionError(f"no scene of split {split} answers a {kind} question")
 
 
-def _single(scene: Scene, image: Image.Image, q: Question) -> Sample:
-    return Sample((image,), q.text, q.answer, q.type, NEEDS[q.type], q.boxes, 0, scene.seed, (scene,))
+def _attempt(split: str, seed: str, kind: str) -> Sample | None:
+    rng = Random(f"question:{seed}")
+    if split == "video":
+        pictures, asked = compose_moving(seed, SPECS[split], VIDEO_FRAMES), rng.randrange(VIDEO_FRAMES)
+    else:
+        pictures, asked = [compose(seed, SPECS[split])], 0
+    scene = pictures[asked][0]
+    questions = ask(scene, rng, [kind])
+    if not questions:
+        return None
+    q = rng.choice(questions)
+    if split == "multi":
+        pictures, asked = _among_others(pictures[0], rng)
+    text = q.text if len(pictures) == 1 else name_image(q.text, asked, "frame" if split == "video" else "image")
+    scenes, images = zip(*pictures, strict=True)
+    return Sample(images, text, q.answer, q.type, NEEDS[q.type], q.boxes, asked, scene.seed, scenes)
 
 
-def _among_others(one: Sample, split: str, rng: Random) -> Sample:
-    """Puts the sample's image among distractors; the question names it, counted from one."""
+def _among_others(one: Picture, rng: Random) -> tuple[list[Picture], int]:
+    """Puts the picture among distractors; returns all and its index."""
     n = rng.randint(*MULTI_IMAGES)
     asked = rng.randrange(n)
-    others = [compose(f"{one.seed}:other{i}", SPECS[split]) for i in range(n - 1)]
-    others.insert(asked, (one.scenes[0], one.images[0]))
-    return replace(
-        one,
-        images=tuple(image for _, image in others),
-        scenes=tuple(scene for scene, _ in others),
-        question=name_image(one.question, asked),
-        asked=asked,
-    )
+    pictures = [compose(f"{one[0].seed}:other{i}", SPECS["multi"]) for i in range(n - 1)]
+    pictures.insert(asked, one)
+    return pictures, asked
 
 
-def name_image(question: str, index: int) -> str:
-    """`What is the total?` -> `In image 2, what is the total?`."""
-    return f"In image {index + 1}, {question[0].lower()}{question[1:]}"
+def name_image(question: str, index: int, noun: str = "image") -> str:
+    """`What is the total?` -> `In image 2, what is the total?`; counted from one."""
+    return f"In {noun} {index + 1}, {question[0].lower()}{question[1:]}"
 
 
 class Split(Sequence[Sample]):
@@ -144,7 +154,7 @@ class Split(Sequence[Sample]):
 def load(split: str, n: int | None = None, start: int = 0) -> Split:
     """Samples `start` to `start + n` of a split, rendered when they are read.
 
-    `val`, `test`, `hard` and `multi` hold 1,000 samples each and never change; `train` has no end.
+    `val`, `test`, `hard`, `multi` and `video` hold 1,000 samples each and never change; `train` has no end.
 
     Raises:
         UnknownSplitError: no such split, or the range reaches beyond its end.
