@@ -224,7 +224,6 @@ def test_received_attention_is_that_of_the_tower(tiny_qwen: Tiny) -> None:
     from foveate.core.attention import received_attention
     from foveate.core.method import Tap
     from foveate.families import adapt
-    from foveate.families.qwen2_5_vl import window_order
 
     family, seen = adapt(tiny_qwen.model), {}
     tap = Tap("received")
@@ -247,7 +246,7 @@ def test_received_attention_is_that_of_the_tower(tiny_qwen: Tiny) -> None:
             q, k = (x[:, start : start + 4 * grid.size] for x in seen["qk"])
             received = (q @ k.transpose(1, 2) / 4).softmax(-1).mean(1).sum(0).reshape(-1, 4).mean(1)
             raster = torch.empty_like(received)
-            raster[window_order(grid, 2)] = received
+            raster[grid.windows(2).argsort(stable=True)] = received
             assert torch.allclose(found, raster, atol=1e-6)
             start += 4 * grid.size
         sampled = received_attention(*seen["qk"], 0.25, [96, 96], max_queries=48)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from foveate.core.layout import Grid
 from foveate.errors import CheckpointError, ConfigurationError, UnsupportedModelError
 from foveate.glimpse import GlimpseConfig, GlimpseModule, convert, load_module
 from foveate.glimpse.official import WEIGHTS
@@ -77,7 +78,7 @@ def test_scores_of_one_sample(name: str, case: str) -> None:
         side = int(len(attn) ** 0.5)
         h, w = sides[row] if sides else (side, side)
         conds = [out[f"visual_cond.{i}"].reshape(-1, module.config.vision_hidden_size)[part] for i in range(count)]
-        logits = module.score(attn.flatten(1), conds, [(1, h, w)])
+        logits = module.score(attn.flatten(1), conds, [Grid(1, h, w)])
         assert_close(logits, out[f"vip_logits.{row}"])
         row += 1
     assert row > 0
@@ -263,6 +264,6 @@ def test_windowed_scores_differ_from_global_ones() -> None:
     globally = GlimpseModule(tiny_config()).eval()
     globally.load_state_dict(windowed.state_dict())
     attn, conds = torch.randn(20, 2), [torch.randn(20, 8), torch.randn(20, 8)]
-    a, b = (m.score(attn, conds, [(1, 4, 5)]) for m in (windowed, globally))
+    a, b = (m.score(attn, conds, [Grid(1, 4, 5)]) for m in (windowed, globally))
     assert a.shape == b.shape == (20,)
     assert not torch.allclose(a, b, atol=1e-4)

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from foveate.core.layout import Grid
 from foveate.glimpse import geometry
 from foveate.glimpse.vip import VIP, Segments
 
@@ -72,8 +73,8 @@ def test_windows_are_qwens(case: str) -> None:
     assert torch.equal(sizes, official.long())
 
 
-def merged_grids(grid_thw: Tensor, merge: int) -> list[geometry.Grid]:
-    return [(t, h // merge, w // merge) for t, h, w in grid_thw.tolist()]
+def merged_grids(grid_thw: Tensor, merge: int) -> list[Grid]:
+    return [Grid(t, h // merge, w // merge) for t, h, w in grid_thw.tolist()]
 
 
 def tiny_vip() -> VIP:
@@ -81,14 +82,14 @@ def tiny_vip() -> VIP:
     return VIP(6, 10, layers=2, width=16, cond_width=32, heads=2).eval()
 
 
-def random_inputs(grids: list[geometry.Grid]) -> tuple[Tensor, list[Tensor]]:
+def random_inputs(grids: list[Grid]) -> tuple[Tensor, list[Tensor]]:
     n = sum(geometry.token_counts(grids))
     return torch.randn(n, 6), [torch.randn(n, 10) for _ in range(2)]
 
 
 @pytest.mark.parametrize("windowed", [False, True])
 def test_images_do_not_see_each_other(windowed: bool) -> None:
-    vip, grids = tiny_vip(), [(1, 3, 5), (1, 9, 2), (2, 4, 4)]
+    vip, grids = tiny_vip(), [Grid(1, 3, 5), Grid(1, 9, 2), Grid(2, 4, 4)]
     attn, conds = random_inputs(grids)
     ids = geometry.window_ids(grids, 3) if windowed else None
     together = vip(attn, conds, grids, ids)[0]
@@ -116,14 +117,14 @@ def test_equal_segments_need_no_mask() -> None:
 
 
 def test_conditions_must_match_the_layers() -> None:
-    attn, conds = random_inputs([(1, 2, 2)])
+    attn, conds = random_inputs([Grid(1, 2, 2)])
     with pytest.raises(ValueError):
-        tiny_vip()(attn, conds[:1], [(1, 2, 2)])
+        tiny_vip()(attn, conds[:1], [Grid(1, 2, 2)])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype: torch.dtype) -> None:
-    vip, grids = tiny_vip(), [(1, 3, 5), (1, 4, 4)]
+    vip, grids = tiny_vip(), [Grid(1, 3, 5), Grid(1, 4, 4)]
     attn, conds = random_inputs(grids)
     exact = vip(attn, conds, grids)
     half = vip.to(dtype)(attn.to(dtype), [c.to(dtype) for c in conds], grids)

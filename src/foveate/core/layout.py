@@ -30,6 +30,16 @@ class Grid(NamedTuple):
         axes = [torch.arange(n, device=device) for n in self]
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
 
+    def windows(self, side: int) -> Tensor:
+        """`[t*h*w]` number of the square window of each token in raster order, counted over all frames.
+
+        Windows of `side` x `side` tokens are cut from the top left corner of a frame; those at the right and
+        bottom edge may be smaller. This is how Qwen2.5-VL's tower cuts its attention windows.
+        """
+        frame, row, col = self.coordinates().unbind(1)
+        down, across = -(-self.h // side), -(-self.w // side)
+        return (frame * down + row // side) * across + col // side
+
 
 @dataclass
 class EncodedImage:

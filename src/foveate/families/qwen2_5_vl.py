@@ -103,16 +103,8 @@ class _Units:
         tokens, start = [], 0
         for grid in self.grids:
             own = self.patches[start : start + grid.size].mean(1)
-            order = window_order(grid, self.window).to(own.device)
+            # the tower's order: window by window, raster within each
+            order = grid.windows(self.window).argsort(stable=True).to(own.device)
             tokens.append(torch.empty_like(own).index_copy_(0, order, own))
             start += grid.size
         return tokens
-
-
-def window_order(grid: Grid, window: int) -> Tensor:
-    """`[t*h*w]` raster index of every token in the tower's order: window by window, raster within each."""
-    frame, row, col = grid.coordinates().unbind(1)
-    across = -(-grid.w // window)
-    down = -(-grid.h // window)
-    block = (frame * down + row // window) * across + col // window
-    return block.argsort(stable=True)

@@ -133,7 +133,7 @@ class GlimpseModule(  # type: ignore[call-arg]
             attn: [N, len(selected_layers) * heads] attention of the (last) glimpse token, layer-major: logits
                 `q.k / sqrt(d)` or log-probabilities, as `config.use_attention_logits` says.
             conds: one [N, vision_hidden_size] for each of `config.selected_visual_layers`, in that order.
-            grids: `(t, h, w)` of each image in visual tokens; tokens are in raster order, image after image.
+            grids: `Grid(t, h, w)` of each image in visual tokens; tokens are in raster order, image after image.
             index: [N] which of these tokens are given, where others were pruned before; None: all.
         """
         return self.score_rows(attn, conds, grids, index)[-1]
