@@ -20,13 +20,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from resume import read_report
 from rich.progress import track
 
 from foveate import scenes, zoo
 from foveate.bench.environment import facts
 from foveate.bench.files import write_text
 from foveate.core.method import Method
-from foveate.core.trace import PrefillTrace
 from foveate.evals.batches import build_batch
 from foveate.evals.runner import Subject, answer, fingerprint
 from foveate.loading import load
@@ -49,7 +49,7 @@ class Run:
         self.types = [sample.type for sample in samples]
         about = {"model": options.model, "weights": fingerprint(model), "split": options.split, "n": options.n}
         about["modules"] = {name: fingerprint(GlimpsePrune(folder).glimpse) for name, folder in self.modules.items()}
-        self.report = read(self.path, about) | {"facts": facts(model)}
+        self.report = read_report(self.path, about, records={}) | {"facts": facts(model)}
 
     def measure(self, name: str, method: Method | None) -> Record:
         """Hits, tokens kept after the last stage and on average over the layers (fractions) per question."""
@@ -63,9 +63,10 @@ class Run:
             texts, trace = answer(self.subject, inputs, method)
             record["hit"] += [float(text == s.answer) for text, s in zip(texts, batch, strict=True)]
             for row in range(len(batch)):
-                shares = alive(trace, row)
+                total = sum(len(group.columns) for group in trace.groups if group.row == row)
+                shares = [alive / total for alive in trace.alive_per_layer(row)]
                 record["kept"].append(shares[-1])
-                record["average"].append(mean(shares[:-1]))
+                record["average"].append(mean(shares))
         self.report["records"][name] = record
         write_text(self.path, json.dumps(self.report))
         print(f"{name}: {mean(record['hit']):.1%}, kept {mean(record['kept']):.1%}, average over layers "
@@ -88,18 +89,6 @@ class Run:
             self.report["records"][f"Random({keep})"] = pooled(runs)
 
 
-def alive(trace: PrefillTrace, row: int) -> list[float]:
-    """Share of a row's visual tokens alive in every decoder layer and after the last one."""
-    groups = [group for group in trace.groups if group.row == row]
-    total = sum(len(group.columns) for group in groups)
-    shares = []
-    for layer in range(trace.layers + 1):
-        left = [group.alive_at(layer) for group in groups]
-        sizes = [len(g.columns) if kept is None else len(kept) for g, kept in zip(groups, left, strict=True)]
-        shares.append(sum(sizes) / total)
-    return shares
-
-
 def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
@@ -107,15 +96,6 @@ def mean(values: list[float]) -> float:
 def pooled(runs: list[Record]) -> Record:
     """Mean over the seeds, question by question."""
     return {key: [mean(list(column)) for column in zip(*(run[key] for run in runs), strict=True)] for key in runs[0]}
-
-
-def read(path: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """The report to continue, or an empty one."""
-    if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text())
-        if found.get("about") == about:
-            return found
-    return {"about": about, "records": {}}
 
 
 def of(record: Record, key: str, types: list[str], kinds: tuple[str, ...]) -> list[float]:

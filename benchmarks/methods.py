@@ -56,10 +56,10 @@ def prefill(model: Any, inputs: dict[str, Any], method: Method | None) -> dict[s
     return {"prefill_ms": last.prefill.ms, "select_ms": last.selecting.ms, "average_keep": last.keep_ratio}
 
 
-def measure(name: str, tokens: int, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def measure(name: str, tokens: int, names: list[str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     model = build(name, tokens, getattr(torch, options.dtype), options.device)
     inputs = random_prompt(model, tokens)
-    methods = {key: configured(key, options.keep, model) for key in options.methods or registry()}
+    methods = {key: configured(key, options.keep, model) for key in names}
     stock: list[float] = []
     seen: dict[str, list[dict[str, float]]] = {key: [] for key in methods}
     for repeat in range(options.repeats + options.warmup):
@@ -78,6 +78,9 @@ def measure(name: str, tokens: int, options: argparse.Namespace) -> Iterator[dic
             "model": name,
             "visual_tokens": tokens,
             "method": key,
+            "keep": options.keep,
+            "dtype": options.dtype,
+            "device": options.device,
             "budget": budget,
             "average_keep": statistics.median(found["average_keep"] for found in seen[key]),
             "select_ms": select,
@@ -164,12 +167,16 @@ def main() -> None:
     report["commands"].append(f"python {shlex.join(sys.argv)}")
     for name in options.models:
         for tokens in options.tokens:
-            if any((row["model"], row["visual_tokens"]) == (name, tokens) for row in report["rows"]):
+            wanted = {"model": name, "visual_tokens": tokens, "keep": options.keep}
+            wanted |= {"dtype": options.dtype, "device": options.device}
+            measured = [row["method"] for row in report["rows"] if wanted.items() <= row.items()]
+            missing = [method for method in options.methods or registry() if method not in measured]
+            if not missing:
                 print(f"{name} at {tokens} tokens was measured before")
                 continue
             heads = f"{'keep':>16} {'select':>11} {'of unpruned':>11} {'of own':>7}"
             print(f"{'model':15} {'tokens':>6} {'method':14} {heads}")
-            for row in measure(name, tokens, options):
+            for row in measure(name, tokens, missing, options):
                 if "facts" in row:
                     report["facts"].append(row["facts"])
                     continue

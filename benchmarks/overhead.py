@@ -61,10 +61,16 @@ def stock_milliseconds(model: Any, counts: list[int], repeats: int) -> float:
     took: list[float] = []
     started = [0.0]
     text = model.model.language_model
-    handles = [
-        text.register_forward_pre_hook(lambda *_: started.__setitem__(0, time.perf_counter())),
-        text.register_forward_hook(lambda *_: took.append(time.perf_counter() - started[0])),
-    ]
+
+    def begin(*_: Any) -> None:
+        synchronise(model)
+        started[0] = time.perf_counter()
+
+    def end(*_: Any) -> None:
+        synchronise(model)
+        took.append(time.perf_counter() - started[0])
+
+    handles = [text.register_forward_pre_hook(begin), text.register_forward_hook(end)]
     per_layer = {}
     for length in set(counts):
         ids = torch.full((1, length), 20, device=model.device)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shlex
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from resume import read_report
 from rich.progress import track
 
 from foveate import scenes, zoo
@@ -79,13 +79,16 @@ def train(options: argparse.Namespace, prune: str, seed: int, out: Path, steps: 
     for name, value in values.items():
         command += ["--set", f"{name}={value}"]
     started = time.perf_counter()
-    subprocess.run([*command, *(["--resume"] if out.exists() else [])], check=True, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, *(["--resume"] if out.exists() else [])], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)  # its own peak memory, not that of all children so far
+    if status:
+        raise SystemExit(f"training in {out} stopped; the same command goes on from its last checkpoint")
     seconds = time.perf_counter() - started
     log = [entry for entry in json.loads((out / "training.json").read_text())["log"] if "step_time" in entry]
     cost = {
         "seconds": seconds,
         "step_seconds": sum(entry["step_time"] for entry in log[1:]) / max(1, len(log) - 1),
-        "peak_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+        "peak_mib": usage.ru_maxrss / 1024,
         "kept_share": sum(entry["kept_share"] for entry in log) / len(log),
         "tokens": log[-1]["num_tokens"],
     }
@@ -160,7 +163,7 @@ def markdown(report: dict[str, Any], command: str) -> str:
         lines.append(f"| {head} | {how} | " + " | ".join(f"{value:.1%}" for value in row.values()) + " |")
     lines += [
         "",
-        "| rollouts | seconds per step | peak memory of the process | visual tokens kept | steps' time in all |",
+        "| rollouts | seconds per step | peak memory of the process | visual tokens kept | whole run |",
     ]
     lines += ["|---|---|---|---|---|"]
     for name, cost in report["costs"].items():
@@ -170,6 +173,14 @@ def markdown(report: dict[str, Any], command: str) -> str:
         )
     lines += ["", f"Settings: `{json.dumps(about)}`", "", f"Machine: `{json.dumps(report['facts'])}`", ""]
     return "\n".join(lines)
+
+
+def claim(out: Path, about: dict[str, Any]) -> None:
+    """Refuse a folder with the training of other settings: it would be published under these."""
+    note = out / "about.json"
+    if out.exists() and (not note.is_file() or json.loads(note.read_text()) != about):
+        raise SystemExit(f"{out} holds a run with other settings; choose another --out or remove it")
+    write_text(note, json.dumps(about))
 
 
 def arguments() -> argparse.Namespace:
@@ -201,12 +212,13 @@ def main() -> None:
     options = arguments()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     test = Test(options)
-    names = ("types", "prune", "layer", "train", "test", "test_all", "prompts", "group", "rate", "beta")
+    names = ["types", "prune", "layer", "train", "test", "test_all", "steps", "every"]
+    names += ["prompts", "group", "rate", "beta"]
     about = {name: getattr(options, name) for name in names} | {"weights": fingerprint(test.model)}
-    report: dict[str, Any] = {"about": about, "accuracy": {}, "costs": {}}
-    if options.json.is_file() and json.loads(options.json.read_text())["about"] == about:
-        report = json.loads(options.json.read_text())
-    report["facts"] = facts(test.model)
+    if test.module is not None:
+        about["module"] = fingerprint(test.module.glimpse)
+    claim(options.out, about)
+    report = read_report(options.json, about, accuracy={}, costs={}) | {"facts": facts(test.model)}
     for pruned in (False, True):
         name = f"base, {'pruned' if pruned else 'unpruned'}"
         if name not in report["accuracy"]:

@@ -19,17 +19,19 @@ from typing import Any
 import torch
 from rich.progress import track
 
-import foveate
 from foveate import scenes, zoo
 from foveate.bench.environment import facts
+from foveate.bench.files import write_text
 from foveate.core.method import ModelInfo, Stage
 from foveate.core.selection import Selection
 from foveate.core.view import View
+from foveate.evals.batches import build_batch
+from foveate.evals.runner import Subject, answer
 from foveate.families import adapt
+from foveate.loading import load
 from foveate.maths.clustering import density_peaks
 from foveate.maths.copruning import select_and_merge
 from foveate.methods import ViTCoP
-from foveate.zoo.reader import Reader
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,13 @@ LLAVA_ONLY: dict[str, Callable[[float], ViTCoP]] = {
 }
 
 
-def accuracy(reader: Reader, samples: list[Any], method: Any, batch: int, what: str) -> float:
+def accuracy(subject: Subject, samples: list[Any], method: Any, batch: int, what: str) -> float:
     right = 0
     for start in track(range(0, len(samples), batch), what, transient=True):
         part = samples[start : start + batch]
-        with foveate.prune(reader.model, method):
-            right += sum(a == s.answer for a, s in zip(reader.answers(part), part, strict=True))
+        inputs = build_batch(subject.model, subject.processor, [(s.images, s.question) for s in part])
+        texts, _ = answer(subject, inputs, method)
+        right += sum(text == s.answer for text, s in zip(texts, part, strict=True))
     return 100 * right / len(samples)
 
 
@@ -102,17 +105,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    reader = Reader.load(options.model)
+    subject = Subject(*load(options.model), max_new_tokens=8)
     samples = list(scenes.load("test", options.n))
-    found: dict[str, Any] = {"unpruned": accuracy(reader, samples, None, options.batch, "unpruned")}
+    found: dict[str, Any] = {"unpruned": accuracy(subject, samples, None, options.batch, "unpruned")}
     print(f"unpruned: {found['unpruned']:.1f} % of {options.n}")
-    variants = VARIANTS | (LLAVA_ONLY if adapt(reader.model).info.family == "llava" else {})
+    variants = VARIANTS | (LLAVA_ONLY if adapt(subject.model).info.family == "llava" else {})
     for keep in options.keep:
         for name, variant in variants.items():
-            found[f"{name}, keep {keep:.4f}"] = score = accuracy(reader, samples, variant(keep), options.batch, name)
+            found[f"{name}, keep {keep:.4f}"] = score = accuracy(subject, samples, variant(keep), options.batch, name)
             print(f"keep {keep:.4f}  {name}: {score:.1f} %", flush=True)
     if options.json:
-        options.json.write_text(json.dumps({"facts": facts(reader.model), "n": options.n, "accuracy": found}, indent=1))
+        report = {"facts": facts(subject.model), "n": options.n, "accuracy": found}
+        write_text(options.json, json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Accuracy of every method on the built-in scenes, by question type and budget, against Random and Downsample.
 
-    python benchmarks/zoo_accuracy.py --n 320 --json docs/methods_accuracy.json --markdown docs/methods_accuracy.md
+    python benchmarks/zoo_accuracy.py --n 180 --seeds 2 --json benchmarks/results/methods_accuracy.json \
+      --markdown docs/methods_accuracy.md
 
 Greedy answers, exact match, left-padded batches, the first `--n` questions of a held-out split. `keep` is the average
 number of visual tokens per decoder layer over the unpruned number, alike for every method; a budget that a method
@@ -19,16 +20,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from resume import read_report
 from rich.progress import track
 
-import foveate
 from foveate import scenes, zoo
 from foveate.bench.environment import facts
 from foveate.bench.files import write_text
 from foveate.core.method import Method
 from foveate.errors import ConfigurationError
 from foveate.evals.batches import build_batch
+from foveate.evals.runner import Subject, answer, fingerprint
 from foveate.families import adapt
 from foveate.loading import load
 from foveate.methods import Compose, FasterVLM, FastV, PruMerge, Random, registry
@@ -62,46 +63,26 @@ def settings(seeds: int, keeps: list[str], info: Any) -> tuple[dict[str, Method 
     return made, refused
 
 
-def answers(model: Any, processor: Any, inputs: dict[str, Any], method: Method | None) -> tuple[list[str], float]:
-    with foveate.prune(model, method) as trace, torch.inference_mode():
-        out = model.generate(**inputs, max_new_tokens=8, do_sample=False)
-    new = out[:, inputs["input_ids"].shape[1] :]
-    texts = processor.batch_decode(new, skip_special_tokens=True)
-    return [text.strip() for text in texts], trace.last.keep_ratio
-
-
-def run(options: argparse.Namespace, model: Any, processor: Any) -> dict[str, Any]:
+def run(options: argparse.Namespace, subject: Subject) -> dict[str, Any]:
+    model, processor = subject.model, subject.processor
     made, refused = settings(options.seeds, options.keeps, adapt(model).info)
     samples = list(track(scenes.load(options.split, options.n), description="scenes", total=options.n))
     batches = [samples[i : i + options.batch] for i in range(0, len(samples), options.batch)]
     inputs = [build_batch(model, processor, [(s.images, s.question) for s in batch]) for batch in batches]
-    report = read(options.json, identity(options, model)) | {"facts": facts(model), "refused": refused}
+    about = {"model": options.model, "weights": fingerprint(model), "split": options.split, "n": options.n}
+    report = read_report(options.json, about, hits={}, kept={}) | {"facts": facts(model), "refused": refused}
     report["types"] = [sample.type for sample in samples]
     for name in track([name for name in made if name not in report["hits"]], description="settings"):
         start, hits, kept = time.perf_counter(), [], 0.0
         for batch, prompt in zip(batches, inputs, strict=True):
-            texts, ratio = answers(model, processor, prompt, made[name])
+            texts, trace = answer(subject, prompt, made[name])
             hits += [int(text == sample.answer) for text, sample in zip(texts, batch, strict=True)]
-            kept += ratio * len(batch) / len(samples)
+            kept += trace.keep_ratio * len(batch) / len(samples)
         report["hits"][name] = hits
         report["kept"][name] = kept
         print(f"{name:24} {100 * sum(hits) / len(hits):5.1f} %  kept {kept:.3f}  {time.perf_counter() - start:.0f} s")
         write_text(options.json, json.dumps(report))
     return report
-
-
-def identity(options: argparse.Namespace, model: Any) -> dict[str, Any]:
-    weights = sum(float(p.detach().double().abs().sum()) for p in model.parameters())
-    return {"model": options.model, "weights": round(weights, 3), "split": options.split, "n": options.n}
-
-
-def read(path: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """The report to continue, or an empty one."""
-    if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text())
-        if found.get("about") == about:
-            return found
-    return {"about": about, "hits": {}, "kept": {}}
 
 
 def pooled(report: dict[str, Any], key: str) -> list[float] | None:
@@ -124,7 +105,7 @@ def difference(a: list[float], b: list[float]) -> tuple[float, float]:
 
 
 def markdown(report: dict[str, Any], command: str) -> str:
-    types, found = report["types"], report["facts"]
+    types, found, about = report["types"], report["facts"], report["about"]
     kinds = [kind for kind in scenes.TYPES if kind in types]
     head = ["method", "kept", "all", *kinds, "- random", "- downsample"]
     unpruned = pooled(report, "unpruned") or []
@@ -132,8 +113,8 @@ def markdown(report: dict[str, Any], command: str) -> str:
     lines = [
         "# Accuracy of the methods on the built-in scenes",
         "",
-        f"`{command}`: model `{report['about']['model']}`, the first {report['about']['n']} questions of the "
-        f"`{report['about']['split']}` split, greedy, exact match in percent. "
+        f"`{command}`: model `{about['model']}` (weights `{about['weights']}`), the first {about['n']} questions "
+        f"of the `{about['split']}` split, greedy, exact match in percent. "
         f"Unpruned: **{percent(unpruned, types):.1f}** ({by_type}).",
         "",
         "The last two columns are paired differences to Random (mean of its seeds) and Downsample at the same budget, "
@@ -199,8 +180,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("methods_accuracy.json"))
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
-    model, processor = load(options.model)
-    report = run(options, model, processor)
+    report = run(options, Subject(*load(options.model), max_new_tokens=8))
     if options.markdown:
         command = "python benchmarks/zoo_accuracy.py " + shlex.join(sys.argv[1:])
         write_text(options.markdown, markdown(report, command))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,16 +33,17 @@ def ask(
     """Ask a question about one or more images and show what pruning kept and saved."""
     from foveate import zoo
     from foveate.errors import InputError
+    from foveate.evals.batches import build_batch
     from foveate.images import open_image
     from foveate.loading import load
 
     *files, question = inputs
-    if not files or Path(question).is_file():
+    if not files or os.path.isfile(question):  # noqa: PTH113 - Path.is_file fails on texts longer than a file name
         raise InputError("Give the image file(s) first and the question last: foveate ask photo.jpg 'What is this?'")
     images = [open_image(file) for file in files]
     chosen = choose_method(method, one_budget(keep) if keep else None, module, model or zoo.DEFAULT)
     loaded, processor = load(model or zoo.DEFAULT, dtype=dtype, device=device, attn_implementation=attention)
-    prompt = build_inputs(loaded, processor, images, question)
+    prompt = build_batch(loaded, processor, [(images, question)])
     runs = [answer(loaded, processor, prompt, chosen, max_new_tokens, warm_up=compare)]
     if compare:
         runs.insert(0, answer(loaded, processor, prompt, None, max_new_tokens, warm_up=True))
@@ -66,7 +68,7 @@ def choose_method(name: str, keep: float | int | None, module: str | None, model
     """The method that the options ask for.
 
     Raises:
-        ConfigurationError: unknown method, or one that needs a module where there is none.
+        ConfigurationError: unknown method, one that needs a module where there is none, or options without effect.
     """
     from foveate import zoo
     from foveate.core.attach import read_method
@@ -74,9 +76,13 @@ def choose_method(name: str, keep: float | int | None, module: str | None, model
     from foveate.methods import find
 
     if name.endswith(".json"):
+        if keep is not None or module is not None:
+            raise ConfigurationError(f"{name} says what to keep and with which module; leave --keep and --module out.")
         return read_method(name)
     kind = find(name)
     fields = getattr(kind, "__dataclass_fields__", {})
+    if module is not None and "module" not in fields:
+        raise ConfigurationError(f"{kind.name} has no module; leave --module out, or ask for --method glimpse_prune.")
     parameters: dict[str, Any] = {}
     if "module" in fields:
         beside = Path(zoo.resolve(model)) / "glimpse"
@@ -102,39 +108,20 @@ class Answer:
     def prefill(self) -> PrefillTrace:
         """The run of median prefill time (all runs of one question keep the same tokens)."""
         runs = sorted(self.trace.prefills, key=lambda prefill: prefill.prefill.ms)
-        return runs[len(runs) // 2] if runs else self.trace.last
-
-
-def build_inputs(model: Any, processor: Any, images: list[Any], question: str) -> dict[str, Any]:
-    """Model inputs for one user turn with images, on the model's device and in its dtype."""
-    content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": question}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
-    return {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
-        for name, value in inputs.items()
-    }
+        return runs[len(runs) // 2]
 
 
 def answer(
     model: Any, processor: Any, inputs: dict[str, Any], method: Method | None, tokens: int, warm_up: bool
 ) -> Answer:
     """Greedy answer; with `warm_up` the question is read four times, so that the median time is a typical one."""
-    import torch
-
     import foveate
+    from foveate.evals.batches import generate
 
-    with foveate.prune(model, method) as trace, torch.inference_mode():
+    with foveate.prune(model, method) as trace:
         for _ in range(3 if warm_up else 0):
-            model.generate(**inputs, max_new_tokens=1, do_sample=False)
-        out = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
-    new = out[:, inputs["input_ids"].shape[1] :]
-    text = processor.batch_decode(new, skip_special_tokens=True)[0].strip()
+            generate(model, processor, inputs, 1)
+        (text,) = generate(model, processor, inputs, tokens)
     return Answer("unpruned" if method is None else method.name, text, trace)
 
 

@@ -20,8 +20,9 @@ def demo(
 ) -> None:
     """Ask the shipped model a question: unpruned, with ViTCoP and with GlimpsePrune, side by side."""
     from foveate import zoo
-    from foveate.cli.ask import answer, build_inputs, one_budget, table
+    from foveate.cli.ask import answer, one_budget, table
     from foveate.errors import InputError
+    from foveate.evals.batches import build_batch
     from foveate.images import open_image
     from foveate.loading import load
 
@@ -31,7 +32,7 @@ def demo(
     picture, text, truth = (open_image(image), question or "", None) if image else _scene(scene, question)
     methods = _methods(zoo.resolve(zoo.DEFAULT), one_budget(keep))
     model, processor = load(zoo.DEFAULT)
-    inputs = build_inputs(model, processor, [picture], text)
+    inputs = build_batch(model, processor, [([picture], text)])
     runs = [answer(model, processor, inputs, m, 16, warm_up=True) for m in methods]
     console.print(
         f"[bold]{zoo.DEFAULT}[/bold] on {image or f'rendered scene {scene}'} ({picture.size[0]} x {picture.size[1]})"

@@ -111,10 +111,11 @@ class PrefillTrace:
         """Visual tokens of the unpruned prompts, all rows."""
         return sum(len(group.columns) for group in self.groups)
 
-    def alive_per_layer(self) -> list[int]:
-        """Visual tokens alive in each decoder layer, all rows."""
+    def alive_per_layer(self, row: int | None = None) -> list[int]:
+        """Visual tokens alive in each decoder layer, of one row of the batch or of all."""
+        groups = [group for group in self.groups if row in (None, group.row)]
         return [
-            sum(len(group.columns if (a := group.alive_at(layer)) is None else a) for group in self.groups)
+            sum(len(group.columns if (a := group.alive_at(layer)) is None else a) for group in groups)
             for layer in range(self.layers)
         ]
 

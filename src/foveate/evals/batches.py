@@ -1,10 +1,11 @@
-"""Several questions in one left-padded batch."""
+"""Several questions in one left-padded batch, and their greedy answers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -31,3 +32,11 @@ def encode(model: Any, processor: Any, chats: list[Any]) -> dict[str, Tensor]:
         name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
         for name, value in inputs.items()
     }
+
+
+@torch.inference_mode()
+def generate(model: Any, processor: Any, inputs: dict[str, Tensor], max_new_tokens: int) -> list[str]:
+    """Greedy answers to a left-padded batch, one per row, by the model's own `generate`."""
+    out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+    new = out[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]

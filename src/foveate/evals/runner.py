@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import foveate
 from foveate.bench.settings import Setting
 from foveate.core.method import Method
 from foveate.core.trace import PrefillTrace
-from foveate.evals.batches import build_batch
+from foveate.evals.batches import build_batch, generate
 from foveate.evals.store import Record, Store
 from foveate.evals.tasks import DataError, Sample, Task
 
@@ -109,10 +108,9 @@ def run(
 
 def answer(subject: Subject, inputs: dict[str, Tensor], method: Method | None) -> tuple[list[str], PrefillTrace]:
     """Greedy answers to a batch and the trace of its prefill."""
-    with foveate.prune(subject.model, method) as trace, torch.inference_mode():
-        out = subject.model.generate(**inputs, max_new_tokens=subject.max_new_tokens, do_sample=False, num_beams=1)
-    new = out[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in subject.processor.batch_decode(new, skip_special_tokens=True)], trace.last
+    with foveate.prune(subject.model, method) as trace:
+        texts = generate(subject.model, subject.processor, inputs, subject.max_new_tokens)
+    return texts, trace.last
 
 
 def _warm_up(subject: Subject, inputs: dict[str, Tensor], methods: Sequence[Method | None]) -> None:
@@ -161,9 +159,4 @@ def _tokens(trace: PrefillTrace, row: int) -> dict[str, Any]:
     """Visual tokens of a row: unpruned, and on average over the layers."""
     groups = [group for group in trace.groups if group.row == row]
     total = sum(len(group.columns) for group in groups)
-    alive = 0
-    for layer in range(trace.layers):
-        for group in groups:
-            kept = group.alive_at(layer)
-            alive += len(group.columns) if kept is None else len(kept)
-    return {"visual_tokens": total, "kept_tokens": alive / trace.layers}
+    return {"visual_tokens": total, "kept_tokens": sum(trace.alive_per_layer(row)) / trace.layers}

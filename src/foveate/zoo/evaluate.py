@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,16 +19,20 @@ from random import Random
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
 import foveate.zoo as zoo
 from foveate import scenes
+from foveate.bench.environment import facts
+from foveate.bench.files import write_text
+from foveate.core.layout import Grid
+from foveate.evals.batches import build_batch, generate
+from foveate.families import adapt
+from foveate.loading import load
 from foveate.scenes import Sample
 
-from .reader import Inputs, Reader
-
-Choose = Callable[[Sample, tuple[int, int], Random], Tensor]
+Inputs = dict[str, Tensor]
+Choose = Callable[[Sample, Grid, Random], Tensor]
 
 
 @dataclass
@@ -56,10 +58,9 @@ class Score:
 def random_share(share: float) -> Choose:
     """Keeps a random share of every image's tokens."""
 
-    def choose(sample: Sample, grid: tuple[int, int], rng: Random) -> Tensor:
-        count = grid[0] * grid[1]
-        keep = torch.zeros(count, dtype=torch.bool)
-        keep[rng.sample(range(count), max(1, round(share * count)))] = True
+    def choose(sample: Sample, grid: Grid, rng: Random) -> Tensor:
+        keep = torch.zeros(grid.size, dtype=torch.bool)
+        keep[rng.sample(range(grid.size), max(1, round(share * grid.size)))] = True
         return keep
 
     return choose
@@ -68,9 +69,9 @@ def random_share(share: float) -> Choose:
 def oracle(share: float) -> Choose:
     """Keeps what the evidence boxes touch and a random share of the rest."""
 
-    def choose(sample: Sample, grid: tuple[int, int], rng: Random) -> Tensor:
-        keep = random_share(share)(sample, grid, rng).view(grid)
-        high, wide = sample.image.height / grid[0], sample.image.width / grid[1]
+    def choose(sample: Sample, grid: Grid, rng: Random) -> Tensor:
+        keep = random_share(share)(sample, grid, rng).view(grid.h, grid.w)
+        high, wide = sample.image.height / grid.h, sample.image.width / grid.w
         for x0, y0, x1, y1 in sample.boxes:
             rows = slice(max(0, int(y0 / high)), int((y1 - 1e-6) / high) + 1)
             keep[rows, max(0, int(x0 / wide)) : int((x1 - 1e-6) / wide) + 1] = True
@@ -79,50 +80,49 @@ def oracle(share: float) -> Choose:
     return choose
 
 
-def withhold(reader: Reader, inputs: Inputs, samples: list[Sample], choose: Choose, seed: int) -> Inputs:
+def withhold(model: Any, inputs: Inputs, samples: list[Sample], choose: Choose, seed: int) -> Inputs:
     """Inputs whose mask hides the visual tokens that `choose` does not keep; other images keep all."""
-    visual = inputs["input_ids"] == reader.model.config.image_token_id
+    visual = inputs["input_ids"] == model.config.image_token_id
     mask = inputs["attention_mask"].clone()
-    grids = iter(reader.grids(inputs, sum(len(s.images) for s in samples)))
+    grids = iter(adapt(model).incoming(inputs)["image"])
     for i, sample in enumerate(samples):
         parts = []
         for image in range(len(sample.images)):
             grid = next(grids)
             rng = Random(f"withhold:{seed}:{sample.seed}")
-            kept = choose(sample, grid, rng) if image == sample.asked else torch.ones(grid[0] * grid[1]).bool()
-            parts.append(kept)
+            parts.append(choose(sample, grid, rng) if image == sample.asked else torch.ones(grid.size).bool())
         mask[i, visual[i]] = torch.cat(parts).to(mask.dtype)
-    return inputs | {"attention_mask": mask, "position_ids": _positions(reader, inputs)}
+    return inputs | {"attention_mask": mask, "position_ids": _positions(model, inputs)}
 
 
-def _positions(reader: Reader, inputs: Inputs) -> Tensor:
+def _positions(model: Any, inputs: Inputs) -> Tensor:
     """Positions of the unpruned prompt: M-RoPE with its text row `[4, B, L]`, else `[B, L]`."""
     mask = inputs["attention_mask"]
     flat = (mask.cumsum(-1) - 1).clamp_min(0)
-    if not reader.is_qwen:
+    if "image_grid_thw" not in inputs:
         return flat
     kinds, grids = inputs["mm_token_type_ids"], inputs["image_grid_thw"]
-    three, _ = reader.model.model.get_rope_index(
+    three, _ = model.model.get_rope_index(
         inputs["input_ids"], mm_token_type_ids=kinds, image_grid_thw=grids, attention_mask=mask
     )
     return torch.cat([flat[None], three])
 
 
 def evaluate(
-    reader: Reader, split: str, n: int, settings: dict[str, Choose | None], batch: int = 16, seed: int = 0
+    model: Any, processor: Any, split: str, n: int, settings: dict[str, Choose | None], batch: int = 16, seed: int = 0
 ) -> list[Score]:
-    """Scores every setting on the first `n` samples; `None` withholds nothing."""
+    """Scores every setting on the first `n` samples, greedy by stock `generate`; `None` withholds nothing."""
     from rich.progress import track
 
     scores = {name: Score(name) for name in settings}
     samples = scenes.load(split, n)
     for start in track(range(0, n, batch), description=f"{split} split"):
         some = list(samples[start : start + batch])
-        inputs = reader.inputs(some)
+        inputs = build_batch(model, processor, [(s.images, s.question) for s in some])
         for name, choose in settings.items():
-            given = inputs if choose is None else withhold(reader, inputs, some, choose, seed)
+            given = inputs if choose is None else withhold(model, inputs, some, choose, seed)
             began = time.perf_counter()
-            scores[name].add(some, reader.generate(given))
+            scores[name].add(some, generate(model, processor, given, max_new_tokens=8))
             scores[name].seconds += time.perf_counter() - began
     return list(scores.values())
 
@@ -134,18 +134,6 @@ def table(scores: list[Score]) -> str:
     lines = ["| visual tokens | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {name} | " + " | ".join(f"{row[c]:.1f}" for c in columns) + " |" for name, row in rows.items()]
     return "\n".join(lines)
-
-
-def facts() -> dict[str, Any]:
-    """What a number needs beside it."""
-    return {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": "cpu",
-    }
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -164,14 +152,15 @@ def main(argv: list[str] | None = None) -> None:
     settings |= {f"random {100 * share:g} %": random_share(share) for share in args.keep}
     if args.oracle is not None:
         settings[f"evidence + random {100 * args.oracle:g} %"] = oracle(args.oracle)
-    scores = evaluate(Reader.load(args.model), args.split, args.n, settings, args.batch, args.seed)
+    model, processor = load(args.model)
+    scores = evaluate(model, processor, args.split, args.n, settings, args.batch, args.seed)
     print(table(scores))
     rows = {s.name: s.row() | {"seconds": round(s.seconds, 1)} for s in scores}
     report = {"model": args.model, "split": args.split, "n": args.n, "batch": args.batch, "seed": args.seed}
-    report |= {"exact match": rows, **facts()}
+    report |= {"exact match": rows, **facts(model)}
     print(json.dumps(report))
     if args.out:
-        args.out.write_text(json.dumps(report, indent=2) + "\n")
+        write_text(args.out, json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":
