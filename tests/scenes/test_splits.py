@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from PIL import Image
@@ -55,7 +56,7 @@ def test_splits_share_no_picture():
 def test_sizes_and_balance():
     for split in ("test", "hard"):
         some = list(scenes.load(split, n=90))
-        assert {s.type: 0 for s in some}.keys() == set(scenes.TYPES)
+        assert Counter(s.type for s in some) == dict.fromkeys(scenes.TYPES, 10)
         for sample in some:
             assert all(side % 28 == 0 and 224 <= side <= 672 for side in sample.image.size)
     assert len({s.image.size for s in scenes.load("test", n=90)}) >= 4
@@ -89,11 +90,16 @@ def test_export_writes_images_lines_and_a_sheet(tmp_path):
     assert not (tmp_path / "scenes.partial").exists()
 
 
-def test_export_never_touches_a_folder_of_other_things(tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
+@pytest.mark.parametrize("beside_an_export", [False, True])
+def test_export_never_touches_a_folder_of_other_things(tmp_path, beside_an_export):
+    out = tmp_path / "work"
+    if beside_an_export:
+        export(scenes.load("test", n=1), out)
+    out.mkdir(exist_ok=True)
+    (out / "thesis.tex").write_text("years of work")
     with pytest.raises(FoveateError, match="other files"):
-        export(scenes.load("test", n=1), tmp_path)
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+        export(scenes.load("test", n=1), out)
+    assert (out / "thesis.tex").read_text() == "years of work"
 
 
 def test_dataset_has_the_samples():

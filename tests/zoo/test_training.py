@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -47,13 +48,6 @@ TINY = {
         "questions": 4,
         "attention_layer": 1,
         "attention_heads": [0],
-        "type_weights": dict.fromkeys(
-            [
-                *("read_shape", "color_of", "shape_of", "read_field", "field_of"),
-                *("relational", "count", "count_all", "exists"),
-            ],
-            1.0,
-        ),
         "phases": [{"until": 1.0, "batches": [ONE, ONE | {"images_per_prompt": 2, "weight": 0.5}]}],
     },
 }
@@ -140,11 +134,12 @@ def test_a_run_of_another_recipe_is_not_continued(tmp_path):
         train(recipe, tmp_path)
 
 
-def test_a_start_that_was_not_trained_is_named(tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_start_that_was_not_trained_is_named(tmp_path, processes):
     from foveate.zoo.train import train
 
     recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(yaml.safe_dump(TINY | {"start": str(tmp_path / "nothing")}))
+    recipe.write_text(yaml.safe_dump(TINY | {"start": str(tmp_path / "nothing"), "processes": processes}))
     with pytest.raises(FoveateError, match="no trained model in .*nothing"):
         train(recipe, tmp_path / "out")
 
@@ -157,6 +152,13 @@ def test_a_start_that_was_not_trained_is_named(tmp_path):
         ({"vision": [{"steps": 3}]}, "phases missing"),
         ({"vision": 7}, "expected a list"),
         ({"vision": [TINY["vision"][0] | {"forced": True}]}, "needs a teacher"),
+        ({"vision": [TINY["vision"][0] | {"distil_weight": 1.0}]}, "needs a teacher"),
+        ({"vision": [TINY["vision"][0] | {"steps": 0}]}, "without steps"),
+        ({"vision": [TINY["vision"][0] | {"phases": []}]}, "until 1.0"),
+        ({"language": TINY["language"] | {"phases": [{"until": 0.9, "batches": [ONE]}]}}, "until 1.0"),
+        ({"language": TINY["language"] | {"type_weights": {"count": 0}}}, "count: 0"),
+        ({"language": TINY["language"] | {"loss_weights": {"counting": 2.0}}}, "counting: 2.0"),
+        ({"teacher": "foveate/scenes-qwen2_5_vl"}, "only llava learns"),
     ],
 )
 def test_wrong_recipes_are_refused(tmp_path, change, message):
@@ -164,6 +166,33 @@ def test_wrong_recipes_are_refused(tmp_path, change, message):
     recipe.write_text(yaml.safe_dump(TINY | change))
     with pytest.raises(config.ZooConfigError, match=message):
         config.load(recipe)
+
+
+def test_a_llava_learns_from_the_shipped_model_and_answers(tmp_path):
+    """Every part of its recipe, two steps each: layers on the teacher's states, all together, questions."""
+    from foveate import scenes, zoo
+    from foveate.evals.batches import build_batch, generate
+    from foveate.loading import load
+    from foveate.zoo.train import train
+
+    recipe = yaml.safe_load((Path(zoo.__file__).parent / "configs" / "llava.yaml").read_text())
+    one = ONE | {"pages": 1, "fit": 112, "size": [168, 112]}
+    short = {"steps": 2, "phases": [{"until": 1.0, "batches": [one]}]}
+    recipe |= {"image_size": 112, "vision": [part | short for part in recipe["vision"]]}
+    recipe["language"] |= short | {"phases": [{"until": 1.0, "batches": [one | {"pages": 0}]}]}
+    file = tmp_path / "llava.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    folder = train(file, tmp_path / "out")
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in log] == ["vision1", "vision2", "language"]
+    for line in log[:2]:
+        assert {"distil", "states", "looks", "presence", "characters"} <= set(line)
+    assert all(math.isfinite(value) for line in log for value in line.values() if isinstance(value, float))
+    model, processor = load(str(folder))
+    assert model.config.model_type == "llava"
+    sample = scenes.load("test", n=1)[0]
+    (text,) = generate(model, processor, build_batch(model, processor, [(sample.images, sample.question)]), 4)
+    assert isinstance(text, str)
 
 
 def test_missing_recipes_name_those_there_are():

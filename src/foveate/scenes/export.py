@@ -29,7 +29,7 @@ def export(split: Split, out: Path, on_sample: Callable[[], None] = lambda: None
     Raises:
         ExportError: `out` exists and is no export of ours, or cannot be written.
     """
-    if out.exists() and not (out / "samples.jsonl").is_file() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not _is_ours(out):
         raise ExportError(f"{out} exists and holds other files; choose an empty or new --out folder")
     partial = out.with_name(out.name + ".partial")
     try:
@@ -49,6 +49,12 @@ def export(split: Split, out: Path, on_sample: Callable[[], None] = lambda: None
         partial.rename(out)
     except OSError as error:
         raise ExportError(f"cannot write {out}: {error}") from error
+
+
+def _is_ours(out: Path) -> bool:
+    """Whether `out` is empty or an earlier export and nothing else: it may be deleted."""
+    names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
+    return not names or ("samples.jsonl" in names and names <= {"images", "samples.jsonl", "sheet.png"})
 
 
 def _write(sample: Sample, index: int, folder: Path) -> dict[str, object]:

@@ -68,7 +68,7 @@ def render(first: int, config: BatchConfig, token: int = CELL) -> Batch:
 
 def choose(scene: Scene, rng: Random, k: int, weights: Mapping[str, float]) -> list[Question]:
     """K questions without replacement, by weight of their type; repeated where a scene has fewer."""
-    ranked = sorted(ask(scene, rng), key=lambda q: -(rng.random() ** (1.0 / weights[q.type])))
+    ranked = sorted(ask(scene, rng), key=lambda q: -(rng.random() ** (1.0 / weights.get(q.type, 1.0))))
     return [ranked[i % len(ranked)] for i in range(k)]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import FoveateError
+from foveate.scenes import TYPES
 from foveate.yaml_files import check_keys, check_mapping, read_yaml
 
 _CONFIGS = Path(__file__).parent / "configs"
@@ -51,7 +52,7 @@ class StageConfig:
         tower_rate: factor on the tower's rates.
         frozen_until: the tower is frozen up to this share of the steps.
         questions: K, questions that share one image.
-        type_weights: how often each question type is asked.
+        type_weights: how often each question type is asked, 1 where a type is not named.
         loss_weights: what a token of its answers counts, 1 where a type is not named.
         attention_weight: weight of the attention loss, falling to zero at `attention_until`.
         attention_layer, attention_heads: whose attention it is.
@@ -117,9 +118,24 @@ def load(path: str | Path) -> ZooConfig:
     config: ZooConfig = _build(ZooConfig, raw, str(file))
     if config.family not in ("qwen2_5_vl", "llava"):
         raise ZooConfigError(f"{file}: family {config.family!r} is not one of qwen2_5_vl, llava")
-    if any(stage.forced for stage in config.vision) and not config.teacher:
-        raise ZooConfigError(f"{file}: a forced stage needs a teacher")
+    if config.teacher and config.family != "llava":
+        raise ZooConfigError(f"{file}: only llava learns from a teacher; remove it")
+    if any(part.steps < 1 for part in config.vision):
+        raise ZooConfigError(f"{file}: a part of stage V without steps; give at least 1, or leave the part out")
+    for stage in (*config.vision, config.language):
+        _check(stage, bool(config.teacher), str(file))
     return config
+
+
+def _check(stage: StageConfig, has_teacher: bool, where: str) -> None:
+    """Finds what would stop a run half-way, or be ignored."""
+    if not stage.phases or stage.phases[-1].until < 1.0:
+        raise ZooConfigError(f"{where}: the last phase of a stage must last until 1.0")
+    if (stage.forced or stage.distil_weight) and not has_teacher:
+        raise ZooConfigError(f"{where}: a stage that is forced or has a distil_weight needs a teacher")
+    for weights in (stage.type_weights, stage.loss_weights):
+        if bad := [f"{name}: {weight}" for name, weight in weights.items() if name not in TYPES or weight <= 0]:
+            raise ZooConfigError(f"{where}: weights are positive numbers of {', '.join(TYPES)}, not {', '.join(bad)}")
 
 
 _LISTS = {"vision": StageConfig, "phases": PhaseConfig, "batches": BatchConfig}

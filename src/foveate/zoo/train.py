@@ -30,9 +30,13 @@ def train(config_path: str | Path, out: Path) -> Path:
     """Runs both stages in `processes` processes, resuming what `out` holds; returns the model's folder.
 
     Raises:
-        ZooConfigError: the configuration is unusable, or `out` holds a run of another one.
+        ZooConfigError: the configuration is unusable, starts from a model that was not trained yet, or `out` holds
+            a run of another one.
     """
     config = load(config_path)
+    for name in filter(None, (config.start, config.teacher)):
+        if not (Path(resolve(name)) / "config.json").is_file():
+            raise ZooConfigError(f"no trained model in {name}: run the configuration that it comes from first")
     out.mkdir(parents=True, exist_ok=True)
     _claim(config, out)
     if config.processes == 1:
@@ -45,7 +49,8 @@ def train(config_path: str | Path, out: Path) -> Path:
 def _claim(config: ZooConfig, out: Path) -> None:
     """Refuses to continue another model's run."""
     marker = out / "run.txt"
-    own = f"{config.name} {config.family} tower={config.tower} text={config.text} seed={config.seed}\n"
+    own = f"{config.name} {config.family} tower={config.tower} text={config.text} seed={config.seed}"
+    own += f" start={config.start} teacher={config.teacher}\n"
     if marker.exists() and marker.read_text() != own:
         raise ZooConfigError(f"{out} holds a run of another configuration; choose another --out or empty it")
     marker.write_text(own)
@@ -86,10 +91,7 @@ def _worker(rank: int, config: ZooConfig, out: Path, port: int) -> None:
 
 def _trained(kind: Any, name: str) -> Any:
     """A model trained before: a zoo name or a folder."""
-    folder = resolve(name)
-    if not (Path(folder) / "config.json").is_file():
-        raise ZooConfigError(f"no trained model in {folder}: run the configuration that it comes from first")
-    return kind.from_pretrained(folder, dtype=torch.float32)
+    return kind.from_pretrained(resolve(name), dtype=torch.float32)
 
 
 def build_model(config: ZooConfig, prompts: Prompts) -> tuple[Any, Encoder, Any]:
