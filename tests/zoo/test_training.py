@@ -178,7 +178,7 @@ def test_a_llava_learns_from_the_shipped_model_and_answers(tmp_path):
     recipe = yaml.safe_load((Path(zoo.__file__).parent / "configs" / "llava.yaml").read_text())
     one = ONE | {"pages": 1, "fit": 112, "size": [168, 112]}
     short = {"steps": 2, "phases": [{"until": 1.0, "batches": [one]}]}
-    recipe |= {"image_size": 112, "vision": [part | short for part in recipe["vision"]]}
+    recipe["vision"] = [part | short for part in recipe["vision"]]
     recipe["language"] |= short | {"phases": [{"until": 1.0, "batches": [one | {"pages": 0}]}]}
     file = tmp_path / "llava.yaml"
     file.write_text(yaml.safe_dump(recipe))
