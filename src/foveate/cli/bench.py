@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +9,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from foveate.cli.eval import console
+from foveate.cli.eval import Keeps, Methods, console, given_command
 
 Model = Annotated[str | None, typer.Option(help="Folder, Hub id or preset with random weights; default: the zoo's.")]
-Methods = Annotated[list[str], typer.Option(help="Name, name:parameter=value,... or a foveate.json; repeatable.")]
-Keeps = Annotated[list[str], typer.Option(help="Ratios, fractions or counts, e.g. 1/9,0.5; repeatable.")]
 
 
 def bench(
@@ -52,7 +48,9 @@ def bench(
     job = Job(name, tokens, image, question, batch, new_tokens, dtype, attention, seed, get_num_threads())
     with _progress() as progress:
         task = progress.add_task(name, total=calls(settings, repeats, warmup, memory))
-        found = run(job, settings, repeats, warmup, memory, device, _command(), on_call=lambda: progress.advance(task))
+        found = run(
+            job, settings, repeats, warmup, memory, device, given_command(), on_call=lambda: progress.advance(task)
+        )
     console().print(table(found))
     _write(found, json, csv, plot)
 
@@ -60,10 +58,6 @@ def bench(
 def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True)
-
-
-def _command() -> str:
-    return shlex.join(["foveate", *sys.argv[1:]])
 
 
 def _write(found: dict[str, Any], json: Path | None, csv: Path | None, plot: Path | None) -> None:

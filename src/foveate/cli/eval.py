@@ -74,6 +74,11 @@ def common_options(model: str | None, method: list[str], keep: list[str]) -> dic
     return {"model": model or zoo.DEFAULT, "settings": grid(method, parse_keeps(keep))}
 
 
+def given_command() -> str:
+    """The command line as it was typed, for reports."""
+    return shlex.join(["foveate", *sys.argv[1:]])
+
+
 def run(plan: Plan) -> Evaluation:
     """Evaluate with a progress bar."""
     from foveate.evals.evaluate import evaluate
@@ -82,7 +87,7 @@ def run(plan: Plan) -> Evaluation:
         task = progress.add_task(f"{plan.model} on {plan.data}", total=None)
         evaluation = evaluate(
             plan,
-            shlex.join(["foveate", *sys.argv[1:]]),
+            given_command(),
             on_start=lambda total: progress.update(task, total=total),
             on_answers=lambda n: progress.advance(task, n),
         )

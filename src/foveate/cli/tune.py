@@ -23,7 +23,7 @@ def tune(
     min_retention: Annotated[
         float, typer.Option(min=0.01, max=1.5, help="Least share of the unpruned accuracy (lower 95 % bound).")
     ] = 0.98,
-    write: Annotated[Path, typer.Option(help="The file for prune, ask and serve.")] = Path("foveate.json"),
+    write: Annotated[Path, typer.Option(help="The file for `foveate.prune` and `foveate ask`.")] = Path("foveate.json"),
     metric: common.Metric = "exact_match",
     limit: common.Limit = None,
     batch: common.Batch = 1,

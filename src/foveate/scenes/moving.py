@@ -81,7 +81,7 @@ def _labels(rng: Random, used: set[str], n: int) -> list[str]:
 
 
 def _stay(rng: Random, n: int) -> tuple[int, int]:
-    """First and last frame of a thing: a third of them are there all the time."""
+    """First and last frame of a thing: at least a third of them are there all the time."""
     if rng.random() < 1 / 3:
         return 0, n - 1
     first = rng.randrange(n)

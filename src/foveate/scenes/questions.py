@@ -49,11 +49,6 @@ class Question:
     boxes: tuple[Box, ...]
     targets: tuple[Box, ...]
 
-    @property
-    def need(self) -> str:
-        """`local`, `relational` or `global`."""
-        return NEEDS[self.type]
-
 
 def _boxes(shapes: Sequence[Shape]) -> tuple[Box, ...]:
     return tuple(s.box for s in shapes)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MASKED = -1e4
+PATCH = 14  # px
 WINDOW = 8  # patches: 112 px, in both directions
 
 
@@ -40,12 +41,12 @@ def swiglu(mlp: Any, x: Tensor) -> Tensor:
 # ------------------------------------------------------------------ the Qwen2.5-VL tower
 
 
-def to_windows(pixels: Tensor, patch: int = 14) -> Tensor:
-    """Pixels `[B, H, W, 3]` (H, W multiples of 112) -> patches `[B, P, 3 * patch**2]` in window order."""
+def to_windows(pixels: Tensor) -> Tensor:
+    """Pixels `[B, H, W, 3]` (H, W multiples of 112) -> patches `[B, P, 3 * 14**2]` in window order."""
     b, height, width, _ = pixels.shape
-    rows, columns = height // patch, width // patch
-    x = pixels.reshape(b, rows // WINDOW, 4, 2, patch, columns // WINDOW, 4, 2, patch, 3)
-    return x.permute(0, 1, 5, 2, 6, 3, 7, 9, 4, 8).reshape(b, rows * columns, 3 * patch * patch)
+    rows, columns = height // PATCH, width // PATCH
+    x = pixels.reshape(b, rows // WINDOW, 4, 2, PATCH, columns // WINDOW, 4, 2, PATCH, 3)
+    return x.permute(0, 1, 5, 2, 6, 3, 7, 9, 4, 8).reshape(b, rows * columns, 3 * PATCH * PATCH)
 
 
 @lru_cache(maxsize=32)
@@ -147,7 +148,7 @@ def read(
         Normed hidden states `[B, L, C]`; attention `[B, H, K, Lq, prefix]` of the probe layer or `None`.
     """
     cos, sin = (t.to(x.dtype) for t in text_rope(text.rotary_emb, positions))
-    length = (x.shape[1] - prefix) // max(1, blocks)
+    length = (x.shape[1] - prefix) // blocks
     causal = [torch.full((n, n), MASKED, dtype=x.dtype, device=x.device).triu(1) for n in (prefix, length)]
     probe = None
     for i, layer in enumerate(text.layers):
@@ -163,7 +164,7 @@ def _text_layer(
     rope: tuple[Tensor, Tensor],
     causal: list[Tensor],
     shape: tuple[int, int],
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor]:
     b, length, _ = x.shape
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     head_dim = layer.self_attn.head_dim
@@ -181,14 +182,12 @@ def _text_layer(
 
 def _blocked_attention(
     q: Tensor, k: Tensor, v: Tensor, causal: list[Tensor], prefix: int, blocks: int
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor]:
     """q, k, v `[B, H, prefix + K * Lq, d]` -> mixed values of that shape, block attention to the prefix."""
     b, heads, length, dim = q.shape
     kp, vp = k[:, :, :prefix], v[:, :, :prefix]
     scores = torch.matmul(q[:, :, :prefix], kp.transpose(-1, -2)) + causal[0]
     out = torch.matmul(scores.softmax(-1), vp)
-    if not blocks:
-        return out, None
     each = (b, heads, blocks, (length - prefix) // blocks)
     qb, kb, vb = (t[:, :, prefix:].reshape(*each, dim) for t in (q, k, v))
     to_prefix = torch.matmul(q[:, :, prefix:], kp.transpose(-1, -2)).view(*each, prefix)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from foveate.scenes.labels import CLASSES
 from foveate.scenes.palette import CHARACTERS, COLOR_NAMES, KEYS, MAX_CHARACTERS, SHAPES
 
 from . import initialise
@@ -20,7 +19,6 @@ def name_words(embedding: nn.Embedding, heads: DenseHeads, tokenizer: PreTrained
     names: dict[str, Tensor] = dict(zip(COLOR_NAMES, rows["color"], strict=True))
     names |= dict(zip(SHAPES, rows["shape"], strict=True)) | dict(zip(KEYS, rows["key"], strict=True))
     names |= dict(zip(CHARACTERS, letters[: len(CHARACTERS)], strict=True))
-    assert len(rows["color"]) == CLASSES["color"]
     found: dict[int, Tensor] = {}
     for word, direction in names.items():
         for spelling in (word, f" {word}", f" {word}s"):
