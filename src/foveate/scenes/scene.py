@@ -60,7 +60,7 @@ class Glyph:
 
 @dataclass
 class Scene:
-    """Everything an image shows. `seed` and the split's `SceneSpec` reproduce it (a frame's says which of a video it is)."""
+    """Everything an image shows. `seed` and the split's `SceneSpec` reproduce it (of a video, with its frame)."""
 
     seed: str
     width: int
