@@ -163,11 +163,13 @@ class ImageTextProcessor:
         add_generation_prompt: bool = False,
         tokenize: bool = False,
         return_dict: bool = False,
+        processor_kwargs: dict[str, Any] | None = None,
         **options: Any,
     ) -> Any:
         """Prompt text of one conversation or a list of them; with `tokenize` the model inputs.
 
-        Images stand in the content as `{"type": "image", "image": PIL image or path}`.
+        Images stand in the content as `{"type": "image", "image": PIL image or path}`. Options and
+        `processor_kwargs` go to `__call__`, as with a stock processor.
         """
         batched = bool(conversation) and isinstance(conversation[0], list | tuple)
         chats = conversation if batched else [conversation]
@@ -180,7 +182,7 @@ class ImageTextProcessor:
         if not tokenize:
             return prompts if batched else prompts[0]
         images = [image for chat in chats for image in _chat_images(chat)]
-        inputs = self(images=images or None, text=prompts, **options)
+        inputs = self(images=images or None, text=prompts, **options, **(processor_kwargs or {}))
         return inputs if return_dict else inputs["input_ids"]
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:

@@ -26,7 +26,7 @@ def encode(model: Any, processor: Any, chats: list[Any]) -> dict[str, Tensor]:
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-        padding=len(chats) > 1,
+        processor_kwargs={"padding": len(chats) > 1},
     )
     return {
         name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
