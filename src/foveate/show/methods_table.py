@@ -31,7 +31,7 @@ before the language model. *Reads* is all that it needs: taps of the vision towe
 the paper, is tested against cases worked out by hand, and is unverified.
 
 What selecting takes: [methods_speed.md](methods_speed.md). What is left of the answers on the built-in scenes:
-[methods_accuracy.md](methods_accuracy.md).
+[methods_accuracy.md](methods_accuracy.md), [methods_accuracy_llava.md](methods_accuracy_llava.md).
 """
 
 
