@@ -182,7 +182,7 @@ class ImageTextProcessor:
         if not tokenize:
             return prompts if batched else prompts[0]
         images = [image for chat in chats for image in _chat_images(chat)]
-        inputs = self(images=images or None, text=prompts, **options, **(processor_kwargs or {}))
+        inputs = self(images=images or None, text=prompts, **((processor_kwargs or {}) | options))
         return inputs if return_dict else inputs["input_ids"]
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:

@@ -22,7 +22,7 @@ class _Mover:
 
 
 def compose_moving(seed: str, spec: SceneSpec, n: int) -> list[tuple[Scene, Image.Image]]:
-    """Renders `n` frames of the moving scene of `seed`, without panels; reproducible as `compose` is.
+    """Renders `n` frames (at least two) of the moving scene of `seed`, without panels; reproducible as `compose` is.
 
     Every thing moves in a straight line at constant speed and never touches another. Sensor noise is drawn anew
     for every frame, as a camera's is; background and looks stay.
@@ -30,16 +30,15 @@ def compose_moving(seed: str, spec: SceneSpec, n: int) -> list[tuple[Scene, Imag
     rng = Random(seed)
     size = pick_size(rng, spec)
     movers = _movers(rng, size, spec, n)
-    return [_frame(seed, size, spec, movers, t) for t in range(n)]
-
-
-def _frame(seed: str, size: Size, spec: SceneSpec, movers: list[_Mover], t: int) -> tuple[Scene, Image.Image]:
-    scene = Scene(f"{seed}:frame{t}", *size)
-    image = draw.background(Random(f"{seed}:background"), *size, spec.clutter)
-    for i, mover in enumerate(movers):
-        if shape := mover.frames[t]:
-            add_shape(Random(f"{seed}:looks{i}"), image, scene, shape, mover.size)
-    return scene, draw.sensor_noise(Random(scene.seed), image, spec.noise)
+    still = draw.background(Random(f"{seed}:background"), *size, spec.clutter)
+    frames = []
+    for t in range(n):
+        scene, image = Scene(f"{seed}:frame{t}", *size), still.copy()
+        for i, mover in enumerate(movers):
+            if shape := mover.frames[t]:
+                add_shape(Random(f"{seed}:looks{i}"), image, scene, shape, mover.size)
+        frames.append((scene, draw.sensor_noise(Random(scene.seed), image, spec.noise)))
+    return frames
 
 
 def _movers(rng: Random, size: Size, spec: SceneSpec, n: int) -> list[_Mover]:
@@ -61,8 +60,7 @@ def _movers(rng: Random, size: Size, spec: SceneSpec, n: int) -> list[_Mover]:
 
 
 def _path(start: Box, end: Box, n: int) -> list[Box]:
-    steps = [t / max(1, n - 1) for t in range(n)]
-    return [_between(start, end, at) for at in steps]
+    return [_between(start, end, t / (n - 1)) for t in range(n)]
 
 
 def _between(a: Box, b: Box, at: float) -> Box:
@@ -76,8 +74,8 @@ def _collide(path: list[Box], mover: _Mover) -> bool:
 
 def _labels(rng: Random, used: set[str], n: int) -> list[str]:
     """One label and, from some frame on, another, so that no single frame tells what was marked when."""
-    change = rng.randint(1, max(1, n - 1))
-    return ([fresh_label(rng, used)] * change + [fresh_label(rng, used)] * (n - change))[:n]
+    change = rng.randint(1, n - 1)
+    return [fresh_label(rng, used)] * change + [fresh_label(rng, used)] * (n - change)
 
 
 def _stay(rng: Random, n: int) -> tuple[int, int]:

@@ -75,12 +75,14 @@ class Inside:
     attention: list[Tensor] = field(default_factory=list)
 
 
-def encode(tower: Any, patches: Tensor, rows: int, columns: int) -> tuple[Tensor, Inside]:
-    """Qwen2.5-VL's tower on `to_windows` patches of a `rows x columns` grid.
+def encode(tower: Any, pixels: Tensor) -> tuple[Tensor, Inside]:
+    """Qwen2.5-VL's tower on pixels `[B, H, W, 3]`, of `rows x columns` patches each.
 
     Returns the merged features `[B, rows / 2, columns / 2, D]` in raster order, and what happened inside.
     """
     config = tower.config
+    rows, columns = pixels.shape[1] // PATCH, pixels.shape[2] // PATCH
+    patches = to_windows(pixels)
     b, count, _ = patches.shape
     head_dim = config.hidden_size // config.num_heads
     kernel = tower.patch_embed.proj.weight.sum(2).flatten(1)  # both temporal halves see the same frame

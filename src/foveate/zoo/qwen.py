@@ -14,7 +14,7 @@ from foveate.scenes import SceneSpec, compose
 from . import initialise
 from .batches import normalise
 from .config import ZooConfig
-from .forward import WINDOW, encode, raster_order, to_windows
+from .forward import PATCH, WINDOW, encode, raster_order, to_windows
 from .tokenizer import SPECIAL
 
 # A short RoPE base and sections for time, height and width: a tiny model sees short prompts.
@@ -68,7 +68,7 @@ def create(config: ZooConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLF
     initialise.shrink_residuals(residual, len(tower.blocks))
     initialise.look_at_neighbours(tower)
     patches = to_windows(sample_pixels(48, 224)).flatten(0, 1)
-    kernel = initialise.dct_patches(patches, tower.config.hidden_size, 14).view(-1, 3, 1, 14, 14)
+    kernel = initialise.dct_patches(patches, tower.config.hidden_size, PATCH).view(-1, 3, 1, PATCH, PATCH)
     tower.patch_embed.proj.weight.data.copy_((kernel / 2).expand(-1, -1, 2, -1, -1))
     initialise.match_and_copy(model.model.language_model, BAND)
     return model
@@ -82,7 +82,7 @@ def sample_pixels(n: int, side: int) -> Tensor:
 
 def features(model: Any, pixels: Tensor) -> Tensor:
     """Pixels `[B, H, W, 3]` -> merged features `[B, rows, columns, D]`."""
-    return encode(model.model.visual, to_windows(pixels), pixels.shape[1] // 14, pixels.shape[2] // 14)[0]
+    return encode(model.model.visual, pixels)[0]
 
 
 @dataclass
@@ -104,8 +104,8 @@ class Lesson:
 @torch.no_grad()
 def teach(model: Any, pixels: Tensor) -> Lesson:
     """The lesson of pixels `[B, H, W, 3]`."""
-    rows, columns = pixels.shape[1] // 14, pixels.shape[2] // 14
-    merged, inside = encode(model.model.visual, to_windows(pixels), rows, columns)
+    rows, columns = pixels.shape[1] // PATCH, pixels.shape[2] // PATCH
+    merged, inside = encode(model.model.visual, pixels)
     order = raster_order(rows, columns)
     states = [state[:, order] for state in inside.states]
     maps = inside.attention if rows * columns <= 4 * WINDOW**2 else []
