@@ -24,12 +24,12 @@ from resume import read_report
 from rich.progress import track
 
 from foveate import scenes, zoo
-from foveate.bench.environment import facts
-from foveate.bench.files import write_text
 from foveate.core.method import Method
-from foveate.evals.batches import build_batch
 from foveate.evals.runner import Subject, answer, fingerprint
-from foveate.loading import load
+from foveate.files.atomic import write_text
+from foveate.files.environment import facts
+from foveate.inference.batches import build_batch
+from foveate.inference.loading import load
 from foveate.methods import Downsample, GlimpsePrune, Random, ViTCoP
 
 Record = dict[str, list[float]]

@@ -26,13 +26,13 @@ from typing import Any
 import torch
 
 import foveate
-from foveate.bench.environment import facts
-from foveate.bench.files import write_text
-from foveate.bench.presets import build
-from foveate.bench.prompts import random_prompt
 from foveate.core.method import Method
 from foveate.errors import ConfigurationError
 from foveate.families import adapt
+from foveate.families.presets import build
+from foveate.families.prompts import random_prompt
+from foveate.files.atomic import write_text
+from foveate.files.environment import facts
 from foveate.methods import registry
 
 

@@ -27,13 +27,13 @@ from typing import Any
 import torch
 
 import foveate
-from foveate.bench.environment import facts
 from foveate.bench.flops import count
-from foveate.bench.geometry import Geometry
-from foveate.bench.presets import build
-from foveate.bench.prompts import random_prompt
-from foveate.core.trace import PrefillTrace
+from foveate.families.geometry import Geometry
+from foveate.families.presets import build
+from foveate.families.prompts import random_prompt
+from foveate.files.environment import facts
 from foveate.methods import Random, ViTCoP
+from foveate.trace.records import PrefillTrace
 
 
 def forward_seconds(model: Any, inputs: dict[str, Any]) -> float:

@@ -27,14 +27,14 @@ from resume import read_report
 from rich.progress import track
 
 from foveate import scenes, zoo
-from foveate.bench.environment import facts
-from foveate.bench.files import write_text
-from foveate.evals.batches import build_batch
+from foveate.data.boxes import normalize_boxes
 from foveate.evals.runner import Subject, answer, fingerprint
-from foveate.glimpse.boxes import normalize_boxes
-from foveate.glimpse.evidence import EvidenceBoxes
-from foveate.loading import load
+from foveate.files.atomic import write_text
+from foveate.files.environment import facts
+from foveate.inference.batches import build_batch
+from foveate.inference.loading import load
 from foveate.methods import GlimpsePrune
+from foveate.training.evidence import EvidenceBoxes
 
 Samples = list[Any]
 

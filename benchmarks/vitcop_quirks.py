@@ -20,15 +20,15 @@ import torch
 from rich.progress import track
 
 from foveate import scenes, zoo
-from foveate.bench.environment import facts
-from foveate.bench.files import write_text
 from foveate.core.method import ModelInfo, Stage
 from foveate.core.selection import Selection
 from foveate.core.view import View
-from foveate.evals.batches import build_batch
 from foveate.evals.runner import Subject, answer
 from foveate.families import adapt
-from foveate.loading import load
+from foveate.files.atomic import write_text
+from foveate.files.environment import facts
+from foveate.inference.batches import build_batch
+from foveate.inference.loading import load
 from foveate.maths.clustering import density_peaks
 from foveate.maths.copruning import select_and_merge
 from foveate.methods import ViTCoP

@@ -24,14 +24,14 @@ from resume import read_report
 from rich.progress import track
 
 from foveate import scenes, zoo
-from foveate.bench.environment import facts
-from foveate.bench.files import write_text
 from foveate.core.method import Method
 from foveate.errors import ConfigurationError
-from foveate.evals.batches import build_batch
 from foveate.evals.runner import Subject, answer, fingerprint
 from foveate.families import adapt
-from foveate.loading import load
+from foveate.files.atomic import write_text
+from foveate.files.environment import facts
+from foveate.inference.batches import build_batch
+from foveate.inference.loading import load
 from foveate.methods import Compose, FasterVLM, FastV, PruMerge, Random, registry
 
 KEEPS = {"1/3": 1 / 3, "2/9": 2 / 9, "1/9": 1 / 9, "1/20": 1 / 20}

@@ -15,9 +15,9 @@ from transformers import AutoProcessor, CLIPImageProcessorPil, PreTrainedTokeniz
 
 import foveate
 from foveate import zoo
+from foveate.data.images import open_image
 from foveate.errors import CheckpointError, ImageError, InputError, UnsupportedModelError
-from foveate.images import open_image
-from foveate.loading import ImageTextProcessor
+from foveate.inference.loading import ImageTextProcessor
 from foveate.methods import make
 from tests.tiny import make_tiny
 

@@ -1,14 +1,14 @@
 """foveate: visual-token pruning for stock Hugging Face vision-language models."""
 
 from foveate import methods
-from foveate.core.attach import attach, detach, prune
 from foveate.core.budget import Keep
-from foveate.core.cache import FoveatedCache
 from foveate.core.method import Method, Score, Stage, Tap
 from foveate.core.selection import Selection
-from foveate.core.trace import Trace
 from foveate.core.view import View
-from foveate.loading import load
+from foveate.engine.attach import attach, detach, prune
+from foveate.engine.cache import FoveatedCache
+from foveate.inference.loading import load
+from foveate.trace.records import Trace
 
 __version__ = "0.1.0"
 

@@ -12,15 +12,17 @@ from typer.testing import CliRunner
 
 import foveate
 import foveate.errors
-from foveate.bench import measure, memory, presets, prompts, report
-from foveate.bench.geometry import Geometry
+from foveate.bench import measure, memory, report
 from foveate.bench.memory import Job
 from foveate.bench.run import calls, run
-from foveate.bench.settings import Setting, grid, parse_keeps
 from foveate.bench.subject import prepare
 from foveate.cli.app import app
 from foveate.errors import ConfigurationError
+from foveate.families import presets, prompts
+from foveate.families.geometry import Geometry
+from foveate.inference.batches import build_batch
 from foveate.methods import make
+from foveate.specs.settings import Setting, grid, parse_keeps
 from tests.tiny import Tiny, make_tiny
 
 SMALL = 16
@@ -220,7 +222,7 @@ def test_a_real_image_and_question() -> None:
 
     sample = load("test", 1)[0]
     model, processor = foveate.load("foveate/scenes-qwen2_5_vl")
-    inputs = prompts.image_prompt(model, processor, sample.image, sample.question, batch=2)
+    inputs = build_batch(model, processor, [([sample.image], sample.question)] * 2)
     assert inputs["input_ids"].shape[0] == 2
     assert (inputs["input_ids"][0] == inputs["input_ids"][1]).all()
 

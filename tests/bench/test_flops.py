@@ -7,11 +7,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import foveate
-from foveate.bench import flops, presets, prompts
-from foveate.bench.geometry import Geometry
-from foveate.core.layout import Grid
+from foveate.bench import flops
+from foveate.core.grid import Grid
 from foveate.errors import ConfigurationError, UnsupportedModelError
-from foveate.families import adapt
+from foveate.families import adapt, presets, prompts
+from foveate.families.geometry import Geometry
 from foveate.methods import make
 from tests.tiny import make_tiny
 

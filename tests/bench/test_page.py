@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from foveate.bench.files import replacing, write_text
 from foveate.bench.measure import measure
 from foveate.bench.page import write_page
 from foveate.bench.report import cells, report, write_json
-from foveate.bench.settings import grid
+from foveate.files.atomic import replacing, write_text
+from foveate.specs.settings import grid
 from tests.tiny import make_tiny
 
 FACTS = {

@@ -12,7 +12,7 @@ from transformers import QuantizedCache, StaticCache
 from transformers.cache_utils import DynamicCache
 
 import foveate
-from foveate.core.cache import FoveatedCache
+from foveate.engine.cache import FoveatedCache
 from foveate.errors import CacheStateError, UnsupportedCacheError
 from tests.reference import Drop
 from tests.tiny import Tiny

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import foveate
-from foveate.core.cache import FoveatedCache
+from foveate.engine.cache import FoveatedCache
 from foveate.errors import CacheStateError
 from tests.reference import Drop, masked_logits
 from tests.tiny import IMAGE, Tiny

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import foveate
-from foveate.core.session import sessions_on
+from foveate.engine.session import sessions_on
 from foveate.errors import ConfigurationError, SessionError, UnsupportedModelError
 from foveate.methods import Random
 from tests.reference import Drop, generate

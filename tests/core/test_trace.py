@@ -11,7 +11,7 @@ from PIL import Image
 import foveate
 from foveate.errors import InputError
 from foveate.methods import Downsample, Random, ViTCoP
-from foveate.show.text import chain, stages
+from foveate.trace.text import chain, stages
 from tests.reference import Drop, generate
 from tests.tiny import IMAGE, Tiny
 

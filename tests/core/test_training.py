@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import foveate
-from foveate.core.replay import Replay, row_choices
+from foveate.engine.replay import Replay, row_choices
 from foveate.errors import ConfigurationError
 from foveate.families import adapt
 from foveate.methods import find, make

@@ -17,13 +17,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import foveate
-from foveate.bench.settings import Setting, grid
 from foveate.cli.app import app
+from foveate.data.tasks import DataError
 from foveate.evals import evaluate as module
 from foveate.evals import html, runner
 from foveate.evals.evaluate import Evaluation, Plan, evaluate
 from foveate.evals.store import StoreError
-from foveate.evals.tasks import DataError
+from foveate.specs.settings import Setting, grid
 from foveate.zoo import DEFAULT
 
 METHODS, KEEPS, N = ["random", "downsample"], [0.5, 1 / 9], 10
@@ -35,7 +35,7 @@ def one_load() -> None:
     """Loading the model once is enough."""
     loaded = foveate.load(DEFAULT)
     patch = pytest.MonkeyPatch()
-    patch.setattr("foveate.loading.load", lambda *args, **kwargs: loaded)
+    patch.setattr("foveate.inference.loading.load", lambda *args, **kwargs: loaded)
     yield
     patch.undo()
 

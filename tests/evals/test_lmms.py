@@ -13,8 +13,8 @@ import torch
 import foveate
 import foveate.errors
 import foveate.evals.evaluate
-from foveate.evals import lmms_scenes
-from foveate.evals.batches import build_batch
+from foveate.inference.batches import build_batch
+from foveate.plugins.lmms import scenes as lmms_scenes
 from foveate.scenes import load
 from foveate.zoo import DEFAULT
 
@@ -42,7 +42,7 @@ def test_the_packaged_task_needs_no_lmms_eval() -> None:
 def adapter():
     if reason := _available():
         pytest.skip(f"lmms-eval cannot be imported ({reason})")
-    from foveate.evals.lmms import Foveate
+    from foveate.plugins.lmms.model import Foveate
 
     return Foveate(DEFAULT, method="vitcop", keep="1/3", batch_size=3)
 
@@ -97,7 +97,7 @@ def test_rounds_end_when_the_task_says_so(adapter) -> None:
 
 @pytest.mark.parametrize("method", ["none", "vitcop"])
 def test_loglikelihood(adapter, method: str) -> None:
-    from foveate.evals.lmms import _method
+    from foveate.plugins.lmms.model import _method
 
     adapter.method = _method(method, {"keep": 1 / 3} if method != "none" else {})
     doc = {"index": 1}
@@ -127,7 +127,7 @@ def test_loglikelihood(adapter, method: str) -> None:
 
 
 def test_wrong_arguments(adapter) -> None:
-    from foveate.evals.lmms import Foveate
+    from foveate.plugins.lmms.model import Foveate
 
     with pytest.raises(foveate.errors.ConfigurationError, match="no parameter kep"):
         Foveate(DEFAULT, method="vitcop", kep=0.1)
@@ -140,7 +140,7 @@ def test_the_tool_end_to_end(adapter, tmp_path: Path) -> None:
     from lmms_eval.models import MODEL_REGISTRY_V2
     from lmms_eval.tasks import TaskManager
 
-    from foveate.evals.lmms_manifest import manifest
+    from foveate.plugins.lmms.manifest import manifest
 
     MODEL_REGISTRY_V2.register_manifest(manifest, overwrite=True)  # as the entry point does once installed
     found = evaluator.simple_evaluate(
@@ -159,6 +159,6 @@ def test_the_tool_end_to_end(adapter, tmp_path: Path) -> None:
 
 
 def own_grid():
-    from foveate.bench.settings import grid
+    from foveate.specs.settings import grid
 
     return grid(["random"], [1 / 9])

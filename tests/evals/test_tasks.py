@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from foveate.evals.tasks import DataError, load
+from foveate.data.tasks import DataError, load
 from foveate.scenes import load as scenes
 
 
@@ -109,8 +109,8 @@ def test_unreadable_images_name_the_row(folder: Path, broken: str) -> None:
 
 
 def test_broken_bytes(folder: Path) -> None:
+    from foveate.data.tasks import _image
     from foveate.errors import ImageError
-    from foveate.evals.tasks import _image
 
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG")

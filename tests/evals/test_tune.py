@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from foveate.bench.settings import Setting, grid
 from foveate.cli.app import app
 from foveate.errors import FoveateError
-from foveate.evals import tune, tuned
+from foveate.evals import tune
 from foveate.evals.plots import frontier
 from foveate.evals.summary import Answers, summarise
 from foveate.evals.tune import NothingRetainsError, choose, judge
 from foveate.evals.tune import tuned as file_of
-from foveate.evals.tuned import TunedFileError
 from foveate.methods import make
+from foveate.specs import tuned
+from foveate.specs.settings import Setting, grid
+from foveate.specs.tuned import TunedFileError
 
 SETTINGS = grid(["random"], [0.5, 0.25, 0.1])
 
@@ -127,7 +128,7 @@ def test_reading_the_file_imports_nothing_heavy() -> None:
     import sys
 
     heavy = ("matplotlib", "pandas", "pyarrow", "typer")
-    code = f"import sys, foveate.evals.tuned; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, foveate.specs.tuned; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 

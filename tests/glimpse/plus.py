@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from foveate.data.example import Rules
+from foveate.data.examples import load_examples
 from foveate.glimpse import GlimpseModule
-from foveate.glimpse.plus import run as plus
-from foveate.glimpse.plus.rewards import Rewards
-from foveate.glimpse.train.data import load_examples
-from foveate.glimpse.train.example import Rules
-from foveate.loading import load
+from foveate.inference.loading import load
+from foveate.training.plus import run as plus
+from foveate.training.plus.rewards import Rewards
 
 QUICK = {
     "gradient_accumulation_steps": 2,

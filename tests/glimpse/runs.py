@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from foveate import zoo
-from foveate.glimpse.train.objectives import Objective
-from foveate.glimpse.train.run import Settings
+from foveate.training.glimpse.objectives import Objective
+from foveate.training.glimpse.run import Settings
 
 FAST = {
     "per_device_train_batch_size": 2,

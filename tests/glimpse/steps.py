@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
-from foveate.glimpse import GlimpseModule, losses
-from foveate.glimpse.train.model import GlimpseForTraining, Outcome
-from foveate.glimpse.train.objectives import Objective
+from foveate.glimpse import GlimpseModule
+from foveate.training import losses
+from foveate.training.glimpse.model import GlimpseForTraining, Outcome
+from foveate.training.glimpse.objectives import Objective
 
 from .conftest import golden_path, golden_tensors
 

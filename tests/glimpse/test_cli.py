@@ -12,7 +12,7 @@ from foveate.cli import convert as convert_cli
 from foveate.cli import train_glimpse as cli
 from foveate.errors import ConfigurationError
 from foveate.glimpse import GlimpseModule
-from foveate.glimpse.train.run import Settings
+from foveate.training.glimpse.run import Settings
 
 from .conftest import golden_path
 from .runs import FAST, command

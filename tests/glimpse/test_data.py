@@ -11,14 +11,14 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil
 
 from foveate import zoo
-from foveate.core.layout import Grid
+from foveate.core.grid import Grid
+from foveate.data.example import DataError, Example, Rules
+from foveate.data.examples import load_examples
 from foveate.families.llava import Llava
-from foveate.glimpse.losses import IGNORE
-from foveate.glimpse.train.collate import Collator
-from foveate.glimpse.train.data import load_examples
-from foveate.glimpse.train.example import DataError, Example, Rules
-from foveate.loading import ImageTextProcessor, load_processor
+from foveate.inference.loading import ImageTextProcessor, load_processor
 from foveate.scenes.splits import load as load_scenes
+from foveate.training.glimpse.collate import Collator
+from foveate.training.losses import IGNORE
 
 WriteTable = Callable[..., Path]
 SIZE = (56, 84)

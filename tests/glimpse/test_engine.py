@@ -5,15 +5,15 @@ import torch
 
 import foveate
 from foveate import zoo
+from foveate.data.example import Rules
+from foveate.data.examples import load_examples
 from foveate.families import adapt
 from foveate.glimpse import GlimpseModule
-from foveate.glimpse.train.collate import Collator
-from foveate.glimpse.train.data import load_examples
-from foveate.glimpse.train.example import Rules
-from foveate.glimpse.train.model import GlimpseForTraining
-from foveate.loading import load
+from foveate.inference.loading import load
 from foveate.methods.glimpse_prune import GlimpsePrune
-from foveate.zoo.tokenizer import SYSTEM
+from foveate.training.glimpse.collate import Collator
+from foveate.training.glimpse.model import GlimpseForTraining
+from foveate.zoo import SYSTEM
 
 
 @pytest.mark.parametrize(("split", "threshold", "cap"), [("val", 0.5, None), ("val", 0.2, 0.25), ("multi", 0.5, 0.1)])

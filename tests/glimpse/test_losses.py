@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.glimpse import boxes, losses, rewards, rl_losses
+from foveate.data import boxes
+from foveate.glimpse import rl_losses
+from foveate.training import losses, rewards
 
 from .conftest import assert_close, assert_gradient_close, golden_path, golden_tensors
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from foveate.errors import CheckpointError, ConfigurationError, InputError
-from foveate.glimpse import losses
-from foveate.glimpse.train.model import GlimpseForTraining
-from foveate.glimpse.train.objectives import Objective
+from foveate.training import losses
+from foveate.training.glimpse.model import GlimpseForTraining
+from foveate.training.glimpse.objectives import Objective
 
 from .conftest import assert_close
 from .steps import DISTILL, fresh, load_base, load_step, step

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from foveate.core.layout import Grid
+from foveate.core.grid import Grid
 from foveate.errors import CheckpointError, ConfigurationError, UnsupportedModelError
 from foveate.glimpse import GlimpseConfig, GlimpseModule, convert, load_module
 from foveate.glimpse.official import WEIGHTS

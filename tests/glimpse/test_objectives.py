@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from foveate.glimpse import GlimpseModule, losses
-from foveate.glimpse.train.model import GlimpseForTraining
-from foveate.glimpse.train.objectives import Objective
+from foveate.glimpse import GlimpseModule
+from foveate.training import losses
+from foveate.training.glimpse.model import GlimpseForTraining
+from foveate.training.glimpse.objectives import Objective
 
 from .conftest import GOLDEN, assert_close, assert_gradient_close, golden_cases, golden_path, golden_tensors
 from .steps import DISTILL, fresh, load_base, load_step, step, with_answer

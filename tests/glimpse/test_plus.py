@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import foveate
-from foveate.core import seams
+from foveate.data.example import DataError
+from foveate.engine import seams
 from foveate.errors import ConfigurationError, FoveateError
 from foveate.glimpse import rl_losses
-from foveate.glimpse.plus import run as plus
-from foveate.glimpse.plus.judge import JudgeError
-from foveate.glimpse.plus.merge import ADAPTER
-from foveate.glimpse.plus.rewards import Rewards
-from foveate.glimpse.train.example import DataError
+from foveate.training.plus import run as plus
+from foveate.training.plus.judge import JudgeError
+from foveate.training.plus.merge import ADAPTER
+from foveate.training.plus.rewards import Rewards
 
 from ..core.test_training import checkpointed_calls
 from .conftest import golden_tensors
@@ -33,7 +33,7 @@ def test_log_probabilities_are_computed_on_what_the_rollout_kept(run: plus.Setti
     arguments = {**QUICK, "max_steps": 1, "gradient_checkpointing": checkpointing}
     trainer = trainer_of(dataclasses.replace(run, arguments=arguments), length_reward)
     calls: list[tuple[str, bool, list[int]]] = []
-    stock = foveate.core.forward.ForwardPass.finish
+    stock = foveate.engine.forward.ForwardPass.finish
 
     def watched(self: Any) -> None:
         stock(self)
@@ -41,7 +41,7 @@ def test_log_probabilities_are_computed_on_what_the_rollout_kept(run: plus.Setti
         calls.append((type(self.method).__name__, torch.is_grad_enabled(), kept))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(foveate.core.forward.ForwardPass, "finish", watched)
+        patch.setattr(foveate.engine.forward.ForwardPass, "finish", watched)
         before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
         trainer.train()
     prefills = [call for call in calls if call[2]]

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 import foveate
-from foveate.core.replay import Replay
+from foveate.engine.replay import Replay
 from foveate.errors import ConfigurationError
 from foveate.glimpse import GlimpseModule
-from foveate.glimpse.evidence import EvidenceBoxes
-from foveate.glimpse.plus import run as plus
-from foveate.glimpse.plus.rollouts import Pruning
-from foveate.loading import load
+from foveate.inference.loading import load
 from foveate.methods import find
-from foveate.zoo.export import export
-from foveate.zoo.tokenizer import IMAGE, build
+from foveate.training.evidence import EvidenceBoxes
+from foveate.training.plus import run as plus
+from foveate.training.plus.rollouts import Pruning
+from recipes.zoo.export import export
+from recipes.zoo.tokenizer import IMAGE, build
 
 from .plus import QUICK, picture
 

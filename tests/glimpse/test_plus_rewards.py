@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from foveate.errors import ConfigurationError
-from foveate.glimpse.plus.judge import Judge, JudgeError
-from foveate.glimpse.plus.rewards import Rewards
-from foveate.glimpse.plus.threshold import ThresholdPolicy
+from foveate.training.plus.judge import Judge, JudgeError
+from foveate.training.plus.rewards import Rewards
+from foveate.training.plus.threshold import ThresholdPolicy
 
 ITEM = ("What is left of it?", "a red star", "the red star")
 

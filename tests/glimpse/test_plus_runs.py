@@ -21,11 +21,11 @@ import foveate
 from foveate.cli.app import app
 from foveate.errors import CheckpointError, ConfigurationError
 from foveate.glimpse import GlimpseModule
-from foveate.glimpse.plus import run as plus
-from foveate.glimpse.plus import schedule as schedules
-from foveate.glimpse.plus.merge import ADAPTER, merge
-from foveate.loading import load
+from foveate.inference.loading import load
 from foveate.methods import find
+from foveate.training.plus import run as plus
+from foveate.training.plus import schedule as schedules
+from foveate.training.plus.merge import ADAPTER, merge
 
 from .plus import QUICK, length_reward, picture, trainer_of
 

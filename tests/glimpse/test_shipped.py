@@ -7,10 +7,10 @@ import torch
 
 import foveate
 from foveate import scenes, zoo
-from foveate.evals.batches import build_batch
 from foveate.glimpse import load_module
 from foveate.glimpse.module import WEIGHTS
-from foveate.loading import load
+from foveate.inference.batches import build_batch
+from foveate.inference.loading import load
 from foveate.methods import GlimpsePrune
 
 SHIPPED = Path(zoo.resolve(zoo.DEFAULT)) / "glimpse"

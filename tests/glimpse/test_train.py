@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from foveate.data.example import DataError
 from foveate.errors import CheckpointError, ConfigurationError
 from foveate.glimpse import GlimpseModule
-from foveate.glimpse.train.example import DataError
-from foveate.glimpse.train.run import Settings, train, training_arguments
-from foveate.glimpse.train.trainer import last_checkpoint
+from foveate.training.glimpse.run import Settings, train, training_arguments
+from foveate.training.glimpse.trainer import last_checkpoint
 
 from .runs import DISTILL, FAST, command
 

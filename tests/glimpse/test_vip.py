@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from foveate.core.layout import Grid
+from foveate.core.grid import Grid
 from foveate.glimpse import geometry
 from foveate.glimpse.vip import VIP, Segments
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate import Keep, Tap
-from foveate.core.layout import Grid
+from foveate.core.grid import Grid
 from foveate.errors import BudgetError, ConfigurationError
 from foveate.methods import CDPruner, DivPrune, FasterVLM, HiPrune, PruMerge, ToMe, VisionZip, VisPruner
 from foveate.methods.cdpruner import relevance

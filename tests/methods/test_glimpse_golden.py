@@ -16,8 +16,8 @@ from transformers import AutoModelForImageTextToText
 import foveate
 from foveate.core.view import View
 from foveate.glimpse import GlimpseModule
-from foveate.glimpse.evidence import EvidenceBoxes
 from foveate.methods import GlimpsePrune
+from foveate.training.evidence import EvidenceBoxes
 from tests.conftest import Golden
 
 TOLERANCE = {"atol": 2e-4, "rtol": 1e-4}

@@ -6,14 +6,14 @@ import dataclasses
 import re
 from pathlib import Path
 
+from foveate.cli.methods_table import render
 from foveate.methods import registry
-from foveate.show.methods_table import render
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 
 
 def test_the_page_is_up_to_date() -> None:
-    remedy = "run `python -m foveate.show.methods_table > docs/methods.md`"
+    remedy = "run `python -m foveate.cli.methods_table > docs/methods.md`"
     assert PAGE.read_text(encoding="utf-8") == render(), remedy
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from foveate import Selection, Tap, View
-from foveate.core.layout import Grid, Group
+from foveate.core.grid import Grid
 from foveate.core.method import Choice, Method, ModelInfo, Stage
 from foveate.core.view import RowState
+from foveate.engine.layout import Group
 
 LLAVA = ModelInfo("llava", 32, 24, True)
 QWEN = ModelInfo("qwen2_5_vl", 28, 32, False)

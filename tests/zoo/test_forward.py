@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from foveate.zoo import config, llava, qwen
-from foveate.zoo.forward import read
-from foveate.zoo.prompts import Prompts
-from foveate.zoo.tokenizer import SYSTEM, build
+from foveate.zoo import SYSTEM
+from recipes.zoo import config, llava, qwen
+from recipes.zoo.forward import read
+from recipes.zoo.prompts import Prompts
+from recipes.zoo.tokenizer import build
 
 CLOSE = {"atol": 3e-5, "rtol": 1e-4}
 

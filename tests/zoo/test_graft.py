@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from foveate import zoo
-from foveate.zoo import config, llava, qwen
-from foveate.zoo.encoders import LlavaEncoder, follow, look_alike
-from foveate.zoo.graft import STEADY, position_dims
-from foveate.zoo.tokenizer import build
+from recipes.zoo import config, llava, qwen
+from recipes.zoo.encoders import LlavaEncoder, follow, look_alike
+from recipes.zoo.graft import STEADY, position_dims
+from recipes.zoo.tokenizer import build
 
 WIDTH = 128
 

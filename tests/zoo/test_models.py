@@ -7,9 +7,9 @@ import torch
 
 from foveate import scenes, zoo
 from foveate.errors import FoveateError
-from foveate.evals.batches import build_batch, generate
-from foveate.loading import load
-from foveate.zoo.evaluate import oracle, random_share, withhold
+from foveate.inference.batches import build_batch, generate
+from foveate.inference.loading import load
+from recipes.zoo.evaluate import oracle, random_share, withhold
 
 
 class Reader:

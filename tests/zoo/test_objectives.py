@@ -9,10 +9,10 @@ import torch
 
 from foveate.scenes import Field, Scene, Shape
 from foveate.scenes.labels import CELL
-from foveate.zoo.attention_loss import SHARE, attention_loss
-from foveate.zoo.batches import question, render
-from foveate.zoo.config import BatchConfig
-from foveate.zoo.presence import THINGS, presence
+from recipes.zoo.attention_loss import SHARE, attention_loss
+from recipes.zoo.batches import question, render
+from recipes.zoo.config import BatchConfig
+from recipes.zoo.presence import THINGS, presence
 
 
 def loss(seen, evidence, counting):

@@ -16,8 +16,8 @@ import yaml
 from safetensors.torch import load_file
 
 from foveate.errors import FoveateError
-from foveate.zoo import checkpoint, config
-from foveate.zoo.optim import cosine, orthogonalise
+from recipes.zoo import checkpoint, config
+from recipes.zoo.optim import cosine, orthogonalise
 
 ONE = {"size": [112, 112], "images": 2, "shapes": [1, 2], "panel_share": 0.0}
 TINY = {
@@ -51,7 +51,7 @@ TINY = {
         "phases": [{"until": 1.0, "batches": [ONE, ONE | {"images_per_prompt": 2, "weight": 0.5}]}],
     },
 }
-RUN = "import sys; from pathlib import Path; from foveate.zoo.train import train; train(sys.argv[1], Path(sys.argv[2]))"
+RUN = "import sys; from pathlib import Path; from recipes.zoo.train import train; train(sys.argv[1], Path(sys.argv[2]))"
 
 
 def start(recipe: Path, out: Path) -> subprocess.Popen:
@@ -125,7 +125,7 @@ def test_killed_training_resumes_to_the_same_weights(tmp_path):
 
 
 def test_a_run_of_another_recipe_is_not_continued(tmp_path):
-    from foveate.zoo.train import train
+    from recipes.zoo.train import train
 
     (tmp_path / "run.txt").write_text("something else")
     recipe = tmp_path / "tiny.yaml"
@@ -136,7 +136,7 @@ def test_a_run_of_another_recipe_is_not_continued(tmp_path):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_start_that_was_not_trained_is_named(tmp_path, processes):
-    from foveate.zoo.train import train
+    from recipes.zoo.train import train
 
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(TINY | {"start": str(tmp_path / "nothing"), "processes": processes}))
@@ -171,9 +171,9 @@ def test_wrong_recipes_are_refused(tmp_path, change, message):
 def test_a_llava_learns_from_the_shipped_model_and_answers(tmp_path):
     """Every part of its recipe, two steps each: layers on the teacher's states, all together, questions."""
     from foveate import scenes, zoo
-    from foveate.evals.batches import build_batch, generate
-    from foveate.loading import load
-    from foveate.zoo.train import train
+    from foveate.inference.batches import build_batch, generate
+    from foveate.inference.loading import load
+    from recipes.zoo.train import train
 
     recipe = yaml.safe_load((Path(zoo.__file__).parent / "configs" / "llava.yaml").read_text())
     one = ONE | {"pages": 1, "fit": 112, "size": [168, 112]}

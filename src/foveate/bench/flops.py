@@ -20,9 +20,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from foveate.bench.geometry import Geometry, Text, Vision
-from foveate.core.layout import Grid
-from foveate.core.trace import PrefillTrace
+from foveate.core.grid import Grid
+from foveate.families.geometry import Geometry, Text, Vision
+from foveate.trace.records import PrefillTrace
 
 
 @dataclass(frozen=True)

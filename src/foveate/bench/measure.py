@@ -15,10 +15,10 @@ from transformers.generation.streamers import BaseStreamer
 
 import foveate
 from foveate.bench.flops import Flops, count
-from foveate.bench.geometry import Geometry
-from foveate.bench.settings import Setting
 from foveate.core.method import Method
-from foveate.core.trace import PrefillTrace
+from foveate.families.geometry import Geometry
+from foveate.specs.settings import Setting
+from foveate.trace.records import PrefillTrace
 
 TIMES = {
     "vision_ms": "vision tower, what a method reads there included",

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 import foveate
-from foveate.bench.settings import Setting
 from foveate.core.method import Method
 from foveate.errors import FoveateError
+from foveate.specs.settings import Setting
 
 CUDA = "CUDA allocator: most bytes allocated at once during generate, weights included"
 PROCESS = "most resident memory of a fresh process during generate, weights and libraries included"

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate.bench.files import write_text
 from foveate.bench.report import COLUMNS, cells
+from foveate.files.atomic import write_text
 
 HEAD = """# Measured results
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from foveate.bench.files import replacing
 from foveate.errors import MissingExtraError
+from foveate.files.atomic import replacing
 
 
 def figure(found: dict[str, Any]) -> Any:

@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate.bench.files import write_text
 from foveate.bench.measure import TIMES, Result
+from foveate.files.atomic import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from foveate.bench import memory
-from foveate.bench.environment import facts
 from foveate.bench.measure import Result, measure
 from foveate.bench.memory import Job
 from foveate.bench.report import report
-from foveate.bench.settings import Setting
 from foveate.bench.subject import Subject, prepare
+from foveate.files.environment import facts
+from foveate.specs.settings import Setting
 
 
 def calls(settings: Sequence[Setting], repeats: int, warmup: int, weigh: bool) -> int:

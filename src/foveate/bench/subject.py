@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.bench import presets, prompts
 from foveate.bench.memory import Job
 from foveate.errors import ConfigurationError
+from foveate.families import presets, prompts
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,17 @@ def prepare(job: Job, device: str | None = None) -> Subject:
         tokens = job.tokens or presets.PRESETS[job.model].tokens
         model = presets.build(job.model, tokens, _dtype(job.dtype, where), where, job.attention, job.seed)
         return _random(model, tokens, job)
-    from foveate.loading import load
+    from foveate.inference.loading import load
 
     dtype = None if job.dtype == "auto" else _dtype(job.dtype, "")
     model, processor = load(job.model, dtype=dtype, device=device, attn_implementation=job.attention)
     if job.image is None:
         return _random(model, job.tokens or prompts.default_tokens(model), job)
-    from foveate.images import open_image
+    from foveate.data.images import open_image
+    from foveate.inference.batches import build_batch
 
     image = open_image(job.image)
-    inputs = prompts.image_prompt(model, processor, image, job.question, job.batch)
+    inputs = build_batch(model, processor, [([image], job.question)] * job.batch)
     return Subject(model, inputs, f"{job.image} ({image.width} x {image.height} px) and {job.question!r}")
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import typer
 
-from foveate.cli import ask, bench, convert, demo, eval, methods, scenes, train_glimpse, train_plus, train_zoo, tune
+from foveate.cli import ask, bench, convert, demo, eval, methods, scenes, train_glimpse, train_plus, tune
 
 app = typer.Typer(
     help="Visual-token pruning for stock Hugging Face vision-language models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-train = typer.Typer(
-    help="Train a glimpse module, a whole model on pruned inputs, or a model of the zoo.", no_args_is_help=True
-)
+train = typer.Typer(help="Train a glimpse module, or a whole model on pruned inputs.", no_args_is_help=True)
 conversion = typer.Typer(help="Convert official checkpoints.", no_args_is_help=True)
 
 
@@ -31,7 +29,6 @@ app.command()(methods.methods)
 app.add_typer(scenes.app, name="scenes")
 app.add_typer(train, name="train")
 app.add_typer(conversion, name="convert")
-train.command("zoo")(train_zoo.zoo)
 train.command("glimpse")(train_glimpse.glimpse)
 train.command("plus")(train_plus.plus)
 app.command()(train_plus.merge)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from foveate.core.method import Method
-from foveate.core.trace import PrefillTrace, Trace
+from foveate.trace.records import PrefillTrace, Trace
 
 
 def ask(
@@ -32,10 +32,10 @@ def ask(
 ) -> None:
     """Ask a question about one or more images and show what pruning kept and saved."""
     from foveate import zoo
+    from foveate.data.images import open_image
     from foveate.errors import InputError
-    from foveate.evals.batches import build_batch
-    from foveate.images import open_image
-    from foveate.loading import load
+    from foveate.inference.batches import build_batch
+    from foveate.inference.loading import load
 
     *files, question = inputs
     if not files or os.path.isfile(question):  # noqa: PTH113 - Path.is_file fails on texts longer than a file name
@@ -55,8 +55,8 @@ def ask(
 
 def one_budget(text: str) -> float | int:
     """The budget that `--keep` names, of which a question can have only one."""
-    from foveate.bench.settings import parse_keeps
     from foveate.errors import InputError
+    from foveate.specs.settings import parse_keeps
 
     budgets = parse_keeps([text])
     if len(budgets) > 1:
@@ -71,7 +71,7 @@ def choose_method(name: str, keep: float | int | None, module: str | None, model
         ConfigurationError: unknown method, one that needs a module where there is none, or options without effect.
     """
     from foveate import zoo
-    from foveate.core.attach import read_method
+    from foveate.engine.attach import read_method
     from foveate.errors import ConfigurationError
     from foveate.methods import find
 
@@ -116,7 +116,7 @@ def answer(
 ) -> Answer:
     """Greedy answer; with `warm_up` the question is read four times, so that the median time is a typical one."""
     import foveate
-    from foveate.evals.batches import generate
+    from foveate.inference.batches import generate
 
     with foveate.prune(model, method) as trace:
         for _ in range(3 if warm_up else 0):
@@ -127,7 +127,7 @@ def answer(
 
 def table(runs: list[Answer]) -> Table:
     """One column per run."""
-    from foveate.show.text import chain
+    from foveate.trace.text import chain
 
     rows = Table("", *(run.name for run in runs), show_header=len(runs) > 1, box=None, pad_edge=False)
     last = [run.prefill for run in runs]

@@ -41,7 +41,7 @@ def bench(
     from foveate.bench.memory import Job
     from foveate.bench.report import table
     from foveate.bench.run import calls, run
-    from foveate.bench.settings import grid, parse_keeps
+    from foveate.specs.settings import grid, parse_keeps
 
     settings = grid(method, parse_keeps(keep))
     name = model or zoo.DEFAULT

@@ -21,10 +21,10 @@ def demo(
     """Ask the shipped model a question: unpruned, with ViTCoP and with GlimpsePrune, side by side."""
     from foveate import zoo
     from foveate.cli.ask import answer, one_budget, table
+    from foveate.data.images import open_image
     from foveate.errors import InputError
-    from foveate.evals.batches import build_batch
-    from foveate.images import open_image
-    from foveate.loading import load
+    from foveate.inference.batches import build_batch
+    from foveate.inference.loading import load
 
     console = Console()
     if image is not None and question is None:

@@ -69,7 +69,7 @@ def evaluate(
 
 def common_options(model: str | None, method: list[str], keep: list[str]) -> dict[str, Any]:
     from foveate import zoo
-    from foveate.bench.settings import grid, parse_keeps
+    from foveate.specs.settings import grid, parse_keeps
 
     return {"model": model or zoo.DEFAULT, "settings": grid(method, parse_keeps(keep))}
 

@@ -57,7 +57,7 @@ def glimpse(
     module: ModulePairs = None,
 ) -> None:
     """Train a glimpse module for a frozen model. bf16, checkpointing, logging and so on: --set NAME=VALUE."""
-    from foveate.glimpse.train.run import Settings, train
+    from foveate.training.glimpse.run import Settings, train
 
     settings = Settings(
         model=model,
@@ -96,7 +96,7 @@ def _report(out: Path, metrics: dict[str, float]) -> None:
 
 
 def _objective(kind: Kind, keep_target: float, weights: list[str] | None) -> Any:
-    from foveate.glimpse.train.objectives import Objective
+    from foveate.training.glimpse.objectives import Objective
 
     boxes, distill = float(kind != Kind.distill), float(kind != Kind.boxes)
     fields = {"localization": boxes, "language": boxes, "distillation": distill, "keep_target": keep_target}

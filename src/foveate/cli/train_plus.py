@@ -47,13 +47,13 @@ def plus(
         given = [name for name in context.params if "COMMANDLINE" in str(context.get_parameter_source(name))]
         if other := [f"--{name.replace('_', '-')}" for name in given if name not in ("config", "out")]:
             raise ConfigurationError(f"--config describes the whole schedule; write {', '.join(other)} into it")
-        from foveate.glimpse.plus.schedule import read, run
+        from foveate.training.plus.schedule import read, run
 
         typer.echo(f"model in {run(read(config, out))}")
         return
     if model is None or data is None or out is None:
         raise ConfigurationError("give --model, --data and --out, or a whole schedule with --config")
-    from foveate.glimpse.plus.run import Settings, train
+    from foveate.training.plus.run import Settings, train
 
     settings = Settings(
         model=model,
@@ -96,6 +96,6 @@ def merge(
     dtype: Annotated[str, typer.Option(help="Of the weights written; auto: the base's.")] = "auto",
 ) -> None:
     """Merge a LoRA adapter into its base model."""
-    from foveate.glimpse.plus.merge import merge as merged
+    from foveate.training.plus.merge import merge as merged
 
     typer.echo(f"model in {merged(model, adapter, out, dtype)}")

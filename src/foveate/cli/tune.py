@@ -37,9 +37,9 @@ def tune(
     attention: common.Attention = None,
 ) -> None:
     """Find the method and keep with the fastest prefill that retain enough accuracy; write foveate.json."""
-    from foveate.bench.files import write_text
     from foveate.evals.evaluate import Plan
     from foveate.evals.tune import choose, judge, tuned
+    from foveate.files.atomic import write_text
 
     plan = Plan(
         **common.common_options(model, method, keep), data=data, metric=metric, limit=limit, batch=batch, prompt=prompt,

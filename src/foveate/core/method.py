@@ -15,10 +15,10 @@ from foveate.core.budget import Keep, Per
 from foveate.core.selection import Selection
 
 if TYPE_CHECKING:
-    from foveate.core.layout import Layout
-    from foveate.core.masks import Later
     from foveate.core.probe import Probe
     from foveate.core.view import View
+    from foveate.engine.layout import Layout
+    from foveate.engine.masks import Later
 
 BEFORE_LLM = 0
 """Stage layer of the before-LLM seam: tokens dropped here enter no decoder layer."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.attention import attention_logits
-from foveate.core.reader import LayerReader
+from foveate.engine.reader import LayerReader
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.core.layout import Grid, Group
+from foveate.core.grid import Grid
 from foveate.core.method import ModelInfo, Tap
 from foveate.core.probe import Reading
+from foveate.engine.layout import Group
 
 
 @dataclass(frozen=True)

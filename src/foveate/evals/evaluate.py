@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from foveate.bench.environment import facts
-from foveate.bench.files import replacing, write_text
-from foveate.bench.settings import Setting
-from foveate.evals import runner, tasks
+from foveate.data import tasks
+from foveate.evals import runner
 from foveate.evals.metrics import metric
 from foveate.evals.store import Store
 from foveate.evals.summary import Answers, collect, summarise
+from foveate.files.atomic import replacing, write_text
+from foveate.files.environment import facts
+from foveate.specs.settings import Setting
 
 DEFINITIONS = {
     "score": "mean of the metric over samples, greedy decoding; interval: percentile bootstrap over samples",
@@ -81,7 +82,7 @@ def evaluate(
     Raises:
         DataError, MetricError, StoreError: see their modules.
     """
-    from foveate.loading import load
+    from foveate.inference.loading import load
 
     metric(plan.metric)  # before anything takes time
     task = tasks.load(plan.data, plan.limit, plan.prompt)

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate.bench.settings import Setting
+from foveate.data.tasks import DataError, Task
 from foveate.errors import MissingExtraError
-from foveate.evals.batches import build_batch
 from foveate.evals.runner import Subject, answer
 from foveate.evals.summary import Answers
-from foveate.evals.tasks import DataError, Task
-from foveate.show.overlay import overlay
+from foveate.inference.batches import build_batch
+from foveate.specs.settings import Setting
+from foveate.trace.overlay import overlay
 
 CASES = 3
 

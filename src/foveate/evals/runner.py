@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor
 
 import foveate
-from foveate.bench.settings import Setting
 from foveate.core.method import Method
-from foveate.core.trace import PrefillTrace
-from foveate.evals.batches import build_batch, generate
+from foveate.data.tasks import DataError, Sample, Task
 from foveate.evals.store import Record, Store
-from foveate.evals.tasks import DataError, Sample, Task
+from foveate.inference.batches import build_batch, generate
+from foveate.specs.settings import Setting
+from foveate.trace.records import PrefillTrace
 
 
 @dataclass

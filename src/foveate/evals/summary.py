@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.data.tasks import DataError
 from foveate.evals.metrics import MetricError, metric
 from foveate.evals.store import Record, Store
-from foveate.evals.tasks import DataError
 
 RESAMPLES = 2000
 Floats = NDArray[np.float64]

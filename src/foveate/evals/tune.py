@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foveate.bench.settings import UNPRUNED, Setting
 from foveate.errors import FoveateError
-from foveate.evals.tuned import Tuned
+from foveate.specs.settings import UNPRUNED, Setting
+from foveate.specs.tuned import Tuned
 
 Row = dict[str, Any]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
+from inspect import isabstract
 
 from torch import nn
 
-from foveate.core.family import Family
 from foveate.errors import UnsupportedModelError
+from foveate.families.base import Family
 
 
 @cache
@@ -19,7 +20,12 @@ def registry() -> dict[str, type[Family]]:
     for module in pkgutil.iter_modules(__path__):
         imported = importlib.import_module(f"{__name__}.{module.name}")
         for thing in vars(imported).values():
-            if isinstance(thing, type) and issubclass(thing, Family) and thing.__module__ == imported.__name__:
+            if (
+                isinstance(thing, type)
+                and issubclass(thing, Family)
+                and thing.__module__ == imported.__name__
+                and not isabstract(thing)
+            ):
                 found.update(dict.fromkeys(thing.model_types, thing))
     return found
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.attention import attention_rows
-from foveate.core.family import Family
-from foveate.core.layout import Grid
+from foveate.core.grid import Grid
 from foveate.core.method import Tap
 from foveate.errors import UnsupportedModelError
+from foveate.families.base import Family
 
 
 class Llava(Family):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.attention import received_attention, rotate
-from foveate.core.family import Family
-from foveate.core.layout import Grid
+from foveate.core.grid import Grid
 from foveate.core.method import Tap
+from foveate.families.base import Family
 
 SOURCES = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
 

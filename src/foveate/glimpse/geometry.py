@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from foveate.core.layout import Grid
+from foveate.core.grid import Grid
 
 
 def token_counts(grids: Sequence[Grid]) -> list[int]:

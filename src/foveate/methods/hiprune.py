@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import top
-from foveate.core.layout import Grid
+from foveate.core.grid import Grid
 from foveate.core.method import Choice, ModelInfo, Tap
 from foveate.core.view import View
 from foveate.errors import ConfigurationError

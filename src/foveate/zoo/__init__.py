@@ -10,9 +10,11 @@ from pathlib import Path
 
 from foveate.errors import FoveateError
 
-__all__ = ["DEFAULT", "UnknownZooModelError", "names", "path", "resolve"]
+__all__ = ["DEFAULT", "SYSTEM", "UnknownZooModelError", "names", "path", "resolve"]
 
 DEFAULT = "foveate/scenes-qwen2_5_vl"
+SYSTEM = "You are a helpful assistant."
+"""The only system message that the zoo's models have seen."""
 
 _PREFIX = "foveate/"
 _ROOT = Path(__file__).parent

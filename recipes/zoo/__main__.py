@@ -1,0 +1,22 @@
+"""`python -m recipes.zoo --out FOLDER`: train a model of the zoo from its recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def zoo(
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, log.jsonl and the finished model.")],
+    config: Annotated[str, typer.Option(help="A YAML file, or the name of one in the package.")] = "qwen2_5_vl.yaml",
+) -> None:
+    """Train a small model on rendered scenes. Run the same command again to resume."""
+    from recipes.zoo.train import train
+
+    typer.echo(f"model in {train(config, out)}")
+
+
+if __name__ == "__main__":
+    typer.run(zoo)

@@ -1,0 +1,173 @@
+"""The two stages of a recipe: the tower alone with dense labels, then everything on questions."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from random import Random
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from foveate.scenes import NEEDS
+from recipes.zoo.attention_loss import attention_loss
+from recipes.zoo.batches import Asked, Batch, question, render
+from recipes.zoo.config import BatchConfig, StageConfig, ZooConfig
+from recipes.zoo.encoders import Encoder
+from recipes.zoo.forward import read
+from recipes.zoo.heads import DenseHeads, Metrics
+from recipes.zoo.pages import render_pages
+from recipes.zoo.prompts import IGNORE, Prompts
+
+
+class Stage(Protocol):
+    """What the trainer needs of a stage."""
+
+    name: str
+    config: StageConfig
+
+    def modules(self) -> dict[str, nn.Module]:
+        """What is trained and checkpointed; the keys prefix parameter names."""
+
+    def loss(self, step: int, rank: int, world: int) -> tuple[Tensor, Metrics]:
+        """Loss of this process's batch of this step, and numbers to log."""
+
+
+def pick(config: StageConfig, name: str, step: int) -> BatchConfig:
+    """The kind of batch of a step: the same in every process, so that none waits for another."""
+    progress = step / config.steps
+    batches = next(phase for phase in config.phases if progress < phase.until).batches
+    return Random(f"{name}:{step}").choices(batches, [b.weight for b in batches])[0]
+
+
+def first_index(seed: int, part: int, step: int, rank: int, world: int) -> int:
+    """Index of the first training scene of a batch; no two batches share a scene, nor do two parts or seeds.
+
+    `part` is 0 for stage L and counts the parts of stage V from 1.
+    """
+    return (10 * seed + part) * 10**9 + (step * world + rank) * 64
+
+
+def low_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """bf16 autocast on CPU and GPU."""
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+class VisionStage:
+    """Dense labels on every visual token: objects, characters, neighbours; and the family's own objective.
+
+    `part` counts from 1.
+    """
+
+    def __init__(self, config: ZooConfig, part: int, encoder: Encoder, heads: DenseHeads) -> None:
+        self.part, self.name = part, f"vision{part}"
+        self.config, self.seed = config.vision[part - 1], config.seed
+        self.encoder, self.heads = encoder, heads
+
+    def modules(self) -> dict[str, nn.Module]:
+        return self.encoder.modules() | {"heads": self.heads}
+
+    def loss(self, step: int, rank: int, world: int) -> tuple[Tensor, Metrics]:
+        kind = pick(self.config, self.name, step)
+        first = first_index(self.seed, self.part, step, rank, world)
+        batch = render(first, kind, self.encoder.token)
+        with low_precision(batch.pixels.device):
+            features = self.encoder(batch.pixels, step, self.config.forced)
+            own, more = self.encoder.own_loss(batch.pixels, batch.scenes, features, self.config.distil_weight)
+        objects, metrics = self.heads.object_loss(features, batch.objects)
+        characters, metrics["characters"] = self.heads.character_loss(features, batch.characters)
+        loss = objects + 2 * characters + own
+        if kind.pages:
+            pixels, labels = render_pages(first, kind.pages, self.encoder.token)
+            with low_precision(pixels.device):
+                features = self.encoder(pixels, step + 1, self.config.forced)
+                own, _ = self.encoder.own_loss(pixels, [], features, self.config.distil_weight)
+            page_loss, metrics["pages"] = self.heads.character_loss(features, labels)
+            loss = loss + 3 * page_loss + own
+        return loss, metrics | more
+
+
+class LanguageStage:
+    """Answers to K questions that share one visual prefix."""
+
+    name = "language"
+
+    def __init__(self, config: ZooConfig, model: Any, encoder: Encoder, heads: DenseHeads, prompts: Prompts) -> None:
+        self.config, self.model, self.heads, self.seed = config.language, model, heads, config.seed
+        self.encoder, self.prompts = encoder, prompts
+
+    def modules(self) -> dict[str, nn.Module]:
+        return self.encoder.modules() | {"text": self.model.model.language_model, "heads": self.heads}
+
+    def loss(self, step: int, rank: int, world: int) -> tuple[Tensor, Metrics]:
+        kind = pick(self.config, self.name, step)
+        first = first_index(self.seed, 0, step, rank, world)
+        batch = render(first, kind, self.encoder.token)
+        asked = question(batch, first, self.config.questions, kind.images_per_prompt, self.config.type_weights)
+        progress = step / self.config.steps
+        frozen = progress < self.config.frozen_until
+        for parameter in self.encoder.modules()["tower"].parameters():
+            parameter.requires_grad_(not frozen)
+        fade = max(0.0, 1 - progress / self.config.attention_until) if self.config.attention_until else 0.0
+        with low_precision(batch.pixels.device):
+            features = self.encoder(batch.pixels, step)
+            logits, labels, seen, visual = self.answer(features, asked, kind.images_per_prompt, fade > 0)
+        known = labels != IGNORE
+        each = F.cross_entropy(logits[known].float(), labels[known], reduction="none")
+        weight = self._weights(asked)[..., None].expand(labels.shape)[known]
+        loss = (weight * each).sum() / weight.sum()
+        metrics = {"answer": each.mean().item()} | exact_match(logits, labels, asked)
+        if seen is not None:
+            counting = torch.tensor([[NEEDS[q.type] == "global" for q in qs] for qs in asked.questions])
+            looked = attention_loss(seen, visual, asked.evidence, asked.places, counting, known)
+            loss = loss + self.config.attention_weight * fade * looked
+            metrics["attention"] = looked.item()
+        if not frozen and self.config.dense_weight:
+            loss = loss + self.config.dense_weight * self._dense(features, batch, metrics)
+        return loss, metrics
+
+    def _weights(self, asked: Asked) -> Tensor:
+        """What a token of each question's answer counts, `[B, K]`."""
+        weights = self.config.loss_weights
+        return torch.tensor([[weights.get(q.type, 1.0) for q in questions] for questions in asked.questions])
+
+    def _dense(self, features: Tensor, batch: Batch, metrics: Metrics) -> Tensor:
+        objects, _ = self.heads.object_loss(features, batch.objects)
+        characters, metrics["characters"] = self.heads.character_loss(features, batch.characters)
+        with low_precision(batch.pixels.device):
+            own, more = self.encoder.own_loss(batch.pixels, batch.scenes, features, self.config.distil_weight)
+        metrics.update(more)
+        return objects + 2 * characters + own
+
+    def answer(
+        self, features: Tensor, asked: Asked, per_prompt: int, probe: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Logits and labels `[B, K, Lq, ...]`, attention of the probed heads, image tokens of the prefix."""
+        ids, labels = self.prompts.blocks(asked.texts)
+        b, k, length = ids.shape
+        rows, columns, width = features.shape[1:]
+        layout = self.prompts.layout(per_prompt, rows, columns, k, length)
+        text = self.model.model.language_model
+        words = text.embed_tokens.weight
+        prefix = words[layout.ids].to(features.dtype).repeat(b, 1, 1)
+        prefix[:, layout.visual] = features.reshape(b, -1, width)
+        x = torch.cat([prefix, words[ids.flatten(1)].to(features.dtype)], 1)
+        positions = layout.positions[:, None] if self.encoder.mrope else layout.flat_positions(k, length)
+        layer = self.config.attention_layer if probe else -1
+        hidden, seen = read(text, x, positions, len(layout.ids), k, layer)
+        logits = F.linear(hidden[:, len(layout.ids) :].view(b, k, length, -1), words.to(hidden.dtype))
+        if seen is not None:
+            seen = seen[:, list(self.config.attention_heads)].float().mean(1)
+        return logits, labels, seen, layout.visual
+
+
+@torch.no_grad()
+def exact_match(logits: Tensor, labels: Tensor, asked: Asked) -> Metrics:
+    """Teacher-forced exact match by type: equal to greedy decoding's."""
+    right = ((logits.argmax(-1) == labels) | (labels == IGNORE)).all(-1)
+    hits: dict[str, list[float]] = {}
+    for row, questions in zip(right.tolist(), asked.questions, strict=True):
+        for hit, q in zip(row, questions, strict=True):
+            hits.setdefault(f"match {q.type}", []).append(float(hit))
+    return {name: sum(values) / len(values) for name, values in hits.items()}

@@ -1,0 +1,35 @@
+"""Visual tokens of one image as a grid."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Grid(NamedTuple):
+    """Visual tokens of one image as the language model sees them (after any patch merging)."""
+
+    t: int
+    h: int
+    w: int
+
+    @property
+    def size(self) -> int:
+        return self.t * self.h * self.w
+
+    def coordinates(self, device: torch.device | str = "cpu") -> Tensor:
+        """`[t*h*w, 3]` (frame, row, column) in raster order."""
+        axes = [torch.arange(n, device=device) for n in self]
+        return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
+
+    def windows(self, side: int) -> Tensor:
+        """`[t*h*w]` number of the square window of each token in raster order, counted over all frames.
+
+        Windows of `side` x `side` tokens are cut from the top left corner of a frame; those at the right and
+        bottom edge may be smaller. This is how Qwen2.5-VL's tower cuts its attention windows.
+        """
+        frame, row, col = self.coordinates().unbind(1)
+        down, across = -(-self.h // side), -(-self.w // side)
+        return (frame * down + row // side) * across + col // side

@@ -1,0 +1,1 @@
+"""Rows, images and boxes from files, read in one way. Knows no models."""

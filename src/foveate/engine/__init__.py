@@ -1,0 +1,1 @@
+"""The transformers runtime: hooks, cache, sessions, masks. Knows no method by name."""

@@ -1,0 +1,181 @@
+"""The batch of token sequences as it shrinks from stage to stage of one prefill."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foveate.core.method import Choice
+from foveate.core.selection import Merge, Packed, Selection, pack
+from foveate.engine.layout import Group, Layout
+from foveate.engine.masks import Later
+from foveate.errors import ConfigurationError
+
+
+@dataclass
+class Alive:
+    """Tokens alive in this forward pass.
+
+    Attributes:
+        index: `[B, n]` their columns in the unpruned rows, -1 on padding; None while nothing was dropped.
+        valid: `[B, n]` bool on the device, None if nothing is padding.
+        counts: real tokens per row (on the host).
+        drops: how often tokens were dropped so far.
+        probe: number of probe tokens at the end of every row.
+    """
+
+    layout: Layout
+    index: Tensor | None
+    valid: Tensor | None
+    counts: list[int]
+    drops: int = 0
+    probe: int = 0
+
+    @classmethod
+    def start(cls, layout: Layout, device: torch.device) -> Alive:
+        valid = None if layout.valid is None else layout.valid.to(device)
+        return cls(layout, None, valid, layout.counts())
+
+    def append(self, tokens: int, device: torch.device) -> None:
+        """Probe tokens follow the last column of every row."""
+        rows, n = self.layout.rows, self.length
+        columns = torch.arange(n, device=device).expand(rows, -1) if self.index is None else self.index
+        tail = torch.arange(self.layout.length, self.layout.length + tokens, device=device).expand(rows, -1)
+        self.index = torch.cat([columns, tail], dim=1)
+        if self.valid is not None:
+            self.valid = torch.cat([self.valid, self.valid.new_ones(rows, tokens)], dim=1)
+        self.counts = [count + tokens for count in self.counts]
+        self.probe = tokens
+
+    @property
+    def length(self) -> int:
+        return self.layout.length if self.index is None else self.index.shape[1]
+
+    def to(self, device: torch.device) -> None:
+        """Follow the layer's device (models spread over several)."""
+        if self.index is not None:
+            self.index = self.index.to(device)
+        if self.valid is not None:
+            self.valid = self.valid.to(device)
+        for group in self.layout.groups:
+            group.columns, group.alive = group.columns.to(device), group.alive.to(device)
+
+    def places(self, group: Group) -> Tensor:
+        """`[n]` where the group's living tokens stand in the current sequence."""
+        columns = group.columns[group.alive]
+        if self.index is None:
+            return columns
+        return torch.searchsorted(self.index[group.row].contiguous(), columns.contiguous())
+
+    def visual(self, row: int, device: torch.device) -> Tensor:
+        """`[n]` bool: which current tokens of a row are visual."""
+        mask = torch.zeros(self.length, dtype=torch.bool, device=device)
+        for group in self.layout.groups:
+            if group.row == row:
+                mask[self.places(group)] = True
+        return mask
+
+    def later(self, whole: Later, device: torch.device) -> Later:
+        """`whole`, about the unpruned rows, for the tokens alive now."""
+        if self.index is None:
+            return Later(whole.queries.to(device), whole.hidden.to(device))
+        index = self.index.clamp(min=0).to(device)
+        return Later(whole.queries.to(device).gather(1, index), whole.hidden.to(device).gather(1, index))
+
+    def scatter(self, hidden: Tensor) -> Tensor:
+        """Hidden states `[B, n, D]` of the living tokens -> `[B, length, D]`, zero where a token was dropped."""
+        if self.index is None:
+            return hidden
+        index, length = self.index.to(hidden.device), self.layout.length
+        places = torch.where(index >= 0, index, length)[..., None].expand_as(hidden)  # padding goes one too far
+        full = hidden.new_zeros(hidden.shape[0], length + 1, hidden.shape[2]).scatter(1, places, hidden)
+        return full[:, :length]
+
+    def drop(self, selections: Sequence[Selection], probe: int = 0) -> Packed | None:
+        """Apply one selection per group; returns how to re-pack the batch, or None if nothing changes.
+
+        Args:
+            probe: how many probe tokens stay; all or none.
+        """
+        if self.probe == probe and all(selection.is_identity for selection in selections):
+            return None
+        by_row: list[list[tuple[Group, Selection]]] = [[] for _ in range(self.layout.rows)]
+        for group, selection in zip(self.layout.groups, selections, strict=True):
+            by_row[group.row].append((group, selection))
+        packed = pack([self._row(row, chosen, self.probe - probe) for row, chosen in enumerate(by_row)])
+        self._update(packed)
+        self.probe = probe
+        for group, selection in zip(self.layout.groups, selections, strict=True):
+            group.alive = group.alive[selection.index]
+        return packed
+
+    def _row(self, row: int, chosen: list[tuple[Group, Selection]], cut: int) -> Selection:
+        """Selection over the whole row: all text, the chosen visual tokens, no padding; `cut` tokens fewer at
+        the end."""
+        device = self.layout.groups[0].columns.device
+        n = self.length
+        keep = torch.ones(n, dtype=torch.int8, device=device)
+        if self.valid is not None:
+            keep = self.valid[row].to(torch.int8)
+        places = [self.places(group) for group, _ in chosen]
+        for place, (_, selection) in zip(places, chosen, strict=True):
+            keep[place] = 0
+            keep[place[selection.index]] = 1
+            self.counts[row] -= selection.n - len(selection)
+        if cut:
+            keep[-cut:] = 0
+            self.counts[row] -= cut
+        # a stable sort lists the survivors in order; their number is known, so nothing has to be copied back
+        index = keep.argsort(descending=True, stable=True)[: self.counts[row]]
+        rank = keep.long().cumsum(0) - 1
+        merges = [
+            Merge(rank[place[s.index[s.merge.target]]], place[s.merge.source], s.merge.weight)
+            for place, (_, s) in zip(places, chosen, strict=True)
+            if s.merge is not None
+        ]
+        return Selection(n, index, _join(merges))
+
+    def _update(self, packed: Packed) -> None:
+        index = packed.index if self.index is None else self.index.gather(1, packed.index)
+        if packed.valid is not None:
+            index = index.masked_fill(~packed.valid, -1)
+        self.index, self.valid = index, packed.valid
+        self.drops += 1
+
+
+def _join(merges: list[Merge]) -> Merge | None:
+    if not merges:
+        return None
+    return Merge(
+        torch.cat([m.target for m in merges]),
+        torch.cat([m.source for m in merges]),
+        torch.cat([m.weight for m in merges]),
+    )
+
+
+def resolve(choices: Sequence[Choice], sizes: Sequence[int], who: str) -> list[Selection]:
+    """Turn what methods return into selections, with one device-to-host copy for all masks together.
+
+    Raises:
+        ConfigurationError: for a choice that does not fit the tokens it was made for.
+    """
+    masks = [c for c in choices if isinstance(c, Tensor) and c.dtype == torch.bool]
+    hosted = iter(torch.cat(masks).cpu().split([len(m) for m in masks]) if masks else ())  # the one sync
+    result = []
+    for choice, size in zip(choices, sizes, strict=True):
+        if isinstance(choice, Selection):
+            selection = choice
+        elif choice.dtype == torch.bool:
+            selection = Selection.from_mask(next(hosted)).to(choice.device)
+        else:
+            selection = Selection(size, choice)
+        if selection.n != size or len(selection) > size:
+            raise ConfigurationError(
+                f"{who} selected {len(selection)} of {selection.n} tokens of an image that has {size} alive; "
+                "`select` must index exactly the tokens of the view it is given."
+            )
+        result.append(selection)
+    return result

@@ -1,0 +1,112 @@
+"""Repeating recorded choices: what a rollout kept is kept again when its log-probabilities are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from foveate.core.budget import Per
+from foveate.core.method import Choice, Method, ModelInfo, Stage
+from foveate.core.selection import Selection
+from foveate.core.view import View
+from foveate.engine.layout import Layout
+from foveate.engine.masks import Later
+from foveate.errors import ConfigurationError
+from foveate.trace.records import PrefillTrace
+
+
+@dataclass(frozen=True, eq=False)
+class RowChoices:
+    """What was chosen for one row of a batch.
+
+    Attributes:
+        stages: where.
+        selections: by (stage layer, image of the row).
+        length: real tokens of the unpruned prompt.
+        kept, total: visual tokens after the last stage and in the unpruned prompt.
+    """
+
+    stages: tuple[Stage, ...]
+    selections: dict[tuple[int, int], Selection]
+    length: int
+    kept: int
+    total: int
+    per: Per = "image"
+
+
+def row_choices(prefill: PrefillTrace, method: Method, info: ModelInfo) -> list[RowChoices]:
+    """The choices of every row of a recorded prefill under `method`."""
+    stages = tuple(method.stages(info))
+    rows = []
+    for row in range(prefill.rows):
+        groups = [group for group in prefill.groups if group.row == row]
+        found = {(step.layer, group.image): step.selection for group in groups for step in group.steps}
+        kept = sum(len(group.columns if not group.steps else group.steps[-1].alive) for group in groups)
+        length = prefill.length - prefill.padding[row]
+        rows.append(RowChoices(stages, found, length, kept, sum(len(group.columns) for group in groups), method.per))
+    return rows
+
+
+class Replay(Method):
+    """Repeats recorded choices, row by row, on prompts that may have grown at their end.
+
+    Nothing is read and no probe is appended: the choice belongs to the prompt as it was, so tokens that were
+    added since (a completion, say) have no part in it. Where the recorded prefill compacted the caches of earlier
+    layers, these tokens do not see what it removed, as while decoding.
+
+    Args:
+        rows: one entry per row of the batch to come, all of the same method.
+
+    Raises:
+        ConfigurationError: no rows, or rows of different methods.
+    """
+
+    name = "replay"
+
+    def __init__(self, rows: Sequence[RowChoices]) -> None:
+        if not rows:
+            raise ConfigurationError("Replay needs the choices of at least one row.")
+        self.rows, self.per = list(rows), rows[0].per
+        if any(row.stages != rows[0].stages or row.per != self.per for row in rows):
+            raise ConfigurationError("Replay was given rows of different methods; replay them one method at a time.")
+
+    def stages(self, info: ModelInfo) -> Sequence[Stage]:
+        return [replace(stage, queries=False) for stage in self.rows[0].stages]
+
+    def later(self, layout: Layout, layer: int) -> Later | None:
+        removing = tuple(stage.layer for stage in self.rows[0].stages if stage.compact_earlier and stage.layer > layer)
+        if not removing:
+            return None
+        if removing not in layout.memo:  # one object for all layers with the same answer: they share a mask
+            layout.memo[removing] = self._hide(layout, removing)
+        later: Later = layout.memo[removing]
+        return later
+
+    def _hide(self, layout: Layout, removing: tuple[int, ...]) -> Later:
+        valid = torch.ones_like(layout.visual) if layout.valid is None else layout.valid
+        first = valid.int().argmax(1)
+        ends = first + torch.tensor([row.length for row in self.rows[: layout.rows]])
+        hidden = torch.zeros_like(layout.visual)
+        for group in layout.groups:
+            alive = torch.arange(group.total)
+            for stage in self.rows[group.row].stages:
+                selection = self._recorded(group.row, group.image, stage.layer)
+                survivors = alive[selection.index.cpu()]
+                if stage.layer in removing:
+                    gone = torch.ones(group.total, dtype=torch.bool).index_fill_(0, survivors, False)
+                    hidden[group.row, group.columns.cpu()[alive[gone[alive]]]] = True
+                alive = survivors
+        return Later(torch.arange(layout.length)[None] >= ends[:, None], hidden)
+
+    def select(self, stage: Stage, view: View) -> Choice:
+        return self._recorded(view.row, view.image, stage.layer).to(view.device)
+
+    def _recorded(self, row: int, image: int, layer: int) -> Selection:
+        if row >= len(self.rows) or (layer, image) not in self.rows[row].selections:
+            raise ConfigurationError(
+                f"nothing is recorded for image {image} of row {row} before layer {layer}; replay the batch that "
+                "was recorded, with its rows and images in the same order."
+            )
+        return self.rows[row].selections[layer, image]

@@ -1,0 +1,1 @@
+"""foveate inside other programs."""

@@ -1,0 +1,1 @@
+"""foveate as a model of lmms-eval."""

@@ -1,1 +1,0 @@
-"""What a person looks at: text, tables and pictures of a trace."""

@@ -1,0 +1,1 @@
+"""Methods and settings written as text: on a command line, in a file."""

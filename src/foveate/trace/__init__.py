@@ -1,0 +1,1 @@
+"""What was alive where, and how a person sees it. Knows no hooks."""

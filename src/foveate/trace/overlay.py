@@ -1,0 +1,90 @@
+"""A picture of what was kept: dropped patches are dimmed, in one colour per stage."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from foveate.core.grid import Grid
+from foveate.errors import InputError
+from foveate.trace.records import GroupTrace, PrefillTrace
+from foveate.trace.text import where
+
+COLOURS = ((24, 24, 32), (38, 84, 160), (196, 108, 24), (132, 44, 132), (28, 120, 92))
+"""Tint of the tokens dropped at the first, second, ... stage."""
+STRENGTH, KEPT = 0.78, (64, 220, 96)
+
+
+def overlay(image: Image.Image, trace: PrefillTrace, row: int = 0, index: int = 0, frame: int = 0) -> Image.Image:
+    """The image with every token tinted by the stage that dropped it, and a legend below.
+
+    Tokens alive in the last layer are clear with a green frame; a merged token stands at its target.
+
+    Args:
+        image: the picture that was asked about (any size).
+        row, index: row of the batch, image within the row.
+        frame: frame of a video.
+
+    Raises:
+        InputError: there is no such image in the trace.
+    """
+    group, start, grid = _find(trace, row, index)
+    stage = _dropped_at(group)[start : start + grid.size].reshape(grid)[min(frame, grid.t - 1)]
+    layers = [step.layer for step in group.steps]
+    side = max(1, -(-640 // max(image.size)))  # small pictures are enlarged, or nothing could be read
+    canvas = image.convert("RGB").resize((image.width * side, image.height * side), Image.Resampling.LANCZOS)
+    canvas = _tint(canvas, stage, len(layers))
+    return _with_legend(canvas, layers, [int((stage == s).sum()) for s in range(len(layers) + 1)])
+
+
+def _find(trace: PrefillTrace, row: int, index: int) -> tuple[GroupTrace, int, Grid]:
+    for group in trace.groups:
+        first = group.image
+        if group.row == row and first <= index < first + len(group.grids):
+            start = sum(grid.size for grid in group.grids[: index - first])
+            return group, start, group.grids[index - first]
+    raise InputError(f"The last prefill has no image {index} in row {row}.")
+
+
+def _dropped_at(group: GroupTrace) -> np.ndarray:
+    """`[N]` number of the stage that dropped each token; the number of stages if it survived all."""
+    stage = np.full(len(group.columns), len(group.steps))
+    alive = np.ones(len(stage), dtype=bool)
+    for number, step in enumerate(group.steps):
+        survives = np.zeros(len(stage), dtype=bool)
+        survives[step.alive.cpu().numpy()] = True
+        stage[alive & ~survives] = number
+        alive = survives
+    return stage
+
+
+def _tint(canvas: Image.Image, stage: np.ndarray, last: int) -> Image.Image:
+    height, width = stage.shape
+    rows = (np.arange(canvas.height) * height) // canvas.height
+    columns = (np.arange(canvas.width) * width) // canvas.width
+    per_pixel = stage[rows][:, columns]
+    pixels = np.asarray(canvas, dtype=np.float32)
+    colours = np.array([COLOURS[s % len(COLOURS)] for s in range(last + 1)], dtype=np.float32)
+    strength = np.where(per_pixel == last, 0.0, STRENGTH)[..., None].astype(np.float32)
+    mixed = Image.fromarray((pixels * (1 - strength) + colours[per_pixel] * strength).astype(np.uint8))
+    draw = ImageDraw.Draw(mixed)
+    for y, x in zip(*np.nonzero(stage == last), strict=True):
+        box = (x * canvas.width / width, y * canvas.height / height)
+        end = ((x + 1) * canvas.width / width - 1, (y + 1) * canvas.height / height - 1)
+        draw.rectangle((*box, *end), outline=KEPT, width=2)
+    return mixed
+
+
+def _with_legend(canvas: Image.Image, layers: list[int], counts: list[int]) -> Image.Image:
+    font = ImageFont.load_default(size=16)
+    entries = [(COLOURS[n % len(COLOURS)], f"{counts[n]} dropped {where(layer)}") for n, layer in enumerate(layers)]
+    entries.append((KEPT, f"{counts[-1]} kept to the end"))
+    line = 24
+    page = Image.new("RGB", (canvas.width, canvas.height + line * len(entries) + 8), "white")
+    page.paste(canvas, (0, 0))
+    draw = ImageDraw.Draw(page)
+    for number, (colour, text) in enumerate(entries):
+        y = canvas.height + 6 + number * line
+        draw.rectangle((8, y + 2, 24, y + 18), fill=colour)
+        draw.text((32, y), text, fill="black", font=font)
+    return page

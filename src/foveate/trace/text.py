@@ -1,0 +1,52 @@
+"""A trace in words."""
+
+from __future__ import annotations
+
+from foveate.trace.records import PrefillTrace
+
+
+def describe(trace: PrefillTrace) -> str:
+    """A few lines: tokens alive per stage and image, KV bytes, time spent selecting."""
+    if not trace.groups:
+        return f"{trace.method}: no visual tokens seen yet"
+    lines = [trace.method, f"  visual tokens  {chain(trace)}"]
+    lines.append(f"  average        {trace.keep_ratio:.1%} of {trace.visual_tokens} per layer ({trace.layers} layers)")
+    if trace.kv_bytes:
+        share = trace.kv_bytes / trace.kv_bytes_unpruned
+        lines.append(f"  KV cache       {trace.kv_bytes:,} of {trace.kv_bytes_unpruned:,} bytes ({share:.1%})")
+    lines.append(f"  selecting      {trace.selecting.ms:.1f} ms of {trace.prefill.ms:.1f} ms prefill")
+    lines.append(f"  reading        {trace.tapping.ms:.1f} ms of {trace.vision.ms:.1f} ms in the vision tower")
+    if len(trace.groups) > 1:
+        lines += [f"  {_image_line(trace, number)}" for number in range(len(trace.groups))]
+    return "\n".join(lines)
+
+
+def stages(trace: PrefillTrace) -> list[tuple[int, int, int]]:
+    """(layer, visual tokens alive after the stage, of these merged) for all rows together."""
+    layers = sorted({step.layer for group in trace.groups for step in group.steps})
+    found = []
+    for layer in layers:
+        steps = [step for group in trace.groups for step in group.steps if step.layer == layer]
+        merged = sum(len(set(step.merged[0].tolist())) for step in steps if step.merged is not None)
+        found.append((layer, sum(len(step.alive) for step in steps), merged))
+    return found
+
+
+def where(layer: int) -> str:
+    """A stage in words."""
+    return "before the LLM" if layer == 0 else f"before layer {layer}"
+
+
+def chain(trace: PrefillTrace) -> str:
+    """`576 -> 172 (before the LLM) -> 77 (before layer 2, 20 merged) -> ...`"""
+    parts = [str(trace.visual_tokens)]
+    for layer, alive, merged in stages(trace):
+        parts.append(f"{alive} ({where(layer)}{f', {merged} merged' if merged else ''})")
+    return " -> ".join(parts)
+
+
+def _image_line(trace: PrefillTrace, number: int) -> str:
+    group = trace.groups[number]
+    size = " + ".join(" x ".join(str(n) for n in (grid[1:] if grid.t == 1 else grid)) for grid in group.grids)
+    kept = " -> ".join([str(len(group.columns)), *(str(len(step.alive)) for step in group.steps)])
+    return f"row {group.row} image {group.image} ({size}): {kept}"

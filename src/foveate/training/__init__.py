@@ -1,0 +1,1 @@
+"""Training a glimpse module, and a model on pruned inputs."""

@@ -1,0 +1,92 @@
+"""Pruning by what is known about a sample: evidence boxes, or one threshold for each row. For training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.core.budget import Per
+from foveate.core.method import Choice, Method, ModelInfo, Stage
+from foveate.core.view import View
+from foveate.data.boxes import Box, box_mask
+from foveate.errors import ConfigurationError
+from foveate.methods.glimpse_prune import GlimpsePrune
+
+ImageBoxes = Sequence[Sequence[Box]]
+"""Normalised boxes of each image of a prompt."""
+
+
+def evidence(boxes: ImageBoxes, view: View) -> Tensor:
+    """`[n]` bool: the tokens of a prompt that its boxes touch."""
+    if len(boxes) != len(view.grids):
+        raise ConfigurationError(
+            f"row {view.row} has {len(view.grids)} image(s), but boxes for {len(boxes)}; give one list per image."
+        )
+    masks = [
+        box_mask(own, grid.h, grid.w).flatten().repeat(grid.t) for own, grid in zip(boxes, view.grids, strict=True)
+    ]
+    return torch.cat(masks).to(view.device)[view.index]
+
+
+@dataclass(frozen=True, eq=False)
+class EvidenceBoxes(Method):
+    """Keeps what evidence boxes touch: GlimpsePrune's pruning with a given mask in place of its predictor.
+
+    After layer `layer` everything else is removed, from the caches of the layers before too.
+
+    Args:
+        boxes: for each row of the batch, for each of its images, normalised boxes (left, top, right, bottom).
+        layer: K, 0-based.
+
+    Raises:
+        ConfigurationError: a layer that the model has not, or boxes that do not fit the batch.
+    """
+
+    name = "evidence_boxes"
+    paper = "arXiv 2508.01548"
+    verified = "official implementation (`ref_masks`)"
+
+    boxes: Sequence[ImageBoxes]
+    layer: int
+    per: Per = "prompt"
+
+    def parameters(self) -> dict[str, Any]:
+        return {"rows": len(self.boxes), "layer": self.layer}
+
+    def stages(self, info: ModelInfo) -> Sequence[Stage]:
+        if not 0 <= self.layer < info.layers:
+            raise ConfigurationError(f"EvidenceBoxes(layer={self.layer}): the model has layers 0..{info.layers - 1}.")
+        return (Stage(self.layer + 1, compact_earlier=True),)
+
+    def select(self, stage: Stage, view: View) -> Choice:
+        if view.row >= len(self.boxes):
+            raise ConfigurationError(f"EvidenceBoxes has boxes for {len(self.boxes)} rows, the batch has more.")
+        return evidence(self.boxes[view.row], view)
+
+
+@dataclass(frozen=True, eq=False)
+class RowwiseGlimpse(GlimpsePrune):
+    """`GlimpsePrune` with a threshold for each row, and given boxes for those rows that have them.
+
+    Args:
+        boxes: as in `EvidenceBoxes`; None for a row that the module decides. None: it decides all.
+        thresholds: one per row; None: the module's.
+    """
+
+    name = "rowwise_glimpse"
+
+    boxes: Sequence[ImageBoxes | None] | None = None
+    thresholds: Sequence[float] | None = None
+
+    def select(self, stage: Stage, view: View) -> Choice:
+        boxes = None if self.boxes is None else self.boxes[view.row]
+        if boxes is not None:
+            return evidence(boxes, view)
+        budget = self.budget
+        if self.thresholds is not None:
+            budget = replace(budget, threshold=self.thresholds[view.row])
+        return self._within(view, budget)

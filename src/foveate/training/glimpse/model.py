@@ -1,0 +1,191 @@
+"""A frozen base model and the module that learns, as one `nn.Module` for a trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from foveate.errors import ConfigurationError, UnsupportedModelError
+from foveate.families import adapt
+from foveate.glimpse.module import GlimpseModule
+from foveate.training.glimpse import forward as hooks
+from foveate.training.glimpse.inputs import Prompt, encode
+from foveate.training.glimpse.objectives import (
+    Frozen,
+    Objective,
+    accuracy,
+    decide,
+    distilled,
+    located,
+    look,
+    pruned_accuracy,
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A batch's loss terms (unweighted), their weighted sum, and the logits they came from.
+
+    `logits[b]` is [output rows, N_b] for the image tokens of row b; the last row decides.
+    """
+
+    prompt: Prompt
+    logits: list[Tensor]
+    terms: dict[str, Tensor]
+    total: Tensor
+
+
+class GlimpseForTraining(nn.Module):
+    """Trains `module` for the stock model `base`, which stays frozen and, but for hooks, untouched.
+
+    Use it as a context manager, or call `remove_hooks` when done.
+
+    Raises:
+        UnsupportedModelError: `base` is of no supported family.
+        CheckpointError: `module` was made for a model of other sizes.
+        ConfigurationError: distillation is asked for, but nothing follows the pruning layer or the attention
+            backend takes no additive mask.
+    """
+
+    accepts_loss_kwargs = False  # the Trainer would otherwise hand us, and expect us to use, token counts
+
+    def __init__(self, base: nn.Module, module: GlimpseModule, objective: Objective | None = None) -> None:
+        super().__init__()
+        module.check_fits(base)
+        self.base = base.requires_grad_(False).eval()
+        self.module = module
+        self.objective = objective or Objective()
+        head = base.get_output_embeddings()  # type: ignore[operator]
+        if head is None:
+            raise UnsupportedModelError(
+                f"{type(base).__name__} has no language model head; load it with AutoModelForImageTextToText"
+            )
+        self._frozen = Frozen(adapt(base), head)
+        self._check_objective()
+        self._checkpointing = False
+        self._handles = hooks.install(self._frozen.family.parts.layers)
+
+    @property
+    def _layers(self) -> Any:
+        return self._frozen.family.parts.layers
+
+    @property
+    def _takes_masks(self) -> bool:
+        config: Any = self.base.config
+        return config._attn_implementation in ("sdpa", "eager")
+
+    def _check_objective(self) -> None:
+        config = self.module.config
+        if not self.objective.supervised and not self.objective.distillation:
+            raise ConfigurationError("all loss weights are 0, so there is nothing to learn")
+        if not self.objective.distillation:
+            return
+        if config.reduce_layer >= config.num_hidden_layers - 1:
+            raise ConfigurationError(
+                f"distillation needs layers after reduce_layer={config.reduce_layer}, but the model has "
+                f"{config.num_hidden_layers}; choose a smaller reduce_layer"
+            )
+        if not self._takes_masks:
+            raise ConfigurationError(
+                "distillation adds a bias to attention, which the model's attention backend cannot do; load "
+                "the model with attn_implementation='sdpa'"
+            )
+
+    def remove_hooks(self) -> None:
+        """Leave the base model as it was."""
+        for handle in self._handles:
+            handle.remove()
+        if self._checkpointing:
+            for layer in self._layers:
+                layer.gradient_checkpointing = layer.training = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove_hooks()
+
+    def train(self, mode: bool = True) -> Self:
+        """The module follows `mode`; the base stays in evaluation mode (no dropout)."""
+        super().train(mode)
+        self.base.eval()
+        for layer in self._layers:
+            # Only the flag of the layer itself, which gradient checkpointing looks at.
+            layer.training = mode and self._checkpointing
+        return self
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Recompute every n-th decoder layer in the backward pass instead of storing its activations.
+
+        Set on the layers themselves: the stock switch also makes the embeddings require gradients. The name
+        and the arguments are those that `transformers.Trainer` calls.
+        """
+        options = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
+        if options["use_reentrant"] or offload:
+            raise ConfigurationError(
+                "gradient checkpointing with use_reentrant=True loses the glimpse token's gradients, and "
+                "offload is not supported; leave both out"
+            )
+        for index, layer in enumerate(self._layers):
+            layer._gradient_checkpointing_func = partial(checkpoint, **options)
+            layer.gradient_checkpointing = index % every_n_layers == 0
+        self._checkpointing = True
+        self.train(self.training)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """The name by which older transformers call `activation_checkpointing_enable`."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
+
+    def outcome(self, ref_masks: Sequence[Tensor] | None = None, **batch: Tensor) -> Outcome:
+        """Loss terms of a batch.
+
+        Args:
+            ref_masks: evidence masks per row, [N_b] bool in raster order; needed for localization.
+            batch: arguments of the base model's forward, with `labels` (-100 outside the answer).
+        """
+        objective, module = self.objective, self.module
+        if objective.uses_boxes and ref_masks is None:
+            raise ConfigurationError("the localization loss needs evidence boxes; set its weight to 0 without")
+        prompt = encode(self._frozen.family, batch, module.config.vision_blocks)
+        logits, terms = look(self._frozen, module, prompt, objective)
+        if objective.uses_boxes and ref_masks is not None:
+            terms |= located(logits, ref_masks, objective)
+        if objective.distillation:
+            terms |= distilled(self._frozen, prompt, logits, module.config.reduce_layer, objective)
+        return Outcome(prompt, logits, terms, objective.total(terms))
+
+    def forward(self, ref_masks: Sequence[Tensor] | None = None, **batch: Tensor) -> dict[str, Tensor]:
+        """The loss, and what it is made of.
+
+        Returns:
+            `loss` (scalar) and, each [B], its terms, `kept` (fraction of visual tokens) and, with evidence masks,
+            `recall` (fraction of the evidence that is kept). In evaluation mode also `accuracy` and
+            `accuracy_unpruned`: whether greedy decoding would give the answer, with and without pruning (if the
+            attention backend takes additive masks).
+        """
+        outcome = self.outcome(ref_masks, **batch)
+        keep = decide(outcome.logits, self.module.config)
+        result = {"loss": outcome.total}
+        result |= {name: term.detach().float().expand(len(keep)) for name, term in outcome.terms.items()}
+        result["kept"] = torch.stack([k.float().mean() for k in keep])
+        if ref_masks is not None:
+            pairs = zip(keep, ref_masks, strict=True)
+            result["recall"] = torch.stack([(k & m).sum() / m.sum().clamp(min=1) for k, m in pairs])
+        if not self.training and self._takes_masks:
+            layer = self.module.config.reduce_layer
+            result["accuracy"] = pruned_accuracy(self._frozen, outcome.prompt, keep, layer)
+            result["accuracy_unpruned"] = accuracy(self._frozen, outcome.prompt)
+        return result

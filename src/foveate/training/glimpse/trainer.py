@@ -1,0 +1,126 @@
+"""`transformers.Trainer` for a glimpse module: checkpoints hold the module only, and resume from it."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
+from transformers import EvalPrediction, Trainer, TrainerCallback
+
+from foveate.errors import CheckpointError
+from foveate.glimpse.module import WEIGHTS, GlimpseModule
+from foveate.training.glimpse.model import GlimpseForTraining
+
+PREFIX = "module."
+"""Where the module's parameters are in the state dict of `GlimpseForTraining`."""
+
+
+_SHOWN = ("recall", "accuracy", "accuracy_unpruned")
+
+
+class GlimpseTrainer(Trainer):
+    """Trains a `GlimpseForTraining`; the arguments are those of `transformers.Trainer`.
+
+    Evaluations report the mean of everything that the model's forward returns.
+    """
+
+    def __init__(self, model: GlimpseForTraining, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, *args, compute_metrics=self._metrics, **kwargs)
+        self.add_callback(_EvaluationLine)
+        self._terms: dict[str, list[Tensor]] = defaultdict(list)
+        self._names: list[str] = []
+
+    @property
+    def glimpse(self) -> GlimpseModule:
+        """The module that learns."""
+        return self.accelerator.unwrap_model(self.model).module
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        outputs = model(**inputs)
+        for name, value in outputs.items():
+            if name != "loss":
+                self._terms[name].append(value.mean())
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the mean of every loss term since the last training log."""
+        if "loss" in logs:
+            logs |= {name: round(torch.stack(v).mean().item(), 5) for name, v in self._terms.items()}
+            self._terms.clear()
+        super().log(logs, start_time)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, Any, Any]:
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**self._prepare_inputs(inputs))
+        self._names = [name for name in outputs if name != "loss"]
+        # The Trainer computes metrics only if there are labels; any tensor will do.
+        return outputs["loss"].detach(), tuple(outputs[name] for name in self._names), outputs["kept"]
+
+    def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        return {name: float(np.mean(x)) for name, x in zip(self._names, prediction.predictions, strict=True)}
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write the module alone; `state_dict` is the whole model's, gathered, where it is sharded."""
+        if not self.args.should_save:
+            return
+        module = self.glimpse
+        if state_dict:
+            own = {k.removeprefix(PREFIX): v for k, v in state_dict.items() if k.startswith(PREFIX)}
+            module = GlimpseModule(module.config)
+            module.load_state_dict(own)
+        module.save_pretrained(output_dir or self.args.output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        path = Path(resume_from_checkpoint) / WEIGHTS
+        if not path.is_file():
+            raise CheckpointError(f"{resume_from_checkpoint} is no checkpoint of a glimpse module (no {WEIGHTS})")
+        self.accelerator.unwrap_model(model or self.model).module.load_state_dict(load_file(path))
+
+    def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+class _EvaluationLine(TrainerCallback):
+    """One line per evaluation."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        metrics = {k.removeprefix("eval_"): v for k, v in kwargs["metrics"].items()}
+        parts = [f"loss {metrics['loss']:.4f}", f"kept {metrics['kept']:.1%}"]
+        parts += [f"{name.replace('_', ' ')} {metrics[name]:.1%}" for name in _SHOWN if name in metrics]
+        tqdm.write(f"step {state.global_step}: " + ", ".join(parts))
+
+
+def last_checkpoint(folder: Path, weights: str = WEIGHTS) -> Path | None:
+    """The newest checkpoint that was written to its end, or None.
+
+    The Trainer writes `trainer_state.json` last, so a kill in the middle of a checkpoint leaves it missing or
+    cut off.
+    """
+    found = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+    for path in sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if (path / weights).is_file():
+            return path
+    return None

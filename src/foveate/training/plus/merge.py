@@ -1,0 +1,50 @@
+"""Merging a LoRA adapter into its base model: the result is a stock checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from foveate.errors import CheckpointError, ConfigurationError
+from foveate.inference.loading import load
+
+ADAPTER = "adapter_model.safetensors"
+
+
+def merge(model: str, adapter: Path, out: Path, dtype: str = "auto") -> Path:
+    """Write `model` with `adapter` merged into its weights to the new folder `out`.
+
+    Args:
+        dtype: of the weights written; `auto` keeps the base checkpoint's.
+
+    Raises:
+        CheckpointError: the adapter is missing, damaged or another model's.
+        ConfigurationError: `out` exists already.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise ConfigurationError(f"{out} exists and is not empty; choose another folder")
+    if not (adapter / ADAPTER).is_file():
+        raise CheckpointError(f"{adapter} holds no LoRA adapter (no {ADAPTER}); `foveate train plus` writes one")
+    base, processor = load(model, dtype=dtype, device="cpu")
+    merged = _merged(base, adapter)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a merge that was killed
+    merged.save_pretrained(partial)
+    processor.save_pretrained(partial)
+    if out.exists():
+        out.rmdir()
+    partial.replace(out)
+    return out
+
+
+def _merged(base: Any, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    except (ValueError, RuntimeError, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"the adapter in {adapter} does not fit {base.config.model_type} model: {str(error).splitlines()[0]} "
+            "Merge it into the model it was trained on."
+        ) from error

@@ -1,0 +1,222 @@
+"""The reinforcement-learning stage: data, models, trainer, adapter."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import set_seed
+
+from foveate.data.example import Examples, Rules
+from foveate.data.examples import load_examples
+from foveate.errors import ConfigurationError, MissingExtraError
+from foveate.families import adapt
+from foveate.glimpse.config import default_layer
+from foveate.glimpse.module import WEIGHTS, GlimpseModule
+from foveate.glimpse.official import load_module
+from foveate.training.glimpse.arguments import parse_arguments
+from foveate.training.glimpse.common import RunSettings, load_base, place, write_summary
+from foveate.training.plus.judge import Judge, JudgeError
+from foveate.training.plus.merge import ADAPTER
+from foveate.training.plus.rewards import Rewards
+from foveate.training.plus.rollouts import Prune, Pruning, RolloutProcessor, dataset
+from foveate.training.plus.threshold import ThresholdPolicy
+
+PUBLISHED = {
+    "num_generations": 4,
+    "per_device_train_batch_size": 4,  # one group; published: one completion on each of four devices
+    "gradient_accumulation_steps": 8,
+    "steps_per_generation": 1,
+    "num_train_epochs": 1,
+    "learning_rate": 1e-4,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.1,  # below 1: a fraction of all steps
+    "beta": 0.04,
+    "max_completion_length": 128,
+    "temperature": 1.0,
+    "loss_type": "grpo",  # token mean, then sample mean
+    "scale_rewards": "group",
+    "use_bias_correction_kl": False,  # the published gradient of the KL term
+}
+"""GlimpsePrune+'s settings of its reinforcement-learning stage, as fields of `trl.GRPOConfig`."""
+
+LORA = {"r": 32, "lora_alpha": 64, "lora_dropout": 0.05}
+"""Published settings of the adapter, as fields of `peft.LoraConfig`."""
+
+_DEFAULTS = {"logging_steps": 1, "save_steps": 50, "save_total_limit": 2, "report_to": "none", "seed": 0}
+_OURS = {"remove_unused_columns": False}
+
+
+@dataclass(frozen=True)
+class Settings(RunSettings):
+    """What to fine-tune, on what, and where to put the adapter (`adapter_model.safetensors`, `training.json`).
+
+    `arguments` are fields of `trl.GRPOConfig` that differ from `PUBLISHED`.
+
+    Attributes:
+        first: row of `data` to begin with.
+        module: glimpse module (folder or hub id); gives K, and prunes where boxes do not.
+        prune: see `rollouts.Prune`.
+        layer: K; None: the module's, or two thirds of the layers.
+        rewards: weight of each reward.
+        judge: arguments of `Judge` (its cache is `out/judge.sqlite` unless given), or None.
+        learn_threshold: make the module's threshold part of the policy.
+        lora: fields of `peft.LoraConfig` that differ from `LORA`. None: no adapter, all of the language model.
+    """
+
+    first: int = 0
+    module: str | None = None
+    prune: Prune = "boxes"
+    layer: int | None = None
+    rewards: dict[str, float] = field(default_factory=lambda: {"exact_match": 1.0})
+    judge: dict[str, Any] | None = None
+    learn_threshold: bool = False
+    lora: dict[str, Any] | None = field(default_factory=dict)
+
+
+def grpo_arguments(settings: Settings) -> Any:
+    """`trl.GRPOConfig`; values may be strings.
+
+    Raises:
+        MissingExtraError: TRL or PEFT is not installed.
+        ConfigurationError: an unknown name or a value of the wrong kind.
+    """
+    try:
+        import peft  # noqa: F401
+        from trl import GRPOConfig
+    except ImportError as error:
+        raise MissingExtraError("`foveate train plus` needs: pip install 'foveate[train]'") from error
+    own = {"bf16": torch.accelerator.is_available(), "output_dir": str(settings.out)}
+    if settings.judge is not None:  # other processes wait at a barrier while one waits for the judge
+        own["ddp_timeout"] = int(float(settings.judge.get("patience", Judge.patience))) + 1800
+    given = {**PUBLISHED, **_DEFAULTS, **own, **settings.arguments, **_OURS}
+    if "generation_batch_size" in settings.arguments and "steps_per_generation" not in settings.arguments:
+        given.pop("steps_per_generation")  # TRL takes one of the two
+    arguments = parse_arguments(GRPOConfig, given)
+    if arguments.use_vllm:
+        raise ConfigurationError("use_vllm=True: vLLM would sample from unpruned prompts; leave it off")
+    if arguments.eval_strategy != "no":
+        raise ConfigurationError("eval_strategy: evaluate checkpoints with `foveate eval`; leave it at 'no'")
+    return arguments
+
+
+def make_rewards(settings: Settings) -> Rewards:
+    """The rewards, with their judge.
+
+    Raises:
+        ConfigurationError: unknown names, a judge without its reward or the other way round, a threshold that
+            nothing holds back.
+    """
+    weights = settings.rewards
+    if settings.learn_threshold and not (weights.get("pruning_rate") and len([w for w in weights.values() if w]) > 1):
+        raise ConfigurationError(
+            "a learned threshold needs a reward for the task and one for pruning, or it drifts to one end: for "
+            "example --reward exact_match=1 --reward pruning_rate=0.5"
+        )
+    if settings.judge is None:
+        return Rewards(weights)
+    try:
+        return Rewards(weights, Judge(**{"cache": settings.out / "judge.sqlite", **settings.judge}))
+    except TypeError as error:
+        raise ConfigurationError(f"judge: {error}") from error
+
+
+def make_adapter(settings: Settings, base: nn.Module | None) -> Any:
+    """The `peft.LoraConfig`, or None.
+
+    Raises:
+        ConfigurationError: an unknown field.
+    """
+    from peft import LoraConfig
+
+    if settings.lora is None:
+        return None
+    layers = {} if base is None else {"target_modules": language_linears(base)}
+    try:
+        return LoraConfig(**{**layers, **LORA, **settings.lora})
+    except TypeError as error:
+        raise ConfigurationError(f"lora: {error}") from error
+
+
+def train(settings: Settings) -> dict[str, float]:
+    """Train an adapter on pruned inputs and write it to `settings.out`; returns the final metrics.
+
+    Raises:
+        FoveateError: anything the user can mend: data, models, settings, a judge that is down, a folder in use.
+    """
+    arguments = grpo_arguments(settings)
+    checkpoint = place(settings, ADAPTER if settings.lora is not None else WEIGHTS)
+    rules = Rules(settings.box_format, settings.prune == "boxes" and settings.module is None, True, settings.skip_bad)
+    examples = load_examples(settings.data, rules, settings.limit, settings.first)
+    rewards = make_rewards(settings)
+    set_seed(arguments.seed)
+    trainer = build_trainer(settings, arguments, examples, rewards)
+    try:
+        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except JudgeError:
+        trainer._save_checkpoint(trainer.model, trial=None)  # nothing of the steps that were judged is lost
+        raise
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        judge = settings.judge and {name: value for name, value in settings.judge.items() if name != "api_key"}
+        results = {
+            "rows": len(examples),
+            "rows_skipped": examples.skipped,
+            "threshold": None if trainer.policy is None else trainer.policy.threshold,
+            "metrics": result.metrics,
+            "log": trainer.state.log_history,
+        }
+        write_summary(replace(settings, judge=judge), arguments, tuple(PUBLISHED), results, ("trl", "peft"))
+    return dict(result.metrics)
+
+
+def build_trainer(settings: Settings, arguments: Any, examples: Examples, rewards: Rewards) -> Any:
+    """The trainer on a freshly loaded model."""
+    from foveate.training.plus.trainer import PlusTrainer
+
+    base, processor = load_base(settings)
+    module = None if settings.module is None else load_module(settings.module).eval()
+    pruning = Pruning(settings.prune, _layer(settings, base, module), module)
+    adapter = make_adapter(settings, base)
+    if adapter is None:
+        base.requires_grad_(False)
+        adapt(base).parts.text.requires_grad_(True)
+    policy = None
+    if settings.learn_threshold:
+        policy = ThresholdPolicy(0.5 if module is None else module.config.threshold)
+    # a sampled placeholder would stand for an image that nobody gave
+    placeholders = {"suppress_tokens": sorted(adapt(base).token_ids.values())}
+    arguments.generation_kwargs = placeholders | (arguments.generation_kwargs or {})
+    return PlusTrainer(
+        base,
+        reward_funcs=rewards,
+        args=arguments,
+        train_dataset=dataset(examples, settings.system),
+        processing_class=RolloutProcessor.of(processor),
+        peft_config=adapter,
+        base=base,
+        pruning=pruning,
+        policy=policy,
+    )
+
+
+def _layer(settings: Settings, base: nn.Module, module: GlimpseModule | None) -> int:
+    if settings.layer is not None:
+        return settings.layer
+    if module is not None:
+        return module.config.reduce_layer
+    return default_layer(adapt(base).info.layers)
+
+
+def language_linears(model: nn.Module) -> str:
+    """Regular expression of the language model's linear layers, as PEFT's `target_modules`.
+
+    The output layer is not among them: TRL multiplies by its weight directly and would pass an adapter by.
+    """
+    layers = adapt(model).parts.layers
+    prefix = next(name for name, module in model.named_modules() if module is layers)
+    leaves = {name.rsplit(".")[-1] for name, module in layers.named_modules() if isinstance(module, nn.Linear)}
+    return rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(leaves))})"

@@ -1,0 +1,163 @@
+"""The whole GlimpsePrune+ schedule from one YAML file; the same command goes on after a kill at any stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import torch
+from rich.console import Console
+
+from foveate.errors import ConfigurationError
+from foveate.files.yaml_files import check_keys, check_mapping, read_yaml
+from foveate.glimpse.module import WEIGHTS, GlimpseModule
+from foveate.training.glimpse import run as supervised
+from foveate.training.glimpse.common import SUMMARY
+from foveate.training.glimpse.objectives import Objective
+from foveate.training.plus import run as rl
+from foveate.training.plus.merge import merge
+from foveate.training.plus.rollouts import check_kind
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a schedule file says.
+
+    Attributes:
+        model, data, out: base model, data of every stage unless the stage names its own, folder of the results.
+        module: a trained glimpse module of the base model; then the stage `glimpse` is left out.
+        glimpse: settings of the first supervised stage (`glimpse.train.run.Settings`).
+        rl: settings of the reinforcement-learning stage (`plus.run.Settings`).
+        retrain: settings of the last supervised stage, on the merged model.
+    """
+
+    model: str
+    data: str
+    out: Path
+    module: str | None = None
+    glimpse: dict[str, Any] | None = None
+    rl: dict[str, Any] | None = None
+    retrain: dict[str, Any] | None = None
+
+
+def read(path: Path, out: Path | None = None) -> Schedule:
+    """A schedule file; `out` overrides its folder.
+
+    Raises:
+        ConfigurationError: missing, malformed, unknown or missing keys.
+    """
+    raw = read_yaml(path, ConfigurationError)
+    check_mapping(raw, str(path), ConfigurationError)
+    raw |= {} if out is None else {"out": out}
+    raw |= {name: {} for name in ("glimpse", "rl", "retrain") if name in raw and raw[name] is None}
+    schedule: Schedule = _checked(Schedule, raw, str(path))
+    schedule = dataclasses.replace(schedule, out=Path(schedule.out))
+    for stage in (schedule.glimpse, schedule.rl, schedule.retrain):
+        if stage is not None and not isinstance(stage, dict):
+            raise ConfigurationError(f"{path}: a stage is a mapping of settings, not {type(stage).__name__}")
+    _check(schedule)
+    return schedule
+
+
+def _check(schedule: Schedule) -> None:
+    """Builds what the stages build from their settings: an error in the last one shall not show after hours."""
+    first, middle, last = _settings(schedule)
+    for stage in (first, last):
+        if stage is not None:
+            supervised.training_arguments(stage)
+    if middle.lora is None:
+        raise ConfigurationError("rl: lora: a schedule merges an adapter; give its fields, or {} as published")
+    rl.grpo_arguments(middle)
+    rl.make_adapter(middle, None)
+    with TemporaryDirectory() as folder:  # the judge opens its cache
+        rl.make_rewards(dataclasses.replace(middle, out=Path(folder)))
+    check_kind(middle.prune)
+
+
+def _checked(kind: type[T], values: dict[str, Any], where: str) -> T:
+    check_keys(kind, values, where, ConfigurationError)
+    return kind(**values)
+
+
+def _settings(schedule: Schedule) -> tuple[supervised.Settings | None, rl.Settings, supervised.Settings]:
+    """Settings of the three training stages."""
+    common = {"model": schedule.model, "data": schedule.data, "resume": True}
+    merged = str(schedule.out / "merged")
+    first = None
+    if schedule.module is None and schedule.glimpse is not None:
+        first = _glimpse({**common, **schedule.glimpse, "out": schedule.out / "glimpse"}, "glimpse")
+    module = schedule.module or (None if first is None else str(schedule.out / "glimpse"))
+    middle = _checked(
+        rl.Settings, {**common, "module": module, **(schedule.rl or {}), "out": schedule.out / "rl"}, "rl"
+    )
+    last = {**common, **(schedule.retrain or schedule.glimpse or {}), "out": schedule.out / "retrain"}
+    return first, middle, _glimpse({**last, "model": merged}, "retrain")
+
+
+def _glimpse(values: dict[str, Any], where: str) -> supervised.Settings:
+    objective = _checked(Objective, values.pop("objective", {}), f"{where}: objective")
+    return _checked(supervised.Settings, {**values, "objective": objective}, where)
+
+
+def run(schedule: Schedule) -> Path:
+    """Every stage that is not done yet; returns the merged model's folder, with its module in `glimpse/`.
+
+    Raises:
+        FoveateError: what the stages raise.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigurationError(
+            "a schedule runs in one process; run its stages one by one (train glimpse, train plus, merge, train "
+            "glimpse) with accelerate or torchrun"
+        )
+    first, middle, last = _settings(schedule)
+    out = schedule.out
+    steps: list[tuple[str, Path, Callable[[], Any]]] = []
+    if first is not None:
+        steps.append(("glimpse", first.out / SUMMARY, lambda: supervised.train(first)))
+    steps += [
+        ("rl", middle.out / SUMMARY, lambda: rl.train(middle)),
+        ("merge", out / "merged", lambda: merge(middle.model, middle.out, out / "merged")),
+        ("retrain", last.out / SUMMARY, lambda: supervised.train(_with_threshold(last, middle.out))),
+    ]
+    console = Console(stderr=True)
+    for name, done, work in steps:
+        if done.exists():
+            console.print(f"stage {name}: done before ({done})")
+            continue
+        console.print(f"stage {name}")
+        work()
+        gc.collect()  # TRL's trainer and its model refer to each other
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return _assemble(out / "merged", last.out)
+
+
+def _with_threshold(settings: supervised.Settings, rl_out: Path) -> supervised.Settings:
+    """The last stage, its fresh module beginning with the threshold that was learned, if one was."""
+    learned = json.loads((rl_out / SUMMARY).read_text(encoding="utf-8")).get("threshold")
+    if learned is None or settings.start is not None:
+        return settings
+    return dataclasses.replace(settings, module={"threshold": learned, **settings.module})
+
+
+def _assemble(merged: Path, module: Path) -> Path:
+    """The module beside the merged weights, where `foveate ask --method glimpse` finds it."""
+    target = merged / "glimpse"
+    partial = merged / "glimpse.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    GlimpseModule.from_pretrained(module).save_pretrained(partial)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.replace(target)
+    assert (target / WEIGHTS).is_file()
+    return merged

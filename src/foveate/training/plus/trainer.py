@@ -1,0 +1,177 @@
+"""TRL's `GRPOTrainer` on pruned inputs: rollouts and log-probabilities see the same kept tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from trl import GRPOTrainer
+
+from foveate.engine.attach import prune
+from foveate.engine.replay import Replay, RowChoices, row_choices
+from foveate.errors import ConfigurationError
+from foveate.families import adapt
+from foveate.training.plus.rollouts import Pruning
+from foveate.training.plus.threshold import ThresholdPolicy
+
+THRESHOLD = "threshold.safetensors"
+
+
+def _check_threshold(pruning: Pruning, arguments: Any) -> None:
+    if pruning.kind != "glimpse":
+        raise ConfigurationError("a learned threshold needs --prune glimpse: boxes have none")
+    per_generation = arguments.steps_per_generation or arguments.gradient_accumulation_steps
+    if arguments.num_iterations > 1 or per_generation > arguments.gradient_accumulation_steps:
+        raise ConfigurationError(
+            "a learned threshold needs fresh rollouts for every step: leave num_iterations=1 and "
+            "steps_per_generation at most gradient_accumulation_steps"
+        )
+
+
+class Replaying:
+    """A model as TRL calls it for log-probabilities, in chunks of a batch: each chunk is pruned as it was sampled."""
+
+    def __init__(self, model: nn.Module, base: nn.Module, choices: Sequence[RowChoices] | None) -> None:
+        self.model, self.base, self.choices, self.done = model, base, choices, 0
+
+    def __call__(self, **inputs: Any) -> Any:
+        rows = inputs["input_ids"].shape[0]
+        own = None if self.choices is None else self.choices[self.done : self.done + rows]
+        self.done += rows
+        with nullcontext() if own is None else prune(self.base, Replay(own), full_length=True):
+            return self.model(**inputs)
+
+
+class _FreshGradient(TrainerCallback):
+    """The Trainer clears the gradients of its model only; the threshold is not part of that."""
+
+    def __init__(self, policy: ThresholdPolicy) -> None:
+        self.policy = policy
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self.policy.mean.grad = None
+
+
+class PlusTrainer(GRPOTrainer):
+    """GRPO under pruning.
+
+    Args:
+        base: the stock model inside `model` (PEFT may have wrapped it).
+        pruning: how rollouts are pruned.
+        policy: learned threshold, or None.
+        threshold_rate: learning rate of its mean.
+
+    Raises:
+        ConfigurationError: a KL term without PEFT: TRL would load the reference model anew, unpruned.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        base: nn.Module,
+        pruning: Pruning,
+        policy: ThresholdPolicy | None = None,
+        threshold_rate: float = 0.02,
+        **kwargs: Any,
+    ) -> None:
+        self.base, self.pruning, self.policy, self.threshold_rate = base, pruning, policy, threshold_rate
+        if kwargs["args"].beta > 0 and kwargs.get("peft_config") is None:
+            raise ConfigurationError(
+                f"beta={kwargs['args'].beta} without PEFT: TRL would load a second, unpruned model as reference. Train "
+                "a LoRA adapter (the reference is then the model without it), or set beta=0."
+            )
+        if policy is not None:
+            _check_threshold(pruning, kwargs["args"])
+        super().__init__(*args, **kwargs)
+        if policy is not None:
+            policy.to(self.accelerator.device)
+            self.add_callback(_FreshGradient(policy))
+        self._choices: list[RowChoices] | None = None
+        self._samples: Sequence[Mapping[str, Any]] = ()
+        self._thresholds: Tensor | None = None
+
+    # -- rollouts ----------------------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._samples = inputs
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if self._choices is not None:
+            output["choices"] = self._choices  # a list with one entry per row: TRL shuffles and splits it along
+        if self._thresholds is not None:
+            output["thresholds"] = self._thresholds
+        return output
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        self._thresholds = None
+        if self.policy is not None:
+            self._thresholds = self.policy.sample(len(self._samples), spread=self.model.training)
+        sampled = None if self._thresholds is None else self._thresholds.sigmoid().tolist()
+        method = self.pruning.method(self._samples, sampled)
+        if method is None:
+            self._choices = None
+            return super()._generate_single_turn(*args, **kwargs)
+        with prune(self.base, method) as trace:
+            result = super()._generate_single_turn(*args, **kwargs)
+        self._choices = row_choices(trace.last, method, adapt(self.base).info)
+        return result
+
+    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any) -> Tensor:
+        shares = [1.0] * len(inputs)
+        if self._choices is not None:
+            shares = [row.kept / max(row.total, 1) for row in self._choices]
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["kept_share"].append(sum(shares) / len(shares))
+        if self.policy is not None:
+            self._metrics[mode]["threshold"].append(self.policy.threshold)
+        known = [{**row, "kept_share": share} for row, share in zip(inputs, shares, strict=True)]
+        rewards: Tensor = super()._calculate_rewards(known, *args)
+        return rewards
+
+    # -- log-probabilities and loss ----------------------------------------------------------------------
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        # Hooks stay for the backward pass, in which some versions of transformers run checkpointed layers again.
+        with prune(self.base, None):
+            loss: Tensor = super().training_step(*args, **kwargs)
+        return loss
+
+    def _get_per_token_logps_and_entropies(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        replaying = Replaying(model, self.base, self._choices)
+        return super()._get_per_token_logps_and_entropies(replaying, *args, **kwargs)
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        self._choices = inputs.get("choices")
+        loss: Tensor = super()._compute_loss(model, inputs)
+        if self.policy is not None:
+            # of all processes: then every one of them takes the same step
+            gathered = (self.accelerator.gather(inputs[name]) for name in ("thresholds", "advantages"))
+            own = self.policy.loss(*gathered)
+            loss = loss + own / self.current_gradient_accumulation_steps
+        return loss
+
+    # -- the threshold among what is trained and saved ---------------------------------------------------
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        if self.policy is not None:
+            group = {"params": [self.policy.mean], "lr": self.threshold_rate, "weight_decay": 0.0}
+            optimizer.add_param_group(group)
+        return optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.policy is not None:
+            folder = Path(output_dir or self.args.output_dir)
+            save_file({"mean": self.policy.mean.detach().cpu()}, folder / THRESHOLD)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.policy is not None:
+            mean = load_file(Path(resume_from_checkpoint) / THRESHOLD)["mean"]
+            self.policy.mean.data.copy_(mean)
