@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import foveate
-from foveate.data.example import DataError
 from foveate.engine import seams
-from foveate.errors import ConfigurationError, FoveateError
+from foveate.errors import ConfigurationError, DataError, FoveateError
 from foveate.glimpse import rl_losses
 from foveate.training.plus import run as plus
 from foveate.training.plus.judge import JudgeError
@@ -233,7 +232,7 @@ def write_rows(path: Path, data: Path, **changes: Any) -> Path:
 
 def test_a_row_without_answer_or_boxes(run: plus.Settings, data: Path, tmp_path: Path, module: Path) -> None:
     unanswered = dataclasses.replace(run, data=str(write_rows(tmp_path / "a.jsonl", data, answer=None)))
-    with pytest.raises(DataError, match="row 4: answer is empty"):
+    with pytest.raises(DataError, match="row 4: the answer is empty"):
         plus.train(unanswered)
     plus.train(dataclasses.replace(unanswered, skip_bad=True))
     assert json.loads((run.out / "training.json").read_text())["rows_skipped"] == 1

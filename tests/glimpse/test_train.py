@@ -13,8 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from foveate.data.example import DataError
-from foveate.errors import CheckpointError, ConfigurationError
+from foveate.errors import CheckpointError, ConfigurationError, DataError
 from foveate.glimpse import GlimpseModule
 from foveate.training.glimpse.run import Settings, train, training_arguments
 from foveate.training.glimpse.trainer import last_checkpoint

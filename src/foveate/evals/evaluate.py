@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from foveate.data import tasks
-from foveate.evals import runner
+from foveate.data.rows import Rows
+from foveate.evals import questions, runner
 from foveate.evals.metrics import metric
 from foveate.evals.store import Store
 from foveate.evals.summary import Answers, collect, summarise
@@ -62,7 +62,7 @@ class Evaluation:
 
     found: dict[str, Any]
     answers: list[Answers]
-    task: tasks.Task
+    task: Rows
     subject: runner.Subject
     settings: Sequence[Setting] = field(default_factory=list)
 
@@ -85,7 +85,7 @@ def evaluate(
     from foveate.inference.loading import load
 
     metric(plan.metric)  # before anything takes time
-    task = tasks.load(plan.data, plan.limit, plan.prompt)
+    task = questions.load(plan.data, plan.limit, plan.prompt, plan.skip_bad)
     model, processor = load(plan.model, dtype=plan.dtype, device=plan.device, attn_implementation=plan.attention)
     subject = runner.Subject(model, processor, plan.max_new_tokens)
     on_start(len(task.ids) * len(plan.settings))
@@ -94,7 +94,7 @@ def evaluate(
         done = runner.run(subject, task, plan.settings, store, plan.batch, plan.skip_bad, on_answers)
         answers = collect(store, keys, task.ids, plan.metric)
     more = {"command": command, "run": store.identity, "environment": facts(model)}
-    found = _found(plan, answers) | more | {"computed_now": done.computed, "skipped": done.skipped}
+    found = _found(plan, answers) | more | {"computed_now": done.computed, "skipped": [*task.skipped, *done.skipped]}
     write_text(plan.out / "summary.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     write_text(plan.out / "summary.csv", _csv(found["results"]))
     return Evaluation(found, answers, task, subject, plan.settings)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 import foveate
 from foveate.core.method import Method
-from foveate.data.tasks import DataError, Sample, Task
+from foveate.data.rows import Row, Rows
+from foveate.evals.questions import prepare
 from foveate.evals.store import Record, Store
-from foveate.inference.batches import build_batch, generate
+from foveate.inference.batches import generate
 from foveate.specs.settings import Setting
 from foveate.trace.records import PrefillTrace
 
@@ -40,7 +41,7 @@ class Subject:
     max_new_tokens: int = 32
 
 
-def identity(name: str, subject: Subject, task: Task, prompt: str) -> dict[str, Any]:
+def identity(name: str, subject: Subject, task: Rows, prompt: str) -> dict[str, Any]:
     """What must agree for two answers to be comparable; goes to the head of the results file."""
     model = subject.model
     return {
@@ -65,7 +66,7 @@ def fingerprint(model: Any) -> str:
 
 def run(
     subject: Subject,
-    task: Task,
+    task: Rows,
     settings: Sequence[Setting],
     store: Store,
     batch: int = 1,
@@ -79,28 +80,30 @@ def run(
 
     Args:
         batch: questions per batch (padded on the left).
-        skip_bad: leave samples with unreadable images out and count them, instead of stopping.
+        skip_bad: leave samples that cannot be asked out and count them, instead of stopping.
         on_answers: told how many (setting, sample) pairs are done, stored ones included.
 
     Raises:
-        DataError: an unreadable image, unless `skip_bad`.
+        DataError: a sample that cannot be asked, unless `skip_bad`.
     """
     methods = [(setting.describe(), setting, setting.make()) for setting in settings]
     done, warm = Run([]), False
     for start in range(0, len(task.ids), batch):
         ids = task.ids[start : start + batch]
         missing = [m for m in methods if any((m[0], sample) not in store for sample in ids)]
-        rows = _read(task.samples[start : start + batch], skip_bad, done.skipped) if missing else []
+        rows, inputs = list[Row](), dict[str, Tensor]()
+        if missing:
+            batch_rows = task[start : start + batch]
+            rows, inputs = prepare(subject.model, subject.processor, batch_rows, skip_bad, done.skipped)
         on_answers(len(ids) * (len(methods) - (len(missing) if rows else 0)))
         if not rows:
             continue
-        inputs = build_batch(subject.model, subject.processor, [(images, s.question) for s, images in rows])
         if not warm:
             _warm_up(subject, inputs, [method for _, _, method in methods])
             warm = True
         for key, setting, method in missing:
             texts, trace = answer(subject, inputs, method)
-            store.append(_records(key, setting, [s for s, _ in rows], texts, trace))
+            store.append(_records(key, setting, rows, texts, trace))
             done.computed += len(rows)
             on_answers(len(ids))
     return done
@@ -120,20 +123,8 @@ def _warm_up(subject: Subject, inputs: dict[str, Tensor], methods: Sequence[Meth
         answer(short, inputs, method)
 
 
-def _read(samples: Sequence[Sample], skip_bad: bool, skipped: list[str]) -> list[tuple[Sample, list[Any]]]:
-    rows = []
-    for sample in samples:
-        try:
-            rows.append((sample, sample.images()))
-        except DataError as error:
-            if not skip_bad:
-                raise DataError(f"{error} Use --skip-bad to leave such samples out and count them.") from error
-            skipped.append(str(error))
-    return rows
-
-
 def _records(
-    key: str, setting: Setting, samples: Sequence[Sample], texts: Sequence[str], trace: PrefillTrace
+    key: str, setting: Setting, samples: Sequence[Row], texts: Sequence[str], trace: PrefillTrace
 ) -> list[Record]:
     rows = len(samples)
     times = {"vision_ms": trace.vision.ms, "select_ms": trace.selecting.ms, "prefill_ms": trace.prefill.ms}

@@ -12,6 +12,7 @@ import transformers
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from foveate import zoo
+from foveate.data.images import open_image
 from foveate.errors import CheckpointError, InputError, UnsupportedModelError
 from foveate.families import adapt, registry
 from foveate.families.base import Family
@@ -134,7 +135,7 @@ class ImageTextProcessor:
         if videos is not None:
             raise InputError("Videos need torchvision: install it, and foveate loads the model's full processor.")
         texts = [text] if isinstance(text, str) else list(text)
-        pictures = _flat(images)
+        pictures = [open_image(image) for image in _flat(images)]
         pixels = dict(self.image_processor(images=pictures, return_tensors="pt")) if pictures else {}
         texts = self._expand(texts, pixels, len(pictures))
         options.setdefault("return_tensors", "pt")
@@ -210,8 +211,6 @@ def _flat(images: Any) -> list[Any]:
 
 
 def _chat_images(chat: Any) -> list[Any]:
-    from foveate.data.images import open_image
-
     found = []
     for message in chat:
         for part in message["content"] if not isinstance(message["content"], str) else ():
@@ -221,5 +220,5 @@ def _chat_images(chat: Any) -> list[Any]:
                 image = part.get("image", part.get("path"))
                 if image is None:
                     raise InputError("An image part of the conversation has neither 'image' nor 'path'.")
-                found.append(open_image(image) if isinstance(image, str | Path) else image)
+                found.append(image)
     return found

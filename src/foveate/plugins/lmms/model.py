@@ -19,6 +19,7 @@ from torch import Tensor
 
 import foveate
 from foveate.core.method import Method
+from foveate.data.images import open_image
 from foveate.errors import ConfigurationError
 from foveate.inference.batches import encode
 from foveate.specs.settings import parse_value
@@ -162,7 +163,9 @@ class Foveate(lmms):
         if task is not None:
             doc = self.task_dict[task][split][doc_id]
             images, target = list(to_visual(doc) or ()), target(doc) if callable(target) else target
-        content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": context}]
+        content = [{"type": "image", "image": open_image(image)} for image in images] + [
+            {"type": "text", "text": context}
+        ]
         inputs = encode(self.model, self.processor, [[{"role": "user", "content": content}]])
         ids = self.processor.tokenizer(str(target).lstrip(), add_special_tokens=False, return_tensors="pt")["input_ids"]
         logits = self._continue(inputs, ids.to(self.model.device))
@@ -206,7 +209,8 @@ def _messages(messages: Any) -> Chat:
         content = []
         for part in message["content"]:
             kind = part["type"]
-            content.append({"type": kind, kind: part["text"] if kind == "text" else part["url"]})
+            value = part["text"] if kind == "text" else part["url"]
+            content.append({"type": kind, kind: open_image(value) if kind == "image" else value})
         chat.append({"role": message["role"], "content": content})
     return chat
 

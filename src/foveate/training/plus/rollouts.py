@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 from transformers import ProcessorMixin
 
 from foveate.core.method import Method
-from foveate.data.example import DataError, Examples
-from foveate.errors import ConfigurationError
+from foveate.data.rows import Rows
+from foveate.errors import ConfigurationError, DataError
 from foveate.glimpse.module import GlimpseModule
 from foveate.inference.loading import ImageTextProcessor
 from foveate.training.evidence import EvidenceBoxes, RowwiseGlimpse
@@ -67,7 +67,7 @@ class Pruning:
         return RowwiseGlimpse(self.module, boxes=boxes, thresholds=thresholds)
 
 
-def dataset(examples: Examples, system: str | None) -> Any:
+def dataset(examples: Rows, system: str | None) -> Any:
     """A `datasets.Dataset` whose rows are read (images decoded, scenes rendered) when they are used."""
     import datasets
 
@@ -80,7 +80,7 @@ def dataset(examples: Examples, system: str | None) -> Any:
             "question": [example.question for example in found],
             "answer": [example.answer for example in found],
             "boxes": [example.boxes for example in found],
-            "row": [example.row for example in found],
+            "row": [example.number for example in found],
         }
 
     return datasets.Dataset.from_dict({"number": list(range(len(examples)))}).with_transform(read)
