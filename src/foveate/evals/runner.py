@@ -89,12 +89,11 @@ def run(
     methods = [(setting.describe(), setting, setting.make()) for setting in settings]
     done, warm = Run([]), False
     for start in range(0, len(task.ids), batch):
-        ids = task.ids[start : start + batch]
+        some = task[start : start + batch]
+        ids = some.ids
         missing = [m for m in methods if any((m[0], sample) not in store for sample in ids)]
-        rows, inputs = list[Row](), dict[str, Tensor]()
-        if missing:
-            batch_rows = task[start : start + batch]
-            rows, inputs = prepare(subject.model, subject.processor, batch_rows, skip_bad, done.skipped)
+        model, processor = subject.model, subject.processor
+        rows, inputs = prepare(model, processor, some, skip_bad, done.skipped) if missing else ([], {})
         on_answers(len(ids) * (len(methods) - (len(missing) if rows else 0)))
         if not rows:
             continue
