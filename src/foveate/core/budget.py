@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -72,6 +72,30 @@ class Keep:
         if isinstance(value, int) and value > 1:
             return cls(count=value, per=per)
         return cls(ratio=float(value), per=per)
+
+    def ratio_of(self, n: int) -> float:
+        """The budget as a share of `n` tokens.
+
+        Raises:
+            BudgetError: for a threshold, whose number depends on the scores.
+        """
+        if self.ratio is not None:
+            return self.ratio
+        if self.count is not None:
+            return min(1.0, self.count / max(n, 1))
+        raise BudgetError("A threshold budget has no share before the scores are known.")
+
+    def share(self, ratio: float) -> Keep:
+        """The same floor, cap and scope with another ratio."""
+        return replace(self, ratio=ratio, count=None, threshold=None)
+
+    @property
+    def plain(self) -> float | int | str:
+        """As users write it, for traces and tables."""
+        kind = self.ratio if self.ratio is not None else self.count
+        if kind is not None and self == (Keep(ratio=self.ratio) if self.count is None else Keep(count=self.count)):
+            return kind
+        return repr(self)
 
     @property
     def is_everything(self) -> bool:

@@ -10,20 +10,27 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Merge:
-    """Sparse weights of merged tokens: `out[target] = sum(weight * x[source])`.
+    """Sparse weights of merged tokens: token `target[s]` becomes the sum of `weight * x[source]` over segment `s`.
 
     Attributes:
-        target: `[nnz]` positions among the *kept* tokens whose value is replaced.
+        target: `[t]` distinct positions among the *kept* tokens whose value is replaced.
+        segment: `[nnz]` which target (0..t-1) an entry belongs to.
         source: `[nnz]` positions among the tokens *before* the selection.
         weight: `[nnz]` float32.
     """
 
     target: Tensor
+    segment: Tensor
     source: Tensor
     weight: Tensor
 
     def to(self, device: torch.device) -> Merge:
-        return Merge(self.target.to(device), self.source.to(device), self.weight.to(device))
+        return Merge(*(t.to(device) for t in (self.target, self.segment, self.source, self.weight)))
+
+    @property
+    def entry_target(self) -> Tensor:
+        """`[nnz]` the target of every entry."""
+        return self.target[self.segment]
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Selection:
         out = x.index_select(dim, self.index)
         if self.merge is None:
             return out
-        return mix(out.movedim(dim, 0).clone(), x.movedim(dim, 0), self.merge).movedim(0, dim)
+        return mix(out.movedim(dim, 0), x.movedim(dim, 0), self.merge).movedim(0, dim)
 
     def then(self, other: Selection) -> Selection:
         """This selection followed by `other`, which selects among this one's survivors."""
@@ -73,14 +80,14 @@ class Selection:
             return Selection(self.n, index)
         # Both as dense matrices would be n x m; instead expand other's sources through this one's rows.
         first, second = _rows(self), _rows(other)
-        start = torch.searchsorted(first.target, second.source)
-        stop = torch.searchsorted(first.target, second.source, right=True)
+        start = torch.searchsorted(first.segment, second.source)
+        stop = torch.searchsorted(first.segment, second.source, right=True)
         counts = stop - start
         pick = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
         offset = torch.arange(len(pick), device=counts.device) - (counts.cumsum(0) - counts)[pick]
         entry = start[pick] + offset
-        merge = Merge(second.target[pick], first.source[entry], second.weight[pick] * first.weight[entry])
-        return Selection(self.n, index, merge)
+        weight = second.weight[pick] * first.weight[entry]
+        return Selection(self.n, index, Merge(second.target, second.segment[pick], first.source[entry], weight))
 
 
 def mix(out: Tensor, x: Tensor, merge: Merge) -> Tensor:
@@ -88,24 +95,24 @@ def mix(out: Tensor, x: Tensor, merge: Merge) -> Tensor:
 
     Sums in float32 whatever the dtype, so that bf16 means of many tokens do not drift.
     """
-    rows = torch.zeros_like(out, dtype=torch.float32)
+    rows = torch.zeros(len(merge.target), *out.shape[1:], dtype=torch.float32, device=out.device)
     weight = merge.weight.view(-1, *(1,) * (x.dim() - 1))
-    rows.index_add_(0, merge.target, x.index_select(0, merge.source).float() * weight)
-    out.index_copy_(0, merge.target, rows.index_select(0, merge.target).to(out.dtype))
-    return out
+    rows = rows.index_add(0, merge.segment, x.index_select(0, merge.source).float() * weight)
+    return out.index_copy(0, merge.target, rows.to(out.dtype))
 
 
 def _rows(selection: Selection) -> Merge:
-    """Every survivor as a weighted row, targets ascending: plain survivors become weight-1 rows."""
+    """Every survivor as a weighted row, in order: target and segment are the survivors' places, plain ones have
+    weight 1."""
     m = torch.arange(len(selection), device=selection.index.device)
     if selection.merge is None:
-        return Merge(m, selection.index, torch.ones(len(m), device=m.device))
+        return Merge(m, m, selection.index, torch.ones(len(m), device=m.device))
     plain = ~torch.isin(m, selection.merge.target)
-    target = torch.cat([m[plain], selection.merge.target])
+    target = torch.cat([m[plain], selection.merge.entry_target])
     source = torch.cat([selection.index[plain], selection.merge.source])
     weight = torch.cat([torch.ones(int(plain.sum()), device=m.device), selection.merge.weight])
     order = target.argsort(stable=True)
-    return Merge(target[order], source[order], weight[order])
+    return Merge(m, target[order], source[order], weight[order])
 
 
 @dataclass(frozen=True)
@@ -137,10 +144,10 @@ class Packed:
         out = self.gather(x)
         if self.valid is not None:
             out = out.masked_fill(~self.valid.to(out.device)[..., None], 0)
-        for row, merge in enumerate(self.merges):
-            if merge is not None:
-                out[row] = mix(out[row].clone(), x[row], merge.to(x.device))
-        return out
+        if not any(self.merges):
+            return out
+        mixed = [m and mix(out[row], x[row], m.to(x.device)) for row, m in enumerate(self.merges)]
+        return torch.stack([out[row] if m is None else m for row, m in enumerate(mixed)])
 
 
 def pack(rows: list[Selection]) -> Packed:

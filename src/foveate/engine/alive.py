@@ -132,7 +132,7 @@ class Alive:
         index = keep.argsort(descending=True, stable=True)[: self.counts[row]]
         rank = keep.long().cumsum(0) - 1
         merges = [
-            Merge(rank[place[s.index[s.merge.target]]], place[s.merge.source], s.merge.weight)
+            Merge(rank[place[s.index[s.merge.target]]], s.merge.segment, place[s.merge.source], s.merge.weight)
             for place, (_, s) in zip(places, chosen, strict=True)
             if s.merge is not None
         ]
@@ -147,10 +147,13 @@ class Alive:
 
 
 def _join(merges: list[Merge]) -> Merge | None:
+    """The merges of a row's images as one."""
     if not merges:
         return None
+    starts = [sum(len(m.target) for m in merges[:number]) for number in range(len(merges))]
     return Merge(
         torch.cat([m.target for m in merges]),
+        torch.cat([m.segment + start for m, start in zip(merges, starts, strict=True)]),
         torch.cat([m.source for m in merges]),
         torch.cat([m.weight for m in merges]),
     )

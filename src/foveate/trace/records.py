@@ -91,7 +91,7 @@ class PrefillTrace:
         for traced, group, selection in zip(self.groups, groups, selections, strict=True):
             alive = group.alive[selection.index]
             merge = selection.merge
-            merged = None if merge is None else (alive[merge.target], group.alive[merge.source])
+            merged = None if merge is None else (alive[merge.entry_target], group.alive[merge.source])
             traced.steps.append(Step(layer, alive, merged, selection))
 
     def end(self, cache: FoveatedCache | None) -> None:
