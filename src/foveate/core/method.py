@@ -13,15 +13,12 @@ from torch import Tensor
 
 from foveate.core.budget import Keep, Per
 from foveate.core.probe import Probe
-from foveate.core.selection import Selection
+from foveate.core.selection import Choice, Selection
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 
 BEFORE_LLM = 0
 """Stage layer of the before-LLM seam: tokens dropped here enter no decoder layer."""
-
-Choice = Selection | Tensor
-"""What a method returns: a Selection, sorted indices `[m]` (int64) or a boolean mask `[n]`."""
 
 Positions = Literal["original", "contiguous", "index"]
 """`"original"` keeps the position ids. The other two exist to reproduce published code: `"contiguous"` renumbers the
@@ -50,7 +47,7 @@ class Stage:
     positions: Positions | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # else a subclass that wants identity would inherit an equality of `keep` alone
 class Method(ABC):
     """Base of all methods. Subclass as a frozen dataclass: its fields are its configuration.
 
@@ -61,18 +58,27 @@ class Method(ABC):
         name: key in the registry, derived from the class name unless given.
         paper: where it is published.
         verified: by what the implementation was verified, or None.
+        takes_threshold: whether `keep` may be a threshold.
+        takes_prompt: whether `keep` may be a budget over all images of a prompt; not for methods that work on one grid.
 
     Args:
         keep: average number of visual tokens per decoder layer over the unpruned number, as a ratio in (0, 1]; or that
-            average number itself, as a count; or a `Keep`. It always means the average, wherever a method prunes.
+            average number itself, as a count (1 is one token, 1.0 is everything); or a `Keep`. It always means the
+            average, wherever a method prunes. A method whose own default is None may leave it open.
         positions: position ids of the survivors; papers' code for LLaVA renumbers them (`"contiguous"`).
+
+    Raises:
+        BudgetError: a keep that is out of range.
+        ConfigurationError: a kind of budget that the method cannot use, or unknown positions.
     """
 
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     verified: ClassVar[str | None] = None
+    takes_threshold: ClassVar[bool] = False
+    takes_prompt: ClassVar[bool] = True
 
-    keep: Keep | float | int = 1 / 9
+    keep: Keep | float | int | None = 1 / 9
     positions: Positions = field(default="original", kw_only=True)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -85,7 +91,13 @@ class Method(ABC):
             raise ConfigurationError(
                 f"{self.name}: positions={self.positions!r} must be original, contiguous or index."
             )
-        object.__setattr__(self, "keep", Keep.of(self.keep))
+        if self.keep is None and type(self).keep is None:
+            return
+        object.__setattr__(self, "keep", Keep.of(self.keep))  # type: ignore[arg-type]
+        if self.budget.threshold is not None and not self.takes_threshold:
+            raise ConfigurationError(f"{self.name} has no scores to compare with a threshold; give a ratio or a count.")
+        if self.budget.per == "prompt" and not self.takes_prompt:
+            raise ConfigurationError(f"{self.name} works on the grid of one image; use Keep(..., per='image').")
 
     # -- what a subclass says ----------------------------------------------------------------------------
 
@@ -104,12 +116,12 @@ class Method(ABC):
             ConfigurationError: if the average cannot be met on such a model.
         """
         (stage,) = self.stages(info)
-        share = (keep * info.layers - stage.layer) / max(info.layers - stage.layer, 1)
+        start, depth = stage.layer, info.layers
+        if not 0 <= start < depth + stage.compact_earlier:
+            raise ConfigurationError(f"{self.name} selects before layer {start}, but the model has layers 0..{depth - 1}.")
+        share = (keep * depth - start) / max(depth - start, 1)
         if share <= 0:
-            raise ConfigurationError(
-                f"{self.name} prunes before layer {stage.layer} of {info.layers}, so it keeps more than "
-                f"{stage.layer / info.layers:.3g} on average; {keep:.3g} cannot be reached. Raise keep or prune earlier."
-            )
+            raise ConfigurationError(unreachable(self.name, keep, start, depth, start / depth))
         return (share,)
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
@@ -120,26 +132,32 @@ class Method(ABC):
         """Tokens to append behind the prompt; they are removed at the method's last stage."""
         return None
 
-    @abstractmethod
     def choose(self, view: View, count: int) -> Choice:
         """Choose `count` of the view's tokens, fewer than there are; called once per image (or prompt) and stage."""
+        raise NotImplementedError(f"{type(self).__name__} must define `choose` (or `select`).")
 
     # -- what a runtime asks -----------------------------------------------------------------------------
 
     @property
     def budget(self) -> Keep:
-        """`keep` with its kind."""
+        """`keep` with its kind.
+
+        Raises:
+            ConfigurationError: for a method whose `keep` was left open.
+        """
+        if self.keep is None:
+            raise ConfigurationError(f"{self.name} was given no keep; its number of tokens depends on the input.")
         return Keep.of(self.keep)
 
     @property
     def per(self) -> Per:
         """Whether a `View` holds one image or all images of a prompt."""
-        return self.budget.per
+        return "image" if self.keep is None else self.budget.per
 
     @property
     def prunes(self) -> bool:
         """Whether anything can ever be dropped; if not, no stage, tap or probe is installed."""
-        return not self.budget.is_everything
+        return self.keep is None or not self.budget.is_everything
 
     @property
     def decode_from_cache(self) -> bool:
@@ -147,15 +165,15 @@ class Method(ABC):
         continues after the original positions."""
         return self.positions != "original"
 
-    def counts(self, info: ModelInfo, total: int) -> Sequence[int]:
-        """Tokens of an image of `total` tokens alive after each stage.
+    def counts(self, info: ModelInfo, entered: int) -> Sequence[int]:
+        """Tokens alive after each stage of those that the method was given.
 
         Raises:
             ConfigurationError: if the average cannot be met for an image of this size.
         """
         budget = self.budget
-        shares = self.shares(info, budget.ratio_of(total))
-        return [budget.share(min(1.0, share)).size(total) for share in shares]
+        shares = self.shares(info, budget.ratio_of(entered))
+        return [budget.share(min(1.0, share)).size(entered) for share in shares]
 
     def check(self, info: ModelInfo) -> None:
         """Raise before a prefill what would be raised in the middle of it.
@@ -169,14 +187,14 @@ class Method(ABC):
     def select(self, view: View) -> Choice:
         """The choice at `view.layer`. Override it only where the number depends on what is seen."""
         layers = [stage.layer for stage in self.stages(view.info)]
-        count = self.counts(view.info, view.total)[layers.index(view.layer)]
+        count = self.counts(view.info, view.entered)[layers.index(view.layer)]
         if count >= len(view):
             return Selection.everything(len(view), view.device)
         return self.choose(view, count)
 
     def parameters(self) -> dict[str, Any]:
         """The configuration as plain values, for traces and tables."""
-        found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
         if "keep" in found and isinstance(found["keep"], Keep):
             found["keep"] = found["keep"].plain
         return {name: value for name, value in found.items() if not (name == "positions" and value == "original")}
@@ -185,12 +203,15 @@ class Method(ABC):
         return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.parameters().items())})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Score(Method):
     """A method that gives one number per visual token; its `Keep` does the rest, a threshold included.
 
-    Subclasses define `score(view) -> [n]`, higher is better.
+    Subclasses define `score(view) -> [n]`, higher is better. With a threshold as `keep`, every stage keeps what scores
+    above it.
     """
+
+    takes_threshold = True
 
     def choose(self, view: View, count: int) -> Choice:
         return Keep(count=count).choose(self.score(view))
@@ -203,3 +224,12 @@ class Score(Method):
     @abstractmethod
     def score(self, view: View) -> Tensor:
         """Importance of each token, `[n]`, higher is better."""
+
+
+def unreachable(who: str, keep: float, first: int, layers: int, lowest: float) -> str:
+    """What is said to a budget below what the layers before the first stage read."""
+    return (
+        f"{who} cannot keep {keep:.3g} of the visual tokens on average: its first stage is before layer {first} of "
+        f"{layers}, and the layers before it read every token, so it stays above {lowest:.3g}. Raise keep, select "
+        "earlier, or put a method that prunes before the language model in front of it with Compose."
+    )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from foveate.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,13 @@ class Selection:
 def mix(out: Tensor, x: Tensor, merge: Merge) -> Tensor:
     """Overwrite the rows `merge.target` of `out` `[m, ...]` with mixtures of rows of `x` `[n, ...]`.
 
-    Sums in float32 whatever the dtype, so that bf16 means of many tokens do not drift.
+    Sums in float32 at least, so that bf16 means of many tokens do not drift. Its gradient is that of the weighted sums,
+    as no row is written twice.
     """
-    rows = torch.zeros(len(merge.target), *out.shape[1:], dtype=torch.float32, device=out.device)
-    weight = merge.weight.view(-1, *(1,) * (x.dim() - 1))
-    rows = rows.index_add(0, merge.segment, x.index_select(0, merge.source).float() * weight)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    rows = torch.zeros(len(merge.target), *out.shape[1:], dtype=dtype, device=out.device)
+    weight = merge.weight.to(dtype).view(-1, *(1,) * (x.dim() - 1))
+    rows = rows.index_add(0, merge.segment, x.index_select(0, merge.source).to(dtype) * weight)
     return out.index_copy(0, merge.target, rows.to(out.dtype))
 
 
@@ -161,3 +166,85 @@ def pack(rows: list[Selection]) -> Packed:
         left = torch.tensor(pads, device=index.device)[:, None]
         valid = torch.arange(length, device=index.device)[None] >= left
     return Packed(index, valid, merges)
+
+
+Choice = Selection | Tensor
+"""What a method returns: a Selection, sorted indices `[m]` (int64) or a boolean mask `[n]`."""
+
+
+def resolve(choices: Sequence[Choice], sizes: Sequence[int], who: str) -> list[Selection]:
+    """Turn what a method returns into selections, with one device-to-host copy for all masks together.
+
+    Everything that can be seen without another copy is checked: kinds and sizes always, values where they are on the
+    host.
+
+    Args:
+        choices: one for each image (or prompt).
+        sizes: how many tokens each was made for.
+        who: name of the method, for the error.
+
+    Raises:
+        ConfigurationError: for a choice that does not fit the tokens it was made for.
+    """
+    for choice, size in zip(choices, sizes, strict=True):
+        if fault := _fault(choice, size):
+            raise ConfigurationError(
+                f"{who} chose {fault} of {size} tokens; `choose` must return sorted, distinct indices (int64) of the "
+                "view's tokens, a boolean mask over them, or a Selection."
+            )
+    masks = [c for c in choices if isinstance(c, Tensor) and c.dtype == torch.bool]
+    hosted = iter(torch.cat(masks).cpu().split([len(m) for m in masks]) if masks else ())  # the one sync
+    result = []
+    for choice, size in zip(choices, sizes, strict=True):
+        if isinstance(choice, Selection):
+            result.append(choice)
+        elif choice.dtype == torch.bool:
+            result.append(Selection.from_mask(next(hosted)).to(choice.device))
+        else:
+            result.append(Selection(size, choice))
+    return result
+
+
+def _fault(choice: object, size: int) -> str:
+    """What is wrong with a choice, or an empty text."""
+    if isinstance(choice, Selection):
+        if choice.n != size:
+            return f"from {choice.n} tokens instead"
+        return _index_fault(choice.index, size) or (_merge_fault(choice.merge, choice) if choice.merge else "")
+    if not isinstance(choice, Tensor):
+        return f"a {type(choice).__name__}"
+    if choice.dtype == torch.bool:
+        return "" if choice.shape == (size,) else f"a mask of shape {list(choice.shape)}"
+    return _index_fault(choice, size)
+
+
+def _index_fault(index: Tensor, size: int) -> str:
+    if index.dtype != torch.int64 or index.dim() != 1:
+        return f"{str(index.dtype).removeprefix('torch.')} indices of shape {list(index.shape)}"
+    if len(index) > size:
+        return f"{len(index)} indices"
+    if index.device.type != "cpu" or len(index) == 0:
+        return ""
+    low, high = (int(end) for end in index.aminmax())
+    if low < 0 or high >= size:
+        return f"indices from {low} to {high}"
+    steps = index.diff()
+    return "unsorted or repeated indices" if len(steps) and int(steps.min()) <= 0 else ""
+
+
+def _merge_fault(merge: Merge, selection: Selection) -> str:
+    entries = {len(merge.segment), len(merge.source), len(merge.weight)}
+    integers = all(t.dtype == torch.int64 and t.dim() == 1 for t in (merge.target, merge.segment, merge.source))
+    if len(entries) != 1 or not integers or not merge.weight.is_floating_point() or merge.weight.dim() != 1:
+        return "merges whose targets, segments, sources and weights do not fit each other"
+    if merge.target.device.type != "cpu":
+        return ""
+    limits = (
+        ("targets", merge.target, len(selection)),
+        ("segments", merge.segment, len(merge.target)),
+        ("sources", merge.source, selection.n),
+    )
+    for name, values, limit in limits:
+        if len(values) and (int(values.min()) < 0 or int(values.max()) >= limit):
+            return f"merges with {name} outside 0..{limit - 1}"
+    return "merges that write a target twice" if len(merge.target.unique()) < len(merge.target) else ""
