@@ -14,8 +14,7 @@ from foveate.core.grid import Grid
 from foveate.errors import CheckpointError, ConfigurationError, UnsupportedModelError
 from foveate.glimpse import GlimpseConfig, GlimpseModule, convert, load_module
 from foveate.glimpse.official import WEIGHTS
-
-from .conftest import assert_close, golden_path, golden_tensors
+from tests.golden_files import assert_close, golden_path, golden_tensors
 
 OFFICIAL = ["gp_qwen", "gp_llava"]
 

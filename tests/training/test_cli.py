@@ -13,8 +13,8 @@ from foveate.cli import train_glimpse as cli
 from foveate.errors import ConfigurationError
 from foveate.glimpse import GlimpseModule
 from foveate.training.glimpse.run import Settings
+from tests.golden_files import golden_path
 
-from .conftest import golden_path
 from .runs import FAST, command
 
 

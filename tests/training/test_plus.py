@@ -17,14 +17,14 @@ import foveate
 from foveate.data.example import DataError
 from foveate.engine import seams
 from foveate.errors import ConfigurationError, FoveateError
-from foveate.glimpse import rl_losses
 from foveate.training.plus import run as plus
 from foveate.training.plus.judge import JudgeError
 from foveate.training.plus.merge import ADAPTER
 from foveate.training.plus.rewards import Rewards
+from tests.engine.test_gradients import checkpointed_calls
+from tests.golden_files import golden_tensors
 
-from ..core.test_training import checkpointed_calls
-from .conftest import golden_tensors
+from . import rl_losses
 from .plus import QUICK, length_reward, trainer_of
 
 

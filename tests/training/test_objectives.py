@@ -8,8 +8,8 @@ from foveate.glimpse import GlimpseModule
 from foveate.training import losses
 from foveate.training.glimpse.model import GlimpseForTraining
 from foveate.training.glimpse.objectives import Objective
+from tests.golden_files import GOLDEN, assert_close, assert_gradient_close, golden_cases, golden_path, golden_tensors
 
-from .conftest import GOLDEN, assert_close, assert_gradient_close, golden_cases, golden_path, golden_tensors
 from .steps import DISTILL, fresh, load_base, load_step, step, with_answer
 
 STEPS = golden_cases("gp_*/train_*")
