@@ -1,4 +1,9 @@
-"""Runs a stage: steps, gradients over processes, logging, checkpoints that survive kill -9."""
+"""Runs a stage: steps, gradients over processes, logging, checkpoints that survive kill -9.
+
+Not built on accelerate: a stage's loss runs several modules, not one model that could be wrapped, so only an average of
+gradients would be left of it; and its checkpoints are folders of several files, some of them pickles, where a run that
+may be killed at any moment needs one file that is replaced whole.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +76,7 @@ class Trainer:
         start, before = 0, 0.0
         if state:
             start, before = state["step"], state["seconds"]
-            optimiser.state = state["optimiser"]
+            optimiser.load_state_dict(state["optimiser"])
             for part, module in modules.items():
                 module.load_state_dict(state["modules"][part])
         self._steps(stage, named, optimiser, path, start, before)
@@ -107,7 +112,7 @@ class Trainer:
 
     def _save(self, path: Path, stage: Stage, optimiser: MuonAdamW, step: int, seconds: float) -> None:
         weights = {part: module.state_dict() for part, module in stage.modules().items()}
-        state = {"step": step, "seconds": seconds, "modules": weights, "optimiser": optimiser.state}
+        state = {"step": step, "seconds": seconds, "modules": weights, "optimiser": optimiser.state_dict()}
         checkpoint.save(path, state)
 
     @contextmanager
