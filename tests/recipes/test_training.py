@@ -12,8 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import typer
 import yaml
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from foveate.errors import FoveateError
 from recipes.zoo import checkpoint, config
@@ -198,6 +200,26 @@ def test_a_llava_learns_from_the_shipped_model_and_answers(tmp_path):
 def test_missing_recipes_name_those_there_are():
     with pytest.raises(config.ZooConfigError, match=r"qwen2_5_vl\.yaml"):
         config.load("qwen3.yaml")
+
+
+def test_the_command_names_what_is_wrong(tmp_path):
+    from recipes.zoo.__main__ import zoo
+
+    app = typer.Typer()
+    app.command()(zoo)
+    done = CliRunner().invoke(app, ["--config", "qwen3.yaml", "--out", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "qwen2_5_vl_run5.yaml" in done.output
+
+
+@pytest.mark.parametrize("file", sorted(p.name for p in (Path(config.__file__).parent / "configs").glob("*.yaml")))
+def test_every_recipe_is_readable(file):
+    """By name, from any folder; what a recipe starts from is another recipe's model or one that ships."""
+    from foveate import zoo
+
+    recipe = config.load(file)
+    for before in filter(None, (recipe.start, recipe.teacher)):
+        assert before in zoo.names() or before.removeprefix("runs/").split("/")[1] == recipe.name
 
 
 def test_damaged_checkpoints_are_refused(tmp_path):
