@@ -235,7 +235,7 @@ def test_rates_and_decay_go_where_the_recipe_says():
     named = [(name, torch.nn.Parameter(torch.ones(shape))) for name, shape in shapes.items()]
     optimiser = MuonAdamW(named, 0.1, 1.0, lambda name: 0.25 if name.startswith("tower") else 1.0)
     gradient = torch.randn(6, 6)
-    for name, p in named:
+    for _, p in named:
         p.grad = gradient.clone() if p.shape == (6, 6) else torch.zeros_like(p)
     optimiser.step(0.5)
     after = dict(named)
