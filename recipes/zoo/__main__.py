@@ -13,9 +13,7 @@ from recipes.zoo.train import train
 
 def zoo(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, log.jsonl and the finished model.")],
-    config: Annotated[
-        str, typer.Option(help="A YAML file, or a name in recipes/zoo/configs.")
-    ] = "qwen2_5_vl.yaml",
+    config: Annotated[str, typer.Option(help="A YAML file, or a name in recipes/zoo/configs.")] = "qwen2_5_vl.yaml",
 ) -> None:
     """Train a small model on rendered scenes. Run the same command again to resume."""
     try:

@@ -22,7 +22,7 @@ from torch import Tensor
 from recipes.zoo import checkpoint
 from recipes.zoo.heads import Metrics
 from recipes.zoo.optim import MuonAdamW, Named, cosine, share_gradients
-from recipes.zoo.stages import Stage
+from recipes.zoo.stages import TrainingStage
 
 LOG_EVERY = 50
 
@@ -61,7 +61,7 @@ class Trainer:
     def __init__(self, out: Path, rank: int, world: int, seconds: float) -> None:
         self.out, self.rank, self.world, self.seconds = out, rank, world, seconds
 
-    def run(self, stage: Stage) -> None:
+    def run(self, stage: TrainingStage) -> None:
         """Trains to the stage's last step, from its checkpoint where there is one."""
         modules = stage.modules()
         named: Named = [(f"{part}.{n}", p) for part, module in modules.items() for n, p in module.named_parameters()]
@@ -83,7 +83,7 @@ class Trainer:
 
     def _steps(
         self,
-        stage: Stage,
+        stage: TrainingStage,
         named: list[tuple[str, Tensor]],
         optimiser: MuonAdamW,
         path: Path,
@@ -110,7 +110,7 @@ class Trainer:
                     saved = now
                     self._save(path, stage, optimiser, done, before + now - began)
 
-    def _save(self, path: Path, stage: Stage, optimiser: MuonAdamW, step: int, seconds: float) -> None:
+    def _save(self, path: Path, stage: TrainingStage, optimiser: MuonAdamW, step: int, seconds: float) -> None:
         weights = {part: module.state_dict() for part, module in stage.modules().items()}
         state = {"step": step, "seconds": seconds, "modules": weights, "optimiser": optimiser.state_dict()}
         checkpoint.save(path, state)

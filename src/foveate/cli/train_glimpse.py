@@ -57,9 +57,9 @@ def glimpse(
     module: ModulePairs = None,
 ) -> None:
     """Train a glimpse module for a frozen model. bf16, checkpointing, logging and so on: --set NAME=VALUE."""
-    from foveate.training.glimpse.run import Settings, train
+    from foveate.training.glimpse.run import GlimpseSettings, train
 
-    settings = Settings(
+    settings = GlimpseSettings(
         model=model,
         data=data,
         out=out,
