@@ -37,7 +37,8 @@ def test_invalid_user_values(bad: object) -> None:
 def test_user_values() -> None:
     assert Keep.of(0.5) == Keep(ratio=0.5)
     assert Keep.of(64) == Keep(count=64)
-    assert Keep.of(1) == Keep(ratio=1.0)
+    assert Keep.of(1.0) == Keep(ratio=1.0)
+    assert Keep.of(1) == Keep(count=1)
     assert Keep.of(Keep(threshold=0.5)) == Keep(threshold=0.5)
     assert Keep(ratio=1 / 9).size(576) == 64
     with pytest.raises(BudgetError):
@@ -83,9 +84,10 @@ def selections(draw: st.DrawFn, n: int | None = None) -> Selection:
     if not draw(st.booleans()):
         return Selection(n, index)
     targets = draw(st.lists(st.integers(0, len(index) - 1), min_size=1, unique=True))
-    entries = [(t, s) for t in sorted(targets) for s in draw(st.sets(st.integers(0, n - 1), min_size=1))]
+    entries = [(t, s) for t in range(len(targets)) for s in draw(st.sets(st.integers(0, n - 1), min_size=1))]
+    segment, source = (torch.tensor(x) for x in zip(*draw(st.permutations(entries)), strict=True))
     weights = torch.rand(len(entries), generator=torch.Generator().manual_seed(len(entries)))
-    return Selection(n, index, Merge(*(torch.tensor(x) for x in zip(*entries, strict=True)), weights))
+    return Selection(n, index, Merge(torch.tensor(targets), segment, source, weights))
 
 
 @given(data=st.data())
@@ -105,7 +107,8 @@ def dense(selection: Selection) -> Tensor:
     weights[torch.arange(len(selection)), selection.index] = 1
     if selection.merge is not None:
         weights[selection.merge.target] = 0
-        for t, s, w in zip(selection.merge.target, selection.merge.source, selection.merge.weight, strict=True):
+        merge = selection.merge
+        for t, s, w in zip(merge.entry_target, merge.source, merge.weight, strict=True):
             weights[t, s] += w
     return weights
 

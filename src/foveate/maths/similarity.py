@@ -13,8 +13,9 @@ CHUNK_BYTES = 64 * 1024 * 1024
 
 
 def unit(x: Tensor) -> Tensor:
-    """`[n, d]` rows of length 1, float32."""
-    return F.normalize(x.float(), dim=-1)
+    """`[n, d]` rows of length 1, float32. A row with a value that is not finite becomes zeros: it is similar to nothing,
+    and cannot make choices unpredictable that depend on an order."""
+    return F.normalize(x.float(), dim=-1).nan_to_num(nan=0.0)
 
 
 def nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,18 +40,15 @@ def merge_into(n: int, kept: Tensor, receivers: Tensor, sources: Tensor, owner: 
 
     Args:
         kept: `[m]` sorted indices of the survivors.
-        receivers: `[r]` those of them that take tokens in.
+        receivers: `[r]` those of them that take tokens in, each once.
         sources: `[s]` the tokens taken in.
         owner: `[s]` for each source, which receiver takes it (0..r-1).
     """
     size = torch.ones(len(receivers), device=kept.device)
     size.index_add_(0, owner, torch.ones(len(sources), device=kept.device))
-    rank = torch.searchsorted(kept, receivers)
-    return Selection(
-        n,
-        kept,
-        Merge(torch.cat([rank, rank[owner]]), torch.cat([receivers, sources]), 1 / torch.cat([size, size[owner]])),
-    )
+    segment = torch.cat([torch.arange(len(receivers), device=kept.device), owner])
+    target = torch.searchsorted(kept, receivers)
+    return Selection(n, kept, Merge(target, segment, torch.cat([receivers, sources]), 1 / size[segment]))
 
 
 def rank_within(score: Tensor, group: Tensor, groups: int) -> Tensor:

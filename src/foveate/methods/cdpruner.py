@@ -8,15 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foveate.core.method import Choice, ModelInfo, Tap
-from foveate.core.view import View
+from foveate.core.method import Choice, Method
+from foveate.core.view import ModelInfo, Tap, View
 from foveate.maths.diversity import greedy_map
 from foveate.maths.similarity import unit
-from foveate.methods.base import BeforeLLM
 
 
 @dataclass(frozen=True)
-class CDPruner(BeforeLLM):
+class CDPruner(Method):
     """Greedy MAP of a determinantal point process over vision features, weighted by relevance to the text
     (arXiv 2506.10967).
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from foveate.core.budget import top
-from foveate.core.method import BEFORE_LLM, Choice, ModelInfo, Stage
-from foveate.core.view import View
+from foveate.core.budget import Keep, top
+from foveate.core.method import BEFORE_LLM, Choice, Method, Stage
+from foveate.core.view import ModelInfo, View
 from foveate.errors import ConfigurationError
-from foveate.maths.schedule import Schedule, scaled_layers, single_stage
+from foveate.maths.schedule import scaled_layers
 from foveate.maths.similarity import unit
-from foveate.methods.base import InsideLLM
 
 
 @dataclass(frozen=True)
-class DART(InsideLLM):
+class DART(Method):
     """Pivots are the visual and the text tokens with the largest keys (L1 norm over all heads). Visual pivots are kept;
     then every pivot in turn adds an equal share of the tokens left, those whose hidden states are least similar to it
     (arXiv 2502.11494).
@@ -29,15 +28,15 @@ class DART(InsideLLM):
     was compared.
 
     Args:
-        keep: average visual tokens per decoder layer over the unpruned number, in (0, 1].
+        keep: average visual tokens per decoder layer, as a ratio, count or `Keep`.
         layer: where to prune. None: 2 of 32 (published), scaled to the depth. 0 prunes before the language model,
             where projected features and text embeddings stand in for the keys.
         visual_pivots, text_pivots: how many (published: 4 and 4).
     """
 
     paper = "arXiv 2502.11494"
-    reads_attention: ClassVar[bool] = False
 
+    keep: Keep | float | int | None = 1 / 3
     layer: int | None = None
     visual_pivots: int = 4
     text_pivots: int = 4
@@ -47,13 +46,13 @@ class DART(InsideLLM):
         if self.visual_pivots < 1 or self.text_pivots < 0:
             raise ConfigurationError("DART: visual_pivots must be at least 1, text_pivots at least 0.")
 
-    def schedule(self, info: ModelInfo) -> Schedule:
+    def stages(self, info: ModelInfo) -> Sequence[Stage]:
         layer = scaled_layers((2,), 32, info.layers, "DART")[0] if self.layer is None else self.layer
-        return single_stage(layer, self.keep, info.layers, "DART")
+        return (Stage(layer, reads="nothing" if layer == BEFORE_LLM else "keys"),)
 
-    def choose(self, stage: Stage, view: View, count: int) -> Choice:
+    def choose(self, view: View, count: int) -> Choice:
         text = view.text
-        before = stage.layer == BEFORE_LLM
+        before = view.layer == BEFORE_LLM
         visual_size = view.hidden if before else view.keys.transpose(0, 1).flatten(1)
         text_size = text if before else view.text_keys.transpose(0, 1).flatten(1)
         own = largest(visual_size, min(self.visual_pivots, count))

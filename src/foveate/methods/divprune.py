@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from foveate.core.method import Choice
+from foveate.core.method import Choice, Method
 from foveate.core.view import View
 from foveate.maths.diversity import max_min
-from foveate.methods.base import BeforeLLM
 
 
 @dataclass(frozen=True)
-class DivPrune(BeforeLLM):
+class DivPrune(Method):
     """Chooses tokens one by one, each the farthest in cosine distance from all chosen before (arXiv 2503.02175).
 
     Works on the projected features, needs no attention and no text. The number is rounded down (the published code

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from foveate.core.budget import top
 from foveate.core.grid import Grid
-from foveate.core.method import Choice, ModelInfo, Tap
-from foveate.core.view import View
+from foveate.core.method import Choice, Method
+from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
-from foveate.methods.base import BeforeLLM
 
 
 @dataclass(frozen=True)
-class HiPrune(BeforeLLM):
+class HiPrune(Method):
     """Keeps anchors (most attended in a middle block), the four neighbours of each, and fills up with registers (most
     attended in the deep block) (arXiv 2508.00553).
 
@@ -35,6 +34,7 @@ class HiPrune(BeforeLLM):
 
     name = "hiprune"
     paper = "arXiv 2508.00553"
+    takes_prompt = False
 
     alpha: float = 0.1
     object_block: int | None = None

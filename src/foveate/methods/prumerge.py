@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from foveate.core.budget import Keep, top
-from foveate.core.method import BEFORE_LLM, Choice, Method, ModelInfo, Stage, Tap
+from foveate.core.method import Choice, Method
 from foveate.core.selection import Merge, Selection
-from foveate.core.view import View
+from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 from foveate.maths.similarity import complement, unit
 
@@ -44,51 +43,49 @@ class PruMerge(Method):
 
     name = "prumerge"
     paper = "arXiv 2403.15388"
-    adaptive: ClassVar[bool] = True
 
-    keep: float | int | None = None
+    keep: Keep | float | int | None = None
     plus: bool = False
     spread: int = 4
     neighbours: int = 32
     block: int | None = None
 
     def __post_init__(self) -> None:
-        if self.keep is not None:
-            Keep.of(self.keep)
+        super().__post_init__()
         if self.neighbours < 1 or self.spread < 1:
             raise ConfigurationError("PruMerge: neighbours and spread must be at least 1.")
-
-    def stages(self, info: ModelInfo) -> Sequence[Stage]:
-        return () if self.keep is not None and Keep.of(self.keep).is_everything else (Stage(BEFORE_LLM),)
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
         return Tap("received", self.block), Tap("keys", self.block)
 
-    def select(self, stage: Stage, view: View) -> Choice:
-        attention, n = view.tap(Tap("received", self.block)), len(view)
-        attention = attention / attention.sum()
-        outliers, count = self._counts(attention)
-        if count >= n:
-            return Selection.everything(n, view.device)
-        kept = top(attention, outliers)
-        if count > outliers:
-            rest = complement(n, kept)
-            spaced = torch.arange(count - outliers, device=view.device) * len(rest) // (count - outliers)
+    def select(self, view: View) -> Choice:
+        """The number of tokens depends on the attention where `keep` is None."""
+        if self.keep is not None:
+            return super().select(view)
+        attention = self._attention(view)
+        outliers = count_outliers(attention)
+        count = outliers * self.spread if self.plus else outliers
+        if count >= len(view):
+            return Selection.everything(len(view), view.device)
+        return self._keep(view, attention, outliers, count)
+
+    def choose(self, view: View, count: int) -> Choice:
+        attention = self._attention(view)
+        first = min(count_outliers(attention), max(1, count // 2)) if self.plus else count
+        return self._keep(view, attention, first, count)
+
+    def _attention(self, view: View) -> Tensor:
+        attention = view.tap(Tap("received", self.block))
+        return attention / attention.sum()
+
+    def _keep(self, view: View, attention: Tensor, first: int, count: int) -> Selection:
+        """The `first` by attention, evenly spaced ones up to `count`, and what they take in."""
+        kept = top(attention, first)
+        if count > first:
+            rest = complement(len(view), kept)
+            spaced = torch.arange(count - first, device=view.device) * len(rest) // (count - first)
             kept = torch.cat([kept, rest[spaced]]).sort().values
         return self._merge(unit(view.tap(Tap("keys", self.block))), attention, kept)
-
-    def _counts(self, attention: Tensor) -> tuple[int, int]:
-        """How many are kept by attention, and how many in all."""
-        n = attention.shape[0]
-        fixed = None if self.keep is None else Keep.of(self.keep).size(n)
-        if fixed is not None and not self.plus:
-            return fixed, fixed
-        outliers = max(1, int(is_outlier(attention).sum()))  # the one sync of this method
-        if not self.plus:
-            return outliers, outliers
-        if fixed is None:
-            return outliers, min(n, outliers * self.spread)
-        return min(outliers, max(1, fixed // 2)), fixed
 
     def _merge(self, keys: Tensor, attention: Tensor, kept: Tensor) -> Selection:
         n, m = keys.shape[0], kept.shape[0]
@@ -100,11 +97,17 @@ class PruMerge(Method):
             n,
             kept,
             Merge(
+                rank,
                 torch.cat([rank, rank.repeat_interleave(taken)]),
                 torch.cat([kept, near.flatten()]),
                 torch.cat([torch.ones(m, device=keys.device), attention[near.flatten()].float()]),
             ),
         )
+
+
+def count_outliers(attention: Tensor) -> int:
+    """How many outliers there are, at least one. Synchronises once."""
+    return max(1, int(is_outlier(attention).sum()))
 
 
 def is_outlier(x: Tensor) -> Tensor:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from foveate.core.method import Choice, ModelInfo, Tap
-from foveate.core.view import View
+from foveate.core.method import Choice, Method
+from foveate.core.view import ModelInfo, Tap, View
 from foveate.maths.bipartite import bipartite_merge
-from foveate.methods.base import BeforeLLM
 
 
 @dataclass(frozen=True)
-class ToMe(BeforeLLM):
+class ToMe(Method):
     """Bipartite soft matching on the keys of one vision block, repeated until the budget is met (arXiv 2210.09461).
 
     Merged tokens are means over all their members.

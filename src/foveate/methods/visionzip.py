@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from foveate.core.budget import Keep, top
-from foveate.core.method import Choice, ModelInfo, Tap
-from foveate.core.view import View
+from foveate.core.method import Choice, Method
+from foveate.core.view import ModelInfo, Tap, View
 from foveate.maths.similarity import complement, merge_into, nearest, unit
-from foveate.methods.base import BeforeLLM
 
 
 @dataclass(frozen=True)
-class VisionZip(BeforeLLM):
+class VisionZip(Method):
     """Dominant tokens receive most attention; of the others, evenly spaced ones take in the rest (arXiv 2412.04467).
 
     The rest are assigned by the similarity of their keys, and a contextual token is the mean of itself and of those

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Keep
-from foveate.core.method import Choice, ModelInfo, Tap
-from foveate.core.view import View
+from foveate.core.method import Choice, Method
+from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 from foveate.maths.bipartite import match
-from foveate.methods.base import BeforeLLM
 
 
 @dataclass(frozen=True)
-class VisPruner(BeforeLLM):
+class VisPruner(Method):
     """Half of the budget goes to the most attended tokens, half to what remains when duplicates are removed
     (arXiv 2412.01818v2).
 
