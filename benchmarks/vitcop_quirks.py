@@ -20,9 +20,9 @@ import torch
 from rich.progress import track
 
 from foveate import scenes, zoo
-from foveate.core.method import ModelInfo, Stage
+from foveate.core.method import Stage
 from foveate.core.selection import Selection
-from foveate.core.view import View
+from foveate.core.view import ModelInfo, View
 from foveate.evals.runner import Subject, answer
 from foveate.families import adapt
 from foveate.files.atomic import write_text

@@ -22,7 +22,7 @@ def methods(name: Annotated[str | None, typer.Argument(help="Show one method in 
     table = Table("method", "parameters (default)", "families", "verified", "paper", show_lines=True)
     served = ", ".join(sorted(families()))
     for key, kind in registry().items():
-        fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+        fields = dataclasses.fields(kind)
         parameters = ", ".join(f"{f.name}={_short(f)}" for f in fields)
         table.add_row(key, parameters, served, kind.verified or "no", kind.paper or "-")
     Console().print(table)

@@ -6,7 +6,8 @@ import dataclasses
 import inspect
 from typing import Any
 
-from foveate.core.method import Method, ModelInfo
+from foveate.core.method import Method
+from foveate.core.view import ModelInfo
 from foveate.errors import FoveateError
 from foveate.methods import registry
 
@@ -66,7 +67,7 @@ def seam(kind: type[Method]) -> str:
 def reads(kind: type[Method]) -> str:
     method = instance(kind)
     found = [] if method is None else list(dict.fromkeys(f"`{tap.kind}`" for tap in method.taps(LLAVA)))
-    if method is not None and any(stage.queries for stage in method.stages(LLAVA)):
+    if method is not None and any(stage.reads == "attention" for stage in method.stages(LLAVA)):
         found.append("attention rows")
     source = inspect.getsource(inspect.getmodule(kind) or kind)
     if "view.keys" in source:
@@ -80,7 +81,7 @@ def reads(kind: type[Method]) -> str:
 
 def number(kind: type[Method]) -> str:
     """Whether the number of tokens depends on the image."""
-    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    names = {field.name for field in dataclasses.fields(kind)}
     if "threshold" in names and "keep" not in names:
         return "adaptive"
     return "fixed or adaptive" if getattr(kind, "adaptive", False) else "fixed"

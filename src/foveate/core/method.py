@@ -118,7 +118,9 @@ class Method(ABC):
         (stage,) = self.stages(info)
         start, depth = stage.layer, info.layers
         if not 0 <= start < depth + stage.compact_earlier:
-            raise ConfigurationError(f"{self.name} selects before layer {start}, but the model has layers 0..{depth - 1}.")
+            raise ConfigurationError(
+                f"{self.name} selects before layer {start}, but the model has layers 0..{depth - 1}."
+            )
         share = (keep * depth - start) / max(depth - start, 1)
         if share <= 0:
             raise ConfigurationError(unreachable(self.name, keep, start, depth, start / depth))

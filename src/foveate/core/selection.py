@@ -151,8 +151,8 @@ class Packed:
             out = out.masked_fill(~self.valid.to(out.device)[..., None], 0)
         if not any(self.merges):
             return out
-        mixed = [m and mix(out[row], x[row], m.to(x.device)) for row, m in enumerate(self.merges)]
-        return torch.stack([out[row] if m is None else m for row, m in enumerate(mixed)])
+        merges = enumerate(self.merges)
+        return torch.stack([out[row] if m is None else mix(out[row], x[row], m.to(x.device)) for row, m in merges])
 
 
 def pack(rows: list[Selection]) -> Packed:

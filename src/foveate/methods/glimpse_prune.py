@@ -48,7 +48,7 @@ class GlimpsePrune(Method):
     paper = "arXiv 2508.01548"
     verified = "official implementation (Qwen2.5-VL, LLaVA-1.5): predictor, selection, end to end"
 
-    keep: None = field(init=False, default=None)  # type: ignore[assignment]
+    keep: None = field(init=False, default=None)
     module: GlimpseModule | str | Path
     threshold: float | None = None
     max_keep: float | int | None = None

@@ -123,7 +123,7 @@ def parse_value(text: str) -> Any:
 def _has_keep(kind: str) -> bool:
     from foveate.methods import find
 
-    return any(f.name == "keep" for f in dataclasses.fields(find(kind)))  # type: ignore[arg-type]
+    return any(f.name == "keep" for f in dataclasses.fields(find(kind)))
 
 
 def _name(kind: str, parameters: dict[str, Any]) -> str:
