@@ -45,9 +45,7 @@ def test_an_overall_budget_is_met(keep: float) -> None:
     assert average_of(composed, LLAVA, keep) == pytest.approx(keep)
     first, second = members(composed, LLAVA, keep)
     # both are raised to the same power
-    powers = [
-        torch.tensor(b.budget.ratio).log() / torch.tensor(a).log() for a, b in ((1 / 3, first), (1 / 2, second))
-    ]
+    powers = [torch.tensor(b.budget.ratio).log() / torch.tensor(a).log() for a, b in ((1 / 3, first), (1 / 2, second))]
     assert float(powers[0]) == pytest.approx(float(powers[1]), rel=1e-4)
 
 

@@ -48,7 +48,7 @@ class Stage:
 
 
 @dataclass(frozen=True, eq=False)  # else a subclass that wants identity would inherit an equality of `keep` alone
-class Method(ABC):
+class Method:
     """Base of all methods. Subclass as a frozen dataclass: its fields are its configuration.
 
     A method says where it selects (`stages`), which share of an image's tokens is alive after each stage (`shares`; one
@@ -118,7 +118,9 @@ class Method(ABC):
         (stage,) = self.stages(info)
         start, depth = stage.layer, info.layers
         if not 0 <= start < depth + stage.compact_earlier:
-            raise ConfigurationError(f"{self.name} selects before layer {start}, but the model has layers 0..{depth - 1}.")
+            raise ConfigurationError(
+                f"{self.name} selects before layer {start}, but the model has layers 0..{depth - 1}."
+            )
         share = (keep * depth - start) / max(depth - start, 1)
         if share <= 0:
             raise ConfigurationError(unreachable(self.name, keep, start, depth, start / depth))
@@ -195,7 +197,7 @@ class Method(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Score(Method):
+class Score(Method, ABC):
     """A method that gives one number per visual token; its `Keep` does the rest, a threshold included.
 
     Subclasses define `score(view) -> [n]`, higher is better. With a threshold as `keep`, every stage keeps what scores
