@@ -63,7 +63,7 @@ class Run:
             texts, trace = answer(self.subject, inputs, method)
             record["hit"] += [float(text == s.answer) for text, s in zip(texts, batch, strict=True)]
             for row in range(len(batch)):
-                total = sum(len(group.columns) for group in trace.groups if group.row == row)
+                total = sum(group.shown for group in trace.groups if group.row == row)
                 shares = [alive / total for alive in trace.alive_per_layer(row)]
                 record["kept"].append(shares[-1])
                 record["average"].append(mean(shares))

@@ -177,6 +177,15 @@ class Method:
         shares = self.shares(info, budget.ratio_of(entered))
         return [budget.share(min(1.0, share)).size(entered) for share in shares]
 
+    def check(self, info: ModelInfo) -> None:
+        """Raise before a prefill what would be raised in the middle of it.
+
+        Raises:
+            ConfigurationError: the budget cannot be met on such a model.
+        """
+        if self.budget.ratio is not None:
+            self.shares(info, self.budget.ratio)
+
     def select(self, view: View) -> Choice:
         """The choice at `view.layer`. Override it only where the number depends on what is seen."""
         layers = [stage.layer for stage in self.stages(view.info)]

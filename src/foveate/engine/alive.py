@@ -39,17 +39,6 @@ class Alive:
         valid = None if layout.valid is None else layout.valid.to(device)
         return cls(layout, None, valid, layout.counts())
 
-    def append(self, tokens: int, device: torch.device) -> None:
-        """Probe tokens follow the last column of every row."""
-        rows, n = self.layout.rows, self.length
-        columns = torch.arange(n, device=device).expand(rows, -1) if self.index is None else self.index
-        tail = torch.arange(self.layout.length, self.layout.length + tokens, device=device).expand(rows, -1)
-        self.index = torch.cat([columns, tail], dim=1)
-        if self.valid is not None:
-            self.valid = torch.cat([self.valid, self.valid.new_ones(rows, tokens)], dim=1)
-        self.counts = [count + tokens for count in self.counts]
-        self.probe = tokens
-
     @property
     def length(self) -> int:
         return self.layout.length if self.index is None else self.index.shape[1]
@@ -61,11 +50,12 @@ class Alive:
         if self.valid is not None:
             self.valid = self.valid.to(device)
         for group in self.layout.groups:
-            group.columns, group.alive = group.columns.to(device), group.alive.to(device)
+            for name in ("columns", "alive", "fixed", "visible"):
+                setattr(group, name, getattr(group, name).to(device))
 
-    def places(self, group: Group) -> Tensor:
-        """`[n]` where the group's living tokens stand in the current sequence."""
-        columns = group.columns[group.alive]
+    def places(self, group: Group, tokens: Tensor) -> Tensor:
+        """`[n]` where tokens of the group (of its `N`, all alive) stand in the current sequence."""
+        columns = group.columns[tokens]
         if self.index is None:
             return columns
         return torch.searchsorted(self.index[group.row].contiguous(), columns.contiguous())
@@ -75,7 +65,7 @@ class Alive:
         mask = torch.zeros(self.length, dtype=torch.bool, device=device)
         for group in self.layout.groups:
             if group.row == row:
-                mask[self.places(group)] = True
+                mask[self.places(group, torch.cat([group.alive, group.fixed]))] = True
         return mask
 
     def later(self, whole: Later, device: torch.device) -> Later:
@@ -84,15 +74,6 @@ class Alive:
             return Later(whole.queries.to(device), whole.hidden.to(device))
         index = self.index.clamp(min=0).to(device)
         return Later(whole.queries.to(device).gather(1, index), whole.hidden.to(device).gather(1, index))
-
-    def scatter(self, hidden: Tensor) -> Tensor:
-        """Hidden states `[B, n, D]` of the living tokens -> `[B, length, D]`, zero where a token was dropped."""
-        if self.index is None:
-            return hidden
-        index, length = self.index.to(hidden.device), self.layout.length
-        places = torch.where(index >= 0, index, length)[..., None].expand_as(hidden)  # padding goes one too far
-        full = hidden.new_zeros(hidden.shape[0], length + 1, hidden.shape[2]).scatter(1, places, hidden)
-        return full[:, :length]
 
     def drop(self, selections: Sequence[Selection], probe: int = 0) -> Packed | None:
         """Apply one selection per group; returns how to re-pack the batch, or None if nothing changes.
@@ -120,7 +101,7 @@ class Alive:
         keep = torch.ones(n, dtype=torch.int8, device=device)
         if self.valid is not None:
             keep = self.valid[row].to(torch.int8)
-        places = [self.places(group) for group, _ in chosen]
+        places = [self.places(group, group.alive) for group, _ in chosen]
         for place, (_, selection) in zip(places, chosen, strict=True):
             keep[place] = 0
             keep[place[selection.index]] = 1
@@ -144,6 +125,16 @@ class Alive:
             index = index.masked_fill(~packed.valid, -1)
         self.index, self.valid = index, packed.valid
         self.drops += 1
+
+
+def scatter(hidden: Tensor, index: Tensor | None, length: int) -> Tensor:
+    """Hidden states `[B, n, D]` of the tokens in columns `index` -> `[B, length, D]`, zero where one was dropped."""
+    if index is None:
+        return hidden
+    index = index.to(hidden.device)
+    places = torch.where(index >= 0, index, length)[..., None].expand_as(hidden)  # padding goes one too far
+    full = hidden.new_zeros(hidden.shape[0], length + 1, hidden.shape[2]).scatter(1, places, hidden)
+    return full[:, :length]
 
 
 def _join(merges: list[Merge]) -> Merge | None:

@@ -1,4 +1,4 @@
-"""What a probe read of the image, layer by layer."""
+"""What was read of a decoder layer: attention of a few tokens, and of a method's probe."""
 
 from __future__ import annotations
 
@@ -7,8 +7,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foveate.core.attention import attention_logits
-from foveate.engine.reader import LayerReader
+from foveate.core.attention import attention_logits, attention_rows
+from foveate.engine.capture import AttentionCall
+
+
+def text_attention(call: AttentionCall, row: int, tokens: Tensor | None, valid: Tensor | None) -> Tensor:
+    """`[H, Q, n]` attention probabilities of some tokens over this pass's tokens; the softmax runs over cached keys too.
+
+    Args:
+        tokens: `[Q]` places in this forward pass; None: the last one that is no probe.
+        valid: `[past + n]` bool or None.
+    """
+    q, k = call.q[row], call.k[row]
+    past = k.shape[1] - q.shape[1]
+    columns = torch.arange(k.shape[1], device=q.device)
+    if tokens is None:
+        tokens = torch.tensor([q.shape[1] - 1], device=q.device)
+    allowed = columns[None] <= tokens.to(q.device)[:, None] + past
+    if valid is not None:
+        allowed = allowed & valid.to(q.device)[None]
+    return attention_rows(q[:, tokens.to(q.device)], k, call.scaling, allowed)[..., past:]
 
 
 @dataclass(frozen=True)
@@ -34,21 +52,21 @@ class Reading:
         return logits - self.total[row][..., None] if log_probabilities else logits
 
 
-def read_probe(reader: LayerReader, length: int, valid: Tensor | None, columns: Tensor | None, rows: int) -> Reading:
-    """Record the attention of a probe of `length` tokens, the last ones of every row, at the layer just run.
+def read_probe(call: AttentionCall, length: int, valid: Tensor | None, columns: Tensor | None) -> Reading:
+    """Record the attention of a probe of `length` tokens, the last ones of every row.
 
     Args:
         valid: `[B, past + n]` bool, None if all are real.
         columns: as in `Reading`.
     """
+    past = call.k.shape[2] - call.q.shape[2]
     logits, totals = [], []
-    for row in range(rows):
-        q = reader.queries(row, slice(-length, None))
-        scores = attention_logits(q, reader.keys(row).to(q.device), reader.scale)
+    for row in range(call.q.shape[0]):
+        scores = attention_logits(call.q[row, :, -length:], call.k[row], call.scaling)
         # a probe token sees itself and all before it
-        seen = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device).tril(scores.shape[-1] - length)
+        seen = torch.ones(scores.shape[1:], dtype=torch.bool, device=scores.device).tril(scores.shape[-1] - length)
         if valid is not None:
-            seen = seen & valid[row].to(q.device)
+            seen = seen & valid[row].to(scores.device)
         totals.append(scores.masked_fill(~seen, float("-inf")).logsumexp(-1))
-        logits.append(scores[..., reader.past :])
+        logits.append(scores[..., past:])
     return Reading(columns, torch.stack(logits), torch.stack(totals))

@@ -158,5 +158,5 @@ def _records(
 def _tokens(trace: PrefillTrace, row: int) -> dict[str, Any]:
     """Visual tokens of a row: unpruned, and on average over the layers."""
     groups = [group for group in trace.groups if group.row == row]
-    total = sum(len(group.columns) for group in groups)
+    total = sum(group.shown for group in groups)
     return {"visual_tokens": total, "kept_tokens": sum(trace.alive_per_layer(row)) / trace.layers}
