@@ -183,7 +183,7 @@ class Method:
         Raises:
             ConfigurationError: the budget cannot be met on such a model.
         """
-        if self.budget.ratio is not None:
+        if self.keep is not None and self.budget.ratio is not None:
             self.shares(info, self.budget.ratio)
 
     def select(self, view: View) -> Choice:
