@@ -58,6 +58,7 @@ class Method:
         name: key in the registry, derived from the class name unless given.
         paper: where it is published.
         verified: by what the implementation was verified, or None.
+        adaptive: whether the number kept can depend on what is seen, other than by a threshold in `keep`.
         takes_threshold: whether `keep` may be a threshold.
         takes_prompt: whether `keep` may be a budget over all images of a prompt; not for methods that work on one grid.
 
@@ -75,6 +76,7 @@ class Method:
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     verified: ClassVar[str | None] = None
+    adaptive: ClassVar[bool] = False
     takes_threshold: ClassVar[bool] = False
     takes_prompt: ClassVar[bool] = True
 

@@ -46,6 +46,7 @@ class GlimpsePrune(Method):
 
     name = "glimpse_prune"
     paper = "arXiv 2508.01548"
+    adaptive = True
     verified = "official implementation (Qwen2.5-VL, LLaVA-1.5): predictor, selection, end to end"
 
     keep: None = field(init=False, default=None)
