@@ -121,7 +121,7 @@ BAD = {
     "merge segment": Bad(merged([1], [1], [1]), "segments outside 0..0"),
     "merge source": Bad(merged([1], [0], [6]), "sources outside 0..5"),
     "merge lengths": Bad(
-        Selection(6, torch.tensor([1]), Merge(torch.tensor([0]), torch.tensor([0]), torch.tensor([0, 1]), torch.ones(1))),
+        Selection(6, torch.tensor([1]), Merge(*(torch.tensor(x) for x in ([0], [0], [0, 1], [1.0])))),
         "do not fit",
     ),
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import pytest
@@ -64,7 +65,8 @@ class Tensors:
 
 def average(method: Method, info: ModelInfo, alive: list[int], n: int) -> float:
     bounds = [0, *(stage.layer for stage in method.stages(info)), info.layers]
-    return sum(a * (end - start) for a, start, end in zip([n, *alive], bounds[:-1], bounds[1:], strict=True)) / info.layers
+    spans = [end - start for start, end in itertools.pairwise(bounds)]
+    return sum(a * span for a, span in zip([n, *alive], spans, strict=True)) / info.layers
 
 
 @pytest.mark.parametrize("keep", [1 / 3, 0.5, 0.9])

@@ -87,7 +87,7 @@ def test_one_that_is_broken_is_left_out_with_its_name(site: Site) -> None:
     site.install("broken-pruning", "raise RuntimeError('no licence')", "Broken")
     site.install("empty-pruning", "", "Missing")
     site.install("other-pruning", "Thing = 3", "Thing")
-    with pytest.warns(UserWarning) as seen:
+    with pytest.warns(UserWarning, match="is left out") as seen:
         names = list(registry())
     assert "largest_features" in names
     assert "fastv" in names
