@@ -8,7 +8,7 @@ from foveate.core.view import View
 from foveate.engine.attach import attach, detach, prune
 from foveate.engine.cache import FoveatedCache
 from foveate.inference.loading import load
-from foveate.trace.records import Trace
+from foveate.trace.trace import Trace
 
 __version__ = "0.1.0"
 

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from foveate.core.method import Method
-from foveate.trace.records import PrefillTrace, Trace
+from foveate.trace.records import PrefillTrace
+from foveate.trace.trace import Trace
 
 
 def ask(
@@ -71,9 +72,9 @@ def choose_method(name: str, keep: float | int | None, module: str | None, model
         ConfigurationError: unknown method, one that needs a module where there is none, or options without effect.
     """
     from foveate import zoo
-    from foveate.engine.attach import read_method
     from foveate.errors import ConfigurationError
     from foveate.methods import find, parameters_of
+    from foveate.specs.tuned import read as read_method
 
     if name.endswith(".json"):
         if keep is not None or module is not None:

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foveate.core.method import Choice
 from foveate.core.selection import Merge, Packed, Selection, pack
 from foveate.engine.layout import Group, Layout
 from foveate.engine.masks import Later
-from foveate.errors import ConfigurationError
 
 
 @dataclass
@@ -148,28 +146,3 @@ def _join(merges: list[Merge]) -> Merge | None:
         torch.cat([m.source for m in merges]),
         torch.cat([m.weight for m in merges]),
     )
-
-
-def resolve(choices: Sequence[Choice], sizes: Sequence[int], who: str) -> list[Selection]:
-    """Turn what methods return into selections, with one device-to-host copy for all masks together.
-
-    Raises:
-        ConfigurationError: for a choice that does not fit the tokens it was made for.
-    """
-    masks = [c for c in choices if isinstance(c, Tensor) and c.dtype == torch.bool]
-    hosted = iter(torch.cat(masks).cpu().split([len(m) for m in masks]) if masks else ())  # the one sync
-    result = []
-    for choice, size in zip(choices, sizes, strict=True):
-        if isinstance(choice, Selection):
-            selection = choice
-        elif choice.dtype == torch.bool:
-            selection = Selection.from_mask(next(hosted)).to(choice.device)
-        else:
-            selection = Selection(size, choice)
-        if selection.n != size or len(selection) > size:
-            raise ConfigurationError(
-                f"{who} selected {len(selection)} of {selection.n} tokens of an image that has {size} alive; "
-                "`select` must index exactly the tokens of the view it is given."
-            )
-        result.append(selection)
-    return result

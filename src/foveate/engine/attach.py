@@ -102,7 +102,7 @@ def _close(session: Session) -> None:
     close_session(session)
     hooks_of(base).release(session)
     if session.rope_deltas is not None and not sessions_on(base):  # stock code continues its last conversation by them
-        base.rope_deltas = session.rope_deltas  # type: ignore[assignment]
+        base.rope_deltas = session.rope_deltas
     for prefill in session.trace.prefills[-1:]:
         prefill.to_host()
 

@@ -70,7 +70,7 @@ class Listening:
             )
         ALL_ATTENTION_FUNCTIONS.register(PREFIX + name, _heard)
         heard = copy.copy(original)
-        heard.__class__ = _heard_class(type(original))
+        heard.__class__ = _heard_class(type(original))  # type: ignore[arg-type]
         heard.__dict__["_attn_implementation_internal"] = PREFIX + name
         heard.__dict__["foveate_original"], heard.__dict__["foveate_listener"] = original, listener
         self._module: Any = module
@@ -103,5 +103,5 @@ def _function_of(module: Any, name: str) -> Callable[..., Any]:
     for kind in inspect.getmro(type(module)):  # a subclass may stand in another file than the function
         eager = getattr(sys.modules[kind.__module__], "eager_attention_forward", None)
         if eager is not None:
-            return eager  # type: ignore[no-any-return]
+            return eager
     raise UnsupportedModelError(f"{type(module).__name__} has no eager attention function; load the model with sdpa.")

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from foveate.core.method import Method, Stage
-from foveate.core.selection import Packed
+from foveate.core.selection import Packed, resolve
 from foveate.core.view import View
 from foveate.engine.align import aligned
-from foveate.engine.alive import Alive, resolve
+from foveate.engine.alive import Alive
 from foveate.engine.cache import FoveatedCache, Kept, select_columns
 from foveate.engine.capture import AttentionCall
 from foveate.engine.layout import Group, Layout
@@ -221,20 +221,19 @@ class ForwardPass:
         return causal_mask(config, hidden, past, self._valid(layer, past), now)
 
     def _decodes_with_sdpa(self, hidden: Tensor) -> bool:
-        implementation = self.family.parts.text.config._attn_implementation
+        config: Any = self.family.parts.text.config
+        implementation = config._attn_implementation
         return hidden.shape[1] == 1 and self.alive.index is None and implementation == "sdpa" and self.mask is None
 
     def _tail(self, given: Tensor | None, held: Kept) -> Tensor:
         """The part of a continued pass's mask that is about what came after the pruned prompt."""
         key = ("tail", id(given), held.until)
         if key not in self._masks:
-            rows, after = self.layout.rows, self.layout.past + self.layout.length - held.until
-            whole = given is not None
-            self._masks[key] = (
-                given[..., held.until :]
-                if whole
-                else torch.ones(rows, 1, 1, after, dtype=torch.bool, device=held.index.device)
-            )
+            if given is None:
+                shape = (self.layout.rows, 1, 1, self.layout.past + self.layout.length - held.until)
+                self._masks[key] = torch.ones(shape, dtype=torch.bool, device=held.index.device)
+            else:
+                self._masks[key] = given[..., held.until :]
         found: Tensor = self._masks[key]
         return found
 

@@ -27,7 +27,10 @@ def _names(kind: type[nn.Module]) -> tuple[str, ...]:
 
 def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> Kwargs:
     """The arguments of a call with the names that `module.forward` gives to positional ones."""
-    return {**dict(zip(_names(type(module)), args, strict=False)), **kwargs} if args else kwargs
+    if not args:
+        return kwargs
+    names = _names(type(module))  # type: ignore[arg-type]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def read_call(family: Family, kwargs: Kwargs) -> tuple[Call, Kwargs]:

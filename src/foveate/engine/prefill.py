@@ -151,7 +151,7 @@ def _append_probe(forward: ForwardPass, kwargs: Kwargs) -> Kwargs:
     if probe is None:
         return kwargs
     embeds, positions = kwargs["inputs_embeds"], kwargs.get("position_ids")
-    rows, length = embeds.shape[:2]
+    length = embeds.shape[1]
     if positions is None:
         past = forward.layout.past
         positions = torch.arange(past, past + length, device=embeds.device)[None]

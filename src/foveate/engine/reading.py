@@ -12,7 +12,8 @@ from foveate.engine.capture import AttentionCall
 
 
 def text_attention(call: AttentionCall, row: int, tokens: Tensor | None, valid: Tensor | None) -> Tensor:
-    """`[H, Q, n]` attention probabilities of some tokens over this pass's tokens; the softmax runs over cached keys too.
+    """`[H, Q, n]` attention probabilities of some tokens over this pass's tokens; the softmax runs over
+    cached keys too.
 
     Args:
         tokens: `[Q]` places in this forward pass; None: the last one that is no probe.

@@ -66,7 +66,7 @@ class Replay(Method):
         ConfigurationError: no rows, or rows of different methods.
     """
 
-    keep: None = field(default=None, init=False, repr=False)  # type: ignore[assignment]
+    keep: None = field(default=None, init=False, repr=False)
     rows: Sequence[RowChoices] = ()
 
     def __post_init__(self) -> None:

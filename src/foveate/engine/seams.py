@@ -87,7 +87,7 @@ def after_base(session: Session, module: nn.Module, args: Any, output: Any) -> N
     deltas = getattr(module, "rope_deltas", None)
     if call is not None and call.kind is not Kind.PLAIN and isinstance(deltas, Tensor) and bool(deltas.numel()):
         session.rope_deltas = deltas
-        module.rope_deltas = deltas.new_zeros(1, 1)  # type: ignore[assignment]
+        module.rope_deltas = deltas.new_zeros(1, 1)
 
 
 # -- seam 2: before the language model

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Per
-from foveate.core.method import Choice, Method, ModelInfo, Stage
-from foveate.core.view import View
+from foveate.core.method import Choice, Method, Stage
+from foveate.core.view import ModelInfo, View
 from foveate.data.boxes import Box, box_mask
 from foveate.errors import ConfigurationError
 from foveate.methods.glimpse_prune import GlimpsePrune
@@ -50,7 +50,7 @@ class EvidenceBoxes(Method):
     paper = "arXiv 2508.01548"
     verified = "official implementation (`ref_masks`)"
 
-    keep: None = field(init=False, default=None)  # type: ignore[assignment]
+    keep: None = field(init=False, default=None)
     boxes: Sequence[ImageBoxes]
     layer: int
     per: Per = "prompt"
