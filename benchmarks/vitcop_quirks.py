@@ -51,7 +51,8 @@ class OwnCluster(ViTCoP):
         kept = super()._filter(view, count)
         keys = view.tap(self.taps(view.info)[0]).float()[kept]
         side = max(view.grid.h, view.grid.w)
-        labels = density_peaks(keys, view.positions()[kept, 1:] / side, self.shares(view.info)[1])
+        _, fraction = self.preset(view.info, self.budget.ratio_of(view.entered))
+        labels = density_peaks(keys, view.positions()[kept, 1:] / side, fraction)
         view.memo["labels"][kept] = labels
         return kept
 
@@ -69,9 +70,9 @@ class Renumbered(ViTCoP):
 class DecodeFromCache(ViTCoP):
     """Decoding continues at the length of the pruned cache, as published."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "decode_from_cache", True)
+    @property
+    def decode_from_cache(self) -> bool:
+        return True
 
 
 VARIANTS: dict[str, Callable[[float], ViTCoP]] = {

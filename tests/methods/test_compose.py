@@ -169,5 +169,10 @@ class Renumbers(Method):
     ],
 )  # fmt: skip
 def test_what_cannot_be_combined_is_refused(composed: object, message: str) -> None:
+    def configure() -> None:
+        method: Method = composed()  # type: ignore[operator]
+        method.stages(INFO)
+        method.check(INFO)
+
     with pytest.raises(ConfigurationError, match=message):
-        composed().stages(INFO)  # type: ignore[operator]
+        configure()

@@ -73,7 +73,7 @@ def choose_method(name: str, keep: float | int | None, module: str | None, model
     """
     from foveate import zoo
     from foveate.errors import ConfigurationError
-    from foveate.methods import find
+    from foveate.methods import find, parameters_of
     from foveate.specs.tuned import read as read_method
 
     if name.endswith(".json"):
@@ -81,7 +81,7 @@ def choose_method(name: str, keep: float | int | None, module: str | None, model
             raise ConfigurationError(f"{name} says what to keep and with which module; leave --keep and --module out.")
         return read_method(name)
     kind = find(name)
-    fields = getattr(kind, "__dataclass_fields__", {})
+    fields = parameters_of(kind)
     if module is not None and "module" not in fields:
         raise ConfigurationError(f"{kind.name} has no module; leave --module out, or ask for --method glimpse_prune.")
     parameters: dict[str, Any] = {}

@@ -100,7 +100,7 @@ class Keep:
             return cls(count=int(value), per=per)
         if value > 1:
             raise BudgetError(
-                f"keep={value!r} is a ratio above 1; for a number of tokens write it without a point (keep={value:.0f})."
+                f"keep={value!r} is a ratio above 1; write a number of tokens without a point (keep={value:.0f})."
             )
         return cls(ratio=float(value), per=per)
 

@@ -48,7 +48,7 @@ class Stage:
 
 
 @dataclass(frozen=True, eq=False)  # else a subclass that wants identity would inherit an equality of `keep` alone
-class Method(ABC):
+class Method:
     """Base of all methods. Subclass as a frozen dataclass: its fields are its configuration.
 
     A method says where it selects (`stages`), which share of an image's tokens is alive after each stage (`shares`; one
@@ -58,6 +58,7 @@ class Method(ABC):
         name: key in the registry, derived from the class name unless given.
         paper: where it is published.
         verified: by what the implementation was verified, or None.
+        adaptive: whether the number kept can depend on what is seen, other than by a threshold in `keep`.
         takes_threshold: whether `keep` may be a threshold.
         takes_prompt: whether `keep` may be a budget over all images of a prompt; not for methods that work on one grid.
 
@@ -75,6 +76,7 @@ class Method(ABC):
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     verified: ClassVar[str | None] = None
+    adaptive: ClassVar[bool] = False
     takes_threshold: ClassVar[bool] = False
     takes_prompt: ClassVar[bool] = True
 
@@ -183,7 +185,7 @@ class Method(ABC):
         Raises:
             ConfigurationError: the budget cannot be met on such a model.
         """
-        if self.budget.ratio is not None:
+        if self.keep is not None and self.budget.ratio is not None:
             self.shares(info, self.budget.ratio)
 
     def select(self, view: View) -> Choice:
@@ -206,7 +208,7 @@ class Method(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Score(Method):
+class Score(Method, ABC):
     """A method that gives one number per visual token; its `Keep` does the rest, a threshold included.
 
     Subclasses define `score(view) -> [n]`, higher is better. With a threshold as `keep`, every stage keeps what scores

@@ -151,8 +151,8 @@ class Packed:
             out = out.masked_fill(~self.valid.to(out.device)[..., None], 0)
         if not any(self.merges):
             return out
-        merges = enumerate(self.merges)
-        return torch.stack([out[row] if m is None else mix(out[row], x[row], m.to(x.device)) for row, m in merges])
+        rows = [out[row] if m is None else mix(out[row], x[row], m.to(x.device)) for row, m in enumerate(self.merges)]
+        return torch.stack(rows)
 
 
 def pack(rows: list[Selection]) -> Packed:
@@ -193,7 +193,7 @@ def resolve(choices: Sequence[Choice], sizes: Sequence[int], who: str) -> list[S
                 "view's tokens, a boolean mask over them, or a Selection."
             )
     masks = [c for c in choices if isinstance(c, Tensor) and c.dtype == torch.bool]
-    hosted = iter(torch.cat(masks).cpu().split([len(m) for m in masks]) if masks else ())  # the one sync
+    hosted = iter(torch.cat(masks).cpu().split([len(m) for m in masks]) if masks else [])  # the one sync
     result = []
     for choice, size in zip(choices, sizes, strict=True):
         if isinstance(choice, Selection):

@@ -140,16 +140,15 @@ class View:
         What is not given raises `MissingTapError` when a method reads it.
         """
         given = [t for t in (hidden, None if keys is None else keys[0]) if t is not None]
-        whole = [t for t in (taps or {}).values()]
+        whole = list((taps or {}).values())
         sizes = ([len(index)] if index is not None else []) + [len(t) for t in given + whole]
         if not sizes:
             raise MissingTapError("View.of needs at least one tensor about the visual tokens (hidden, keys or a tap).")
         grid = Grid(*grid) if grid is not None else Grid(1, 1, len(whole[0]) if whole else sizes[0])
         alive = torch.arange(grid.size, device=(given + whole)[0].device) if index is None else index
         source = TensorSource(hidden, text, keys, text_keys, attention, dict(taps or {}))
-        return cls(
-            info or ModelInfo(), layer, alive, (grid,), grid.size, grid.size, source, image=image, memo=memo or {}
-        )
+        memo = {} if memo is None else memo  # an empty one is the caller's all the same
+        return cls(info or ModelInfo(), layer, alive, (grid,), grid.size, grid.size, source, image=image, memo=memo)
 
     def __len__(self) -> int:
         return self.index.shape[0]

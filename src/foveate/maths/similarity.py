@@ -13,8 +13,8 @@ CHUNK_BYTES = 64 * 1024 * 1024
 
 
 def unit(x: Tensor) -> Tensor:
-    """`[n, d]` rows of length 1, float32. A row with a value that is not finite becomes zeros: it is similar to nothing,
-    and cannot make choices unpredictable that depend on an order."""
+    """`[n, d]` rows of length 1, float32. A row with a value that is not finite becomes zeros, similar to nothing, so
+    that choices made in an order stay distinct."""
     return F.normalize(x.float(), dim=-1).nan_to_num(nan=0.0)
 
 

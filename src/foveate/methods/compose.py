@@ -75,9 +75,13 @@ class Compose(Method):
 
     def stages(self, info: ModelInfo) -> Sequence[Stage]:
         _check(self._pruning, info)
-        if self.keep is not None and self.budget.ratio is not None:
-            members(self, info, self.budget.ratio)  # a budget that cannot be met shows now, not at the first image
         return [stage for method in self._pruning for stage in method.stages(info)]
+
+    def check(self, info: ModelInfo) -> None:
+        super().check(info)
+        if self.keep is None:
+            for method in self._pruning:
+                method.check(info)
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
         return list(dict.fromkeys(tap for method in self._pruning for tap in method.taps(info)))

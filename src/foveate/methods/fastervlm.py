@@ -19,8 +19,8 @@ class FasterVLM(Score):
     attention (our substitute). Unverified: no official output or published number was compared.
 
     Args:
-        keep: average visual tokens per decoder layer, as a ratio, count or `Keep`; a threshold is on the attention summed
-            over heads.
+        keep: average visual tokens per decoder layer, as a ratio, count or `Keep`; a threshold is on the attention
+            summed over heads.
         layer: where to prune, 0 = before the language model (the paper's).
         block: vision block to read. None: the one that feeds the projector (published).
     """

@@ -34,8 +34,8 @@ class GlimpsePrune(Method):
         module: a `GlimpseModule`, or where to find one: a folder or Hub id in this library's format, or the folder
             of an official checkpoint.
         threshold: keep tokens whose probability is greater. None: the module's (0.5 as published); 0 keeps all.
-        max_keep: at most this share (float; 1.0 is no limit) or number (int; 1 is one token) of the visual tokens. None:
-            the module's.
+        max_keep: at most this share (float; 1.0 is no limit) or number (int; 1 is one token) of the visual tokens.
+            None: the module's.
         min_keep: at least this many. None: the module's.
         anchors: corners (`"tl"`, `"tr"`, `"bl"`, `"br"`) that always stay, also beyond the cap.
         per: budget over all images of a prompt together (as published) or per image.
@@ -46,6 +46,7 @@ class GlimpsePrune(Method):
 
     name = "glimpse_prune"
     paper = "arXiv 2508.01548"
+    adaptive = True
     verified = "official implementation (Qwen2.5-VL, LLaVA-1.5): predictor, selection, end to end"
 
     keep: None = field(init=False, default=None)

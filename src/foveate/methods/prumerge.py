@@ -43,6 +43,7 @@ class PruMerge(Method):
 
     name = "prumerge"
     paper = "arXiv 2403.15388"
+    adaptive = True
 
     keep: Keep | float | int | None = None
     plus: bool = False

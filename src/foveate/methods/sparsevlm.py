@@ -42,6 +42,7 @@ class SparseVLM(Method):
     """
 
     paper = "arXiv 2410.04417"
+    adaptive = True
 
     keep: Keep | float | int | None = 1 / 3
     rank_scale: float | None = None

@@ -30,8 +30,8 @@ class VScan(Method):
     was compared.
 
     Args:
-        keep: average visual tokens per decoder layer, as a ratio, count or `Keep`. Published: 1.5 times it after stage 1
-            and half of it after stage 2 (96 and 32 tokens for an average of 64).
+        keep: average visual tokens per decoder layer, as a ratio, count or `Keep`. Published: 1.5 times it after stage
+            1 and half of it after stage 2 (96 and 32 tokens for an average of 64).
         layer: stage 2. None: half of the depth (published: 16 of 32 for LLaVA-1.5, 14 of 28 for Qwen2.5-VL).
         late: share of stage 1's tokens that stage 2 keeps (published: 1/3).
         local: share of stage 1's tokens that the local scan chooses (published: 0.5).
