@@ -17,7 +17,7 @@ import foveate
 from foveate import zoo
 from foveate.data.images import open_image
 from foveate.errors import CheckpointError, ImageError, InputError, UnsupportedModelError
-from foveate.inference.loading import ImageTextProcessor
+from foveate.inference.processor import ImageTextProcessor
 from foveate.methods import make
 from tests.tiny import make_tiny
 

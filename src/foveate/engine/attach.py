@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from torch import nn
 
@@ -17,13 +16,12 @@ from foveate.trace.records import Trace
 
 
 @contextmanager
-def prune(model: nn.Module, method: Method | str | Path | None, *, full_length: bool = False) -> Iterator[Trace]:
+def prune(model: nn.Module, method: Method | None, *, full_length: bool = False) -> Iterator[Trace]:
     """Prune visual tokens of `model` within a `with` block.
 
     Args:
         model: a stock transformers model of a supported family; it is not changed.
-        method: a configured method, the path of a `foveate.json` written by `foveate tune`, or None for no new
-            pruning (a pruned KV cache can be continued).
+        method: a configured method, or None for no new pruning (a pruned KV cache can be continued).
         full_length: return hidden states and logits of the unpruned length, zero where a token was dropped, so that
             `labels` fit: for training. Gradients flow through; run the backward pass inside the block if layers
             are checkpointed.
@@ -50,7 +48,7 @@ def prune(model: nn.Module, method: Method | str | Path | None, *, full_length: 
         hooks.release(session)
 
 
-def attach(model: nn.Module, method: Method | str | Path, *, full_length: bool = False) -> Trace:
+def attach(model: nn.Module, method: Method | None, *, full_length: bool = False) -> Trace:
     """Put a method in force until `detach`, for every thread: the form for servers.
 
     Args:
@@ -86,16 +84,7 @@ def detach(model: nn.Module) -> None:
     raise SessionError("Nothing is attached to this model.")
 
 
-def read_method(path: str | Path) -> Method:
-    """The method that a `foveate.json` describes."""
-    from foveate.specs.tuned import read
-
-    return read(path)
-
-
-def _session(model: nn.Module, method: Method | str | Path | None, attached: bool, full_length: bool) -> Session:
-    if isinstance(method, str | Path):
-        method = read_method(method)
+def _session(model: nn.Module, method: Method | None, attached: bool, full_length: bool) -> Session:
     if method is not None and not isinstance(method, Method):
         raise ConfigurationError(
             f"method must be a foveate Method (for example ViTCoP(keep=1/9)) or None, got {type(method).__name__}."
