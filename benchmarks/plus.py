@@ -31,6 +31,7 @@ from foveate.data.boxes import normalize_boxes
 from foveate.files.atomic import write_text
 from foveate.files.environment import facts
 from foveate.inference.answer import Asker
+from foveate.inference.weights import fingerprint
 from foveate.methods import GlimpsePrune
 from foveate.training.evidence import EvidenceBoxes
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from foveate import scenes
 from foveate.cli import main
-from tests.test_loading import bad_images
+from tests.inference.test_loading import bad_images
 
 
 @dataclass
@@ -81,7 +81,7 @@ def test_methods_lists_and_explains() -> None:
         (["{image}", "What?", "--keep", "a third"], "write a ratio"),
         (["{image}", "What?" * 99, "--keep", "0"], "must lie in (0, 1]"),
         (["{image}", "What?", "--module", "somewhere"], "has no module"),
-        (["{image}", "What?", "--method", "foveate.json", "--keep", "0.1"], "leave --keep and --module out"),
+        (["{image}", "What?", "--method", "foveate.json", "--keep", "0.1"], "leave keep out"),
         (["{image}", "What?", "--keep", "1/3,1/9"], "one budget a question"),
         (["{image}", "{image}"], "question last"),
         (["{image}", "What?", "--model", "/nowhere/at/all"], "Cannot load"),

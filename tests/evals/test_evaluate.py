@@ -23,6 +23,7 @@ from foveate.evals import evaluate as module
 from foveate.evals import html, runner
 from foveate.evals.evaluate import Evaluation, Plan, evaluate
 from foveate.evals.store import StoreError
+from foveate.inference.batches import build_batch
 from foveate.specs.settings import Setting, grid
 from foveate.zoo import DEFAULT
 

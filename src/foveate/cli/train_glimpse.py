@@ -57,6 +57,9 @@ def glimpse(
     module: ModulePairs = None,
 ) -> None:
     """Train a glimpse module for a frozen model. bf16, checkpointing, logging and so on: --set NAME=VALUE."""
+    from foveate.files.outputs import check_packages
+
+    check_packages("`foveate train glimpse`", "train", "accelerate", "yaml", "rich")
     from foveate.training.glimpse.run import Settings, train
 
     settings = Settings(

@@ -17,7 +17,9 @@ from foveate.evals.store import Store
 from foveate.evals.summary import Answers, collect, summarise
 from foveate.files.atomic import replacing, write_text
 from foveate.files.environment import facts
+from foveate.files.outputs import check_folder
 from foveate.inference.answer import Asker
+from foveate.inference.weights import warn_if_tuned_elsewhere
 from foveate.specs.settings import Setting
 
 DEFINITIONS = {
@@ -86,9 +88,12 @@ def evaluate(
     from foveate.inference.loading import load
 
     metric(plan.metric)  # before anything takes time
+    check_folder(plan.out)
     task = tasks.load(plan.data, plan.limit, plan.prompt)
     model, processor = load(plan.model, dtype=plan.dtype, device=plan.device, attn_implementation=plan.attention)
     asker = Asker(model, processor, plan.max_new_tokens)
+    for setting in plan.settings:
+        warn_if_tuned_elsewhere(setting.name, setting.evidence, model)
     on_start(len(task.ids) * len(plan.settings))
     keys = [(setting.describe(), setting.name) for setting in plan.settings]
     with Store(plan.out / "results.jsonl", runner.identity(plan.model, asker, task, plan.prompt)) as store:

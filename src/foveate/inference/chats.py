@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import http.client
+import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,19 +130,14 @@ def fetch(address: str, most: int = 64 << 20, seconds: float = 20.0) -> bytes:
     Raises:
         InputError: not there, too slow, or more than `most` bytes.
     """
-    import httpx  # a dependency of transformers' hub client
-
-    found = bytearray()
     try:
-        with httpx.stream("GET", address, timeout=seconds, follow_redirects=True) as response:
-            response.raise_for_status()
-            for chunk in response.iter_bytes():
-                found += chunk
-                if len(found) > most:
-                    raise InputError(f"{address} has more than {most >> 20} MiB; give a smaller picture.")
-    except httpx.HTTPError as error:
-        raise InputError(f"{address} cannot be fetched: {error}") from error
-    return bytes(found)
+        with urllib.request.urlopen(address, timeout=seconds) as response:
+            found: bytes = response.read(most + 1)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise InputError(f"{address} cannot be fetched: {error}.") from error
+    if len(found) > most:
+        raise InputError(f"{address} has more than {most >> 20} MiB; give a smaller picture.")
+    return found
 
 
 def _decoded(text: str) -> bytes:

@@ -39,6 +39,7 @@ def load(
         MissingExtraError: a package is missing.
     """
     source = zoo.resolve(str(path_or_id))
+    source = str(Path(source).expanduser()) if source.startswith("~") else source
     where = choose_device(device)
     wanted = parse_dtype(dtype)
     if wanted is None:
@@ -49,6 +50,7 @@ def load(
     try:
         config = AutoConfig.from_pretrained(source)
         _check_family(source, config.model_type)
+        _check_weights(source)
         model = AutoModelForImageTextToText.from_pretrained(
             source, dtype=wanted, attn_implementation=attn_implementation, **more
         )
@@ -77,22 +79,26 @@ def _check_family(source: str, model_type: str) -> None:
 
 def _check_place(source: str) -> None:
     """Tell the ordinary mistakes apart before the Hub is asked for an id that is none."""
-    place = Path(source).expanduser()
+    place = Path(source)
     if place.is_file():
         raise CheckpointError(f"Cannot load a model from {source}: it is a file; give the folder with its config.json.")
     if place.is_dir():
         if not (place / "config.json").is_file():
             raise CheckpointError(f"Cannot load a model from {source}: the folder has no config.json.")
-        if not any(place.glob("*.safetensors")) and not any(place.glob("*.bin")):
-            raise CheckpointError(
-                f"Cannot load a model from {source}: the folder has no weights (*.safetensors beside config.json)."
-            )
         return
-    if source.startswith((".", "~", os.sep)) or source.count("/") != 1 or os.sep + os.sep in source:
+    if source.startswith((".", os.sep)) or source.count("/") != 1:
         names = ", ".join(zoo.names())
         raise CheckpointError(
             f"Cannot load a model from {source}: there is no such folder, and it is no Hub id (owner/name). The models "
             f"that ship with foveate are {names}."
+        )
+
+
+def _check_weights(source: str) -> None:
+    place = Path(source)
+    if place.is_dir() and not any(place.glob("*.safetensors")) and not any(place.glob("*.bin")):
+        raise CheckpointError(
+            f"Cannot load a model from {source}: the folder has no weights (*.safetensors beside config.json)."
         )
 
 

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from transformers import GenerationConfig
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, TextKwargs
 from transformers.utils.chat_template_utils import _get_template_variables
 
@@ -20,6 +21,7 @@ IMAGES = frozenset(ImagesKwargs.__annotations__)
 STANDARDISED = frozenset({"min_pixels", "max_pixels", "default_to_square", "disable_grouping", "return_tensors"})
 """Read before the images are processed, or only about speed."""
 PAIRED = ("text_pair", "text_target", "text_pair_target")
+COUNTS = ("max_length", "stride", "pad_to_multiple_of")
 TEMPLATE = frozenset(
     {"tools", "documents", "add_generation_prompt", "continue_final_message", "return_assistant_tokens_mask",
      "tokenize", "return_tensors", "return_dict", "processor_kwargs", "sanitize_control_tokens"}
@@ -99,6 +101,8 @@ def _check_one(
         raise _unknown(name, known, where)
     if value is None:
         return
+    if name in COUNTS and (not isinstance(value, int) or isinstance(value, bool)):
+        raise InputError(f"{where}{name}={value!r}: write a whole number.")
     if name in PAIRED:
         raise InputError(f"{where}{name}: prompts with images have no second text; write one prompt.")
     if name in ("is_split_into_words", "return_overflowing_tokens") and value:
@@ -129,6 +133,8 @@ def _honoured(image_processor: Any) -> frozenset[str]:
 
 
 def _unknown(name: str, known: Iterable[str], where: str) -> InputError:
+    if hasattr(GenerationConfig(), name):
+        return InputError(f"{where}{name}: this is an option of generate; a pipeline takes it in generate_kwargs.")
     near = difflib.get_close_matches(name, sorted(known), 1)
     hint = f"; did you mean {near[0]}?" if near else "."
     return InputError(f"{where}{name}: there is no such option{hint}")

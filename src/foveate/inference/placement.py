@@ -79,7 +79,7 @@ def check_attention(name: str | None, device: str, dtype: torch.dtype | str | No
         return
     if importlib.util.find_spec(package) is None:
         raise MissingExtraError(
-            f"{name} needs the package {package}: pip install flash-attn (on a machine with an NVIDIA GPU), or use sdpa."
+            f"{name} needs the package {package}: pip install flash-attn (for an NVIDIA GPU), or use sdpa."
         )
     if device == "cpu" or dtype == torch.float32:
         where = "on a CPU" if device == "cpu" else "in float32"

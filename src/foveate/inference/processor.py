@@ -28,7 +28,7 @@ def load_processor(source: str, family: Family) -> Any:
     """
     try:
         processor = AutoProcessor.from_pretrained(source)
-        if getattr(processor, "image_processor", None) is not None:
+        if _fits(processor, family):
             processor.tokenizer.padding_side = "left"
             return processor
     except (ImportError, ValueError, OSError, TypeError):
@@ -37,6 +37,14 @@ def load_processor(source: str, family: Family) -> Any:
     images = _pil_image_processor(source)
     template = tokenizer.chat_template or _legacy_template(Path(source)) or family.default_template
     return ImageTextProcessor(images, tokenizer, family, template)
+
+
+def _fits(processor: Any, family: Family) -> bool:
+    """Whether it was made for this model: without a configuration of its own, transformers guesses one."""
+    if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
+        return False
+    token = getattr(processor, "image_token_id", None)
+    return token in (None, family.token_ids["image"]) and getattr(processor, "patch_size", 1) is not None
 
 
 def _pil_image_processor(source: str) -> Any:
@@ -99,7 +107,8 @@ class ImageTextProcessor(ProcessorMixin):
         kwargs = options.pixels_as_size(self.image_processor, kwargs)
         kwargs.setdefault("return_mm_token_type_ids", self.family.wants_token_types)
         try:
-            found = super().__call__(images=self._opened(images), text=text, **kwargs)
+            opened = self._opened(images)
+            found = super().__call__(images=opened if _count(opened) else None, text=text, **kwargs)
         except FoveateError:
             raise
         except (ValueError, TypeError, StrictDataclassError) as error:
@@ -111,8 +120,7 @@ class ImageTextProcessor(ProcessorMixin):
         if images is None:
             return None
         if isinstance(images, list | tuple):
-            opened = [self._opened(image) for image in images]
-            return opened if any(image is not None and image != [] for image in opened) else None
+            return [self._opened(image) for image in images]
         raw = hasattr(images, "shape") and is_valid_image(images)  # arrays come with options of their own
         return images if raw else open_picture(images, self.remote)
 
