@@ -340,6 +340,16 @@ def test_raw_arrays_keep_their_options(pair: Pair) -> None:
     )
 
 
+def test_templates_by_name_and_none_at_all(qwen: Pair) -> None:
+    ours = copy.copy(qwen.ours)
+    ours.chat_template = {"default": "D" + ours.image_token, "other": "O" + ours.image_token}
+    assert ours.apply_chat_template(chat()).startswith("D")
+    assert ours.apply_chat_template(chat(), chat_template="other").startswith("O")
+    ours.chat_template = None
+    with pytest.raises(InputError, match="no chat template"):
+        ours.apply_chat_template(chat())
+
+
 def test_an_aspect_ratio_beyond_the_models(qwen: Pair) -> None:
     with pytest.raises(InputError, match="aspect ratio"):
         qwen.ours.apply_chat_template(chat(picture(1000, 4)), tokenize=True)

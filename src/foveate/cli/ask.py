@@ -38,16 +38,13 @@ def ask(
     """Ask a question about one or more images and show what pruning kept and saved."""
     from foveate import zoo
     from foveate.data.images import open_image
-    from foveate.errors import InputError
     from foveate.files.outputs import PICTURES, check_file
     from foveate.inference.answer import Asker
     from foveate.inference.pruning import resolve
     from foveate.specs.choose import choose_method, one_budget
     from foveate.trace.overlay import save
 
-    *files, question = inputs
-    if not files or os.path.isfile(question):  # noqa: PTH113 - Path.is_file fails on texts longer than a file name
-        raise InputError("Give the image file(s) first and the question last: foveate ask photo.jpg 'What is this?'")
+    files, question = _split(inputs)
     if overlay is not None:
         check_file(overlay, PICTURES)
     images = [open_image(file) for file in files]
@@ -62,6 +59,15 @@ def ask(
     if overlay is not None:
         save(runs[-1].answer.trace.overlay(images[0]), overlay)
         typer.echo(f"overlay: {overlay.resolve()}")
+
+
+def _split(inputs: list[str]) -> tuple[list[str], str]:
+    from foveate.errors import InputError
+
+    *files, question = inputs
+    if not files or os.path.isfile(question):  # noqa: PTH113 - Path.is_file fails on texts longer than a file name
+        raise InputError("Give the image file(s) first and the question last: foveate ask photo.jpg 'What is this?'")
+    return files, question
 
 
 @dataclass(frozen=True)

@@ -40,14 +40,9 @@ def bench(
     from foveate import zoo
     from foveate.bench.memory import Job
     from foveate.bench.run import calls, run
-    from foveate.files.outputs import PLOTS, check_file, check_packages
     from foveate.specs.settings import grid, parse_keeps
 
-    for path, suffixes in ((json, ()), (csv, ()), (plot, PLOTS)):
-        if path is not None:
-            check_file(path, suffixes)
-    if plot is not None:
-        check_packages("--plot", "eval", "matplotlib")
+    _check(json, csv, plot)
     settings = grid(method, parse_keeps(keep))
     name = model or zoo.DEFAULT
     job = Job(name, tokens, image, question, batch, new_tokens, dtype, attention, seed, get_num_threads())
@@ -58,6 +53,17 @@ def bench(
         )
     console().print(table(found))
     _write(found, json, csv, plot)
+
+
+def _check(json: Path | None, csv: Path | None, plot: Path | None) -> None:
+    """What would stop the results from being written, before they are measured."""
+    from foveate.files.outputs import PLOTS, check_file, check_packages
+
+    for path, suffixes in ((json, ()), (csv, ()), (plot, PLOTS)):
+        if path is not None:
+            check_file(path, suffixes)
+    if plot is not None:
+        check_packages("--plot", "eval", "matplotlib")
 
 
 def table(found: dict[str, Any]) -> Table:

@@ -148,7 +148,7 @@ class ImageTextProcessor(ProcessorMixin):
         Raises:
             InputError: as `__call__`; also tools or documents that the template does not read.
         """
-        options.check_template(self._resolve_chat_template(chat_template), kwargs)
+        options.check_template(self._template(chat_template), kwargs)
         chats = conversation if is_batch(conversation) else [conversation]
         if kwargs.get("tokenize"):
             chats = [open_chat(chat, self.remote) for chat in chats]
@@ -159,6 +159,14 @@ class ImageTextProcessor(ProcessorMixin):
             raise
         except (ValueError, TypeError) as error:
             raise InputError(f"The conversation cannot be prepared: {_first_line(error)}") from error
+
+    def _template(self, given: str | None) -> str:
+        """The template itself, where `given` may be the name of one of several."""
+        own: Any = self.chat_template
+        found = own.get(given or "default", given) if isinstance(own, dict) else given or own
+        if found is None:
+            raise InputError("This checkpoint has no chat template: give one as chat_template, or write the prompt.")
+        return str(found)
 
     def to_dict(self) -> dict[str, Any]:
         """What describes it; the family, which holds the model, does not."""
