@@ -120,8 +120,8 @@ class Method:
         stages = self.stages(info)
         if len(stages) != 1:
             raise ConfigurationError(
-                f"{self.name} has {len(stages)} stages, so it must say in `shares` how its budget is spread over them (or "
-                "set keep = None and override `select`, if its number depends on what is seen)."
+                f"{self.name} has {len(stages)} stages, so it must say in `shares` how its budget is spread over them "
+                "(or set keep = None and override `select`, if its number depends on what is seen)."
             )
         (stage,), depth = stages, info.layers
         start = stage.layer
