@@ -17,7 +17,8 @@ from foveate.inference.batches import encode
 from foveate.inference.chats import user
 from foveate.inference.loading import load
 from foveate.inference.streaming import Stream
-from foveate.trace.records import PrefillTrace, Trace
+from foveate.trace.records import PrefillTrace
+from foveate.trace.trace import Trace
 
 GREEDY = {"do_sample": False, "num_beams": 1}
 Stop = Literal["end", "length", "stop string"]
