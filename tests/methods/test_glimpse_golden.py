@@ -33,8 +33,8 @@ class Watched(GlimpsePrune):
 
     def logits(self, view: View) -> Tensor:
         found = super().logits(view)
-        self.__dict__.setdefault("seen", {})[view._group.row] = found
-        self.__dict__.setdefault("attention", {})[view._group.row] = view.probe(
+        self.__dict__.setdefault("seen", {})[view.row] = found
+        self.__dict__.setdefault("attention", {})[view.row] = view.probe(
             self.glimpse.config.selected_layers[0], not self.glimpse.config.use_attention_logits
         )
         return found
