@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from foveate import Method, Stage, View
-from foveate.core.method import Reads
 from foveate.core.view import ModelInfo
 from foveate.families import adapt
 
@@ -27,7 +26,7 @@ class Drop(Method):
     layers: tuple[int, ...]
     seed: int
     as_mask: bool
-    reads: Reads
+    queries: bool
     compact: bool
 
     def __init__(
@@ -36,16 +35,23 @@ class Drop(Method):
         keep: float = 0.5,
         seed: int = 0,
         as_mask: bool = False,
-        reads: Reads = "nothing",
+        queries: bool = False,
         compact: bool = False,
     ) -> None:
-        given = {"layers": layers, "keep": keep, "seed": seed, "as_mask": as_mask, "reads": reads, "compact": compact}
+        given = {
+            "layers": layers,
+            "keep": keep,
+            "seed": seed,
+            "as_mask": as_mask,
+            "queries": queries,
+            "compact": compact,
+        }
         for name, value in (given | {"positions": "original"}).items():
             object.__setattr__(self, name, value)
 
     def stages(self, info: ModelInfo) -> list[Stage]:
         return [
-            Stage(layer, reads=self.reads if layer else "nothing", compact_earlier=self.compact)
+            Stage(layer, reads="attention" if self.queries and layer else "nothing", compact_earlier=self.compact)
             for layer in self.layers
         ]
 

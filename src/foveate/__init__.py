@@ -9,8 +9,7 @@ from foveate.engine.attach import attach, detach, prune
 from foveate.engine.cache import FoveatedCache
 from foveate.inference.loading import load
 from foveate.trace.trace import Trace
-
-__version__ = "0.1.0"
+from foveate.version import __version__
 
 __all__ = [
     "FoveatedCache",
@@ -22,6 +21,7 @@ __all__ = [
     "Tap",
     "Trace",
     "View",
+    "__version__",
     "attach",
     "detach",
     "load",

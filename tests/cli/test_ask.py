@@ -14,7 +14,7 @@ from PIL import Image
 
 from foveate import scenes
 from foveate.cli import main
-from tests.test_loading import bad_images
+from tests.inference.test_loading import bad_images
 
 
 @dataclass

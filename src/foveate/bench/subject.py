@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.bench.memory import Job
+from foveate.bench.job import Job
 from foveate.errors import ConfigurationError
 from foveate.families import presets, prompts
 

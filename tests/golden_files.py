@@ -8,17 +8,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .plus import module, run  # noqa: F401 - fixtures
-from .runs import base, data, settings  # noqa: F401 - fixtures
-
-GOLDEN = Path(os.environ.get("FOVEATE_GOLDEN", Path(__file__).resolve().parents[3] / "shared" / "golden"))
+GOLDEN = Path(os.environ.get("FOVEATE_GOLDEN", Path(__file__).resolve().parents[2] / "shared" / "golden"))
 
 
 def golden_path(name: str) -> Path:
     """Folder or file `name` of the fixtures; skips the test where they are not installed."""
     path = GOLDEN / name
     if not path.exists():
-        path = Path(__file__).parents[1] / "golden" / name  # the small ones travel with the tests
+        path = Path(__file__).parent / "golden" / name  # the small ones travel with the tests
     if not path.exists():
         pytest.skip(f"reference fixtures not found: {path} (set FOVEATE_GOLDEN to their folder)")
     return path

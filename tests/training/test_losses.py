@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from foveate.data import boxes
-from foveate.glimpse import rl_losses
 from foveate.training import losses, rewards
+from tests.golden_files import assert_close, assert_gradient_close, golden_path, golden_tensors
 
-from .conftest import assert_close, assert_gradient_close, golden_path, golden_tensors
+from . import rl_losses
 
 MASK_CASES = "one_sample", "two_samples", "three_samples_random_mask", "empty_mask", "full_mask"
 KD_WEIGHT = 0.04

@@ -28,9 +28,9 @@ QUICK = {
 
 
 @pytest.fixture
-def run(base: Path, data: Path, tmp_path: Path) -> plus.Settings:
+def run(base: Path, data: Path, tmp_path: Path) -> plus.PlusSettings:
     """A short run whose reward differs between completions, whatever the model says."""
-    return plus.Settings(str(base), str(data), tmp_path / "out", arguments=QUICK, layer=1)
+    return plus.PlusSettings(str(base), str(data), tmp_path / "out", arguments=QUICK, layer=1)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def module(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trainer_of(settings: plus.Settings, rewards: Any = None) -> Any:
+def trainer_of(settings: plus.PlusSettings, rewards: Any = None) -> Any:
     arguments = plus.grpo_arguments(settings)
     examples = load_examples(settings.data, Rules(needs_boxes=False), settings.limit)
     return plus.build_trainer(settings, arguments, examples, rewards or Rewards({"exact_match": 1.0}))

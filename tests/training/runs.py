@@ -11,7 +11,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from foveate import zoo
 from foveate.training.glimpse.objectives import Objective
-from foveate.training.glimpse.run import Settings
+from foveate.training.glimpse.run import GlimpseSettings
 
 FAST = {
     "per_device_train_batch_size": 2,
@@ -73,11 +73,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def settings(base: Path, data: Path, tmp_path: Path) -> Settings:
-    return Settings(model=str(base), data=str(data), out=tmp_path / "out", arguments=FAST)
+def settings(base: Path, data: Path, tmp_path: Path) -> GlimpseSettings:
+    return GlimpseSettings(model=str(base), data=str(data), out=tmp_path / "out", arguments=FAST)
 
 
-def command(run: Settings) -> list[str]:
+def command(run: GlimpseSettings) -> list[str]:
     """Arguments of `foveate train glimpse` for a run."""
     options = ["--model", run.model, "--data", run.data, "--out", str(run.out)]
     return options + [x for name, value in run.arguments.items() for x in ("--set", f"{name}={value}")]

@@ -30,7 +30,7 @@ from foveate.training.plus.merge import ADAPTER, merge
 from .plus import QUICK, length_reward, picture, trainer_of
 
 
-def start(settings: plus.Settings, steps: int, *more: str) -> subprocess.Popen[str]:
+def start(settings: plus.PlusSettings, steps: int, *more: str) -> subprocess.Popen[str]:
     command = [
         sys.executable,
         "-c",
@@ -49,7 +49,7 @@ def start(settings: plus.Settings, steps: int, *more: str) -> subprocess.Popen[s
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_killed_training_goes_on(run: plus.Settings) -> None:
+def test_killed_training_goes_on(run: plus.PlusSettings) -> None:
     process = start(run, 12)
     deadline = time.monotonic() + 200
     while not (run.out / "checkpoint-2" / "trainer_state.json").exists():
@@ -71,7 +71,7 @@ def test_killed_training_goes_on(run: plus.Settings) -> None:
     assert steps == list(range(1, 13))
 
 
-def test_merged_model_is_the_adapted_model(run: plus.Settings, tmp_path: Path) -> None:
+def test_merged_model_is_the_adapted_model(run: plus.PlusSettings, tmp_path: Path) -> None:
     trainer = trainer_of(dataclasses.replace(run, arguments={**QUICK, "max_steps": 1}), length_reward)
     trainer.train()
     trainer.save_model()
@@ -90,7 +90,7 @@ def test_merged_model_is_the_adapted_model(run: plus.Settings, tmp_path: Path) -
         merge(run.model, tmp_path, tmp_path / "again")
 
 
-def write_schedule(path: Path, run: plus.Settings, **changes: Any) -> Path:
+def write_schedule(path: Path, run: plus.PlusSettings, **changes: Any) -> Path:
     quick = {"max_steps": 2, "use_cpu": True, "disable_tqdm": True}
     values = {
         "model": run.model,
@@ -104,7 +104,9 @@ def write_schedule(path: Path, run: plus.Settings, **changes: Any) -> Path:
     return path
 
 
-def test_a_whole_schedule_runs_and_goes_on(run: plus.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_schedule_runs_and_goes_on(
+    run: plus.PlusSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_schedule(tmp_path / "plus.yaml", run)
     with monkeypatch.context() as patch:
         patch.setattr(schedules, "merge", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -124,7 +126,9 @@ def test_a_whole_schedule_runs_and_goes_on(run: plus.Settings, tmp_path: Path, m
 BOTH = {"pruning_rate": 1.0, "anls": 1.0}
 
 
-def test_a_learned_threshold_goes_into_the_retrained_module(run: plus.Settings, module: Path, tmp_path: Path) -> None:
+def test_a_learned_threshold_goes_into_the_retrained_module(
+    run: plus.PlusSettings, module: Path, tmp_path: Path
+) -> None:
     learning = {"arguments": QUICK, "prune": "glimpse", "learn_threshold": True, "rewards": BOTH}
     path = write_schedule(tmp_path / "plus.yaml", run, module=str(module), rl=learning)
     config = GlimpseModule.from_pretrained(schedules.run(schedules.read(path)) / "glimpse").config
@@ -152,7 +156,7 @@ def test_a_learned_threshold_goes_into_the_retrained_module(run: plus.Settings, 
     ],
 )
 def test_a_wrong_schedule_is_refused_before_it_starts(
-    run: plus.Settings, tmp_path: Path, changes: dict[str, Any], message: str
+    run: plus.PlusSettings, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):
         schedules.read(write_schedule(tmp_path / "plus.yaml", run, **changes))
@@ -179,7 +183,7 @@ def test_wrong_command_lines(options: list[str], message: str) -> None:
     assert message in str(result.exception)
 
 
-def test_merging_from_the_command_line(run: plus.Settings, tmp_path: Path) -> None:
+def test_merging_from_the_command_line(run: plus.PlusSettings, tmp_path: Path) -> None:
     trainer_of(dataclasses.replace(run, arguments={**QUICK, "max_steps": 1}), length_reward).save_model()
     out = tmp_path / "merged"
     result = CliRunner().invoke(app, ["merge", "--model", run.model, "--adapter", str(run.out), "--out", str(out)])
@@ -188,7 +192,7 @@ def test_merging_from_the_command_line(run: plus.Settings, tmp_path: Path) -> No
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_an_adapter_of_another_model_is_named(run: plus.Settings, tmp_path: Path) -> None:
+def test_an_adapter_of_another_model_is_named(run: plus.PlusSettings, tmp_path: Path) -> None:
     trainer_of(run, length_reward).save_model()
     with pytest.raises(CheckpointError, match="was trained on"):
         merge("foveate/scenes-qwen2_5_vl", run.out, tmp_path / "merged")

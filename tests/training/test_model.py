@@ -8,8 +8,8 @@ from foveate.errors import CheckpointError, ConfigurationError, InputError
 from foveate.training import losses
 from foveate.training.glimpse.model import GlimpseForTraining
 from foveate.training.glimpse.objectives import Objective
+from tests.golden_files import assert_close
 
-from .conftest import assert_close
 from .steps import DISTILL, fresh, load_base, load_step, step
 
 

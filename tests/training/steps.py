@@ -10,8 +10,7 @@ from foveate.glimpse import GlimpseModule
 from foveate.training import losses
 from foveate.training.glimpse.model import GlimpseForTraining, Outcome
 from foveate.training.glimpse.objectives import Objective
-
-from .conftest import golden_path, golden_tensors
+from tests.golden_files import golden_path, golden_tensors
 
 INPUTS = ("input_ids", "attention_mask", "labels", "mm_token_type_ids", "pixel_values", "image_grid_thw")
 DISTILL = Objective(localization=0, language=0, distillation=1.0, keep_rate=0.5, keep_target=0.05)

@@ -12,9 +12,9 @@ from foveate.cli import convert as convert_cli
 from foveate.cli import train_glimpse as cli
 from foveate.errors import ConfigurationError
 from foveate.glimpse import GlimpseModule
-from foveate.training.glimpse.run import Settings
+from foveate.training.glimpse.run import GlimpseSettings
+from tests.golden_files import golden_path
 
-from .conftest import golden_path
 from .runs import FAST, command
 
 
@@ -24,7 +24,7 @@ def app(command: object) -> Typer:
     return out
 
 
-def test_command_line(settings: Settings) -> None:
+def test_command_line(settings: GlimpseSettings) -> None:
     options = command(replace(settings, arguments=FAST | {"max_steps": 1}))
     options += ["--objective", "both", "--keep-target", "0.2", "--loss", "bce=0.5", "--module", "selected_layers=[1]"]
     options += ["--module", "reduce_layer=1", "--limit", "4", "--eval-data", settings.data, "--eval-limit", "2"]

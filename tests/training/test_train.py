@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from foveate.data.example import DataError
 from foveate.errors import CheckpointError, ConfigurationError
 from foveate.glimpse import GlimpseModule
-from foveate.training.glimpse.run import Settings, train, training_arguments
+from foveate.training.glimpse.run import GlimpseSettings, train, training_arguments
 from foveate.training.glimpse.trainer import last_checkpoint
 
 from .runs import DISTILL, FAST, command
@@ -26,7 +26,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def test_boxes_are_learned(settings: Settings) -> None:
+def test_boxes_are_learned(settings: GlimpseSettings) -> None:
     arguments = FAST | {"max_steps": 40, "save_steps": 20, "learning_rate": 0.02}
     run = replace(settings, arguments=arguments, eval_data=settings.data)
     metrics = train(run)
@@ -49,7 +49,7 @@ def test_boxes_are_learned(settings: Settings) -> None:
     assert sum(p.stat().st_size for p in run.out.glob("*.safetensors")) < 2_000_000
 
 
-def test_distillation_learns_without_labels(settings: Settings, tmp_path: Path) -> None:
+def test_distillation_learns_without_labels(settings: GlimpseSettings, tmp_path: Path) -> None:
     """Answers come from the base model and are asked for once; the price of tokens is felt."""
     source = Path(settings.data)
     rows = [json.loads(line) for line in source.read_text().splitlines()]
@@ -79,7 +79,7 @@ ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.slow
-def test_two_processes(settings: Settings, tmp_path: Path) -> None:
+def test_two_processes(settings: GlimpseSettings, tmp_path: Path) -> None:
     """Data-parallel training: one result, every missing answer asked for once."""
     source = Path(settings.data)
     rows = [json.loads(line) for line in source.read_text().splitlines()]
@@ -103,7 +103,7 @@ def test_two_processes(settings: Settings, tmp_path: Path) -> None:
     GlimpseModule.from_pretrained(run.out)
 
 
-def test_killed_and_resumed_run_gives_the_same_weights(settings: Settings, tmp_path: Path) -> None:
+def test_killed_and_resumed_run_gives_the_same_weights(settings: GlimpseSettings, tmp_path: Path) -> None:
     arguments = FAST | {"max_steps": 40, "save_steps": 4, "save_total_limit": 3}
     whole = replace(settings, out=tmp_path / "whole", arguments=arguments)
     train(whole)
@@ -146,12 +146,12 @@ def test_unfinished_checkpoints_are_passed_over(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path).name == "checkpoint-10"
 
 
-def test_resume_without_a_checkpoint_starts_fresh(settings: Settings) -> None:
+def test_resume_without_a_checkpoint_starts_fresh(settings: GlimpseSettings) -> None:
     train(replace(settings, resume=True, arguments=FAST | {"max_steps": 1}))
     assert (settings.out / "config.json").exists()
 
 
-def test_start_from_a_module(settings: Settings, tmp_path: Path) -> None:
+def test_start_from_a_module(settings: GlimpseSettings, tmp_path: Path) -> None:
     one = FAST | {"max_steps": 1}
     train(replace(settings, arguments=one, module={"le_length": 2, "threshold": 0.3}))
     further = replace(settings, out=tmp_path / "further", start=str(settings.out), arguments=one)
@@ -162,7 +162,7 @@ def test_start_from_a_module(settings: Settings, tmp_path: Path) -> None:
         train(replace(further, out=tmp_path / "third", module={"le_length": 1}))
 
 
-def test_bad_data_stops_before_the_models_are_loaded(settings: Settings, tmp_path: Path) -> None:
+def test_bad_data_stops_before_the_models_are_loaded(settings: GlimpseSettings, tmp_path: Path) -> None:
     source = Path(settings.data)
     lines = source.read_text().splitlines()
     lines[3] = json.dumps(json.loads(lines[3]) | {"boxes": [[0, 0, 999, 10]]})
@@ -175,7 +175,7 @@ def test_bad_data_stops_before_the_models_are_loaded(settings: Settings, tmp_pat
     assert (summary["rows"], summary["rows_skipped"]) == (9, 1)
 
 
-def test_refusals(settings: Settings) -> None:
+def test_refusals(settings: GlimpseSettings) -> None:
     with pytest.raises(ConfigurationError, match="learning_rat"):
         training_arguments(replace(settings, arguments={"learning_rat": 1}))
     with pytest.raises(ConfigurationError, match="training arguments"):
@@ -184,7 +184,7 @@ def test_refusals(settings: Settings) -> None:
         train(replace(settings, model="no/such/model"))
 
 
-def test_published_settings_are_the_defaults(settings: Settings) -> None:
+def test_published_settings_are_the_defaults(settings: GlimpseSettings) -> None:
     arguments = training_arguments(replace(settings, arguments={"use_cpu": True}))
     assert arguments.learning_rate == 1e-4
     assert str(arguments.lr_scheduler_type.value) == "cosine"
@@ -193,7 +193,7 @@ def test_published_settings_are_the_defaults(settings: Settings) -> None:
     assert arguments.num_train_epochs == 1
 
 
-def test_gradient_checkpointing_and_accumulation_pass_through(settings: Settings, tmp_path: Path) -> None:
+def test_gradient_checkpointing_and_accumulation_pass_through(settings: GlimpseSettings, tmp_path: Path) -> None:
     plain = replace(settings, arguments=FAST | {"max_steps": 2}, module={"le_dropout": 0.0})
     train(plain)
     saved = replace(plain, out=tmp_path / "saved", arguments=plain.arguments | {"gradient_checkpointing": "true"})

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from foveate.glimpse import GlimpseModule
+from foveate.glimpse import load_official
 from foveate.training import losses
 from foveate.training.glimpse.model import GlimpseForTraining
 from foveate.training.glimpse.objectives import Objective
+from tests.golden_files import GOLDEN, assert_close, assert_gradient_close, golden_cases, golden_path, golden_tensors
 
-from .conftest import GOLDEN, assert_close, assert_gradient_close, golden_cases, golden_path, golden_tensors
 from .steps import DISTILL, fresh, load_base, load_step, step, with_answer
 
 STEPS = golden_cases("gp_*/train_*")
@@ -23,7 +23,7 @@ OFFICIAL_NAMES = {"attn_fuser": "vip", "learnable_embeddings": "embeddings", "le
 def test_supervised_step_is_the_official_one(name: str) -> None:
     family = name.split("/")[0]
     batch, masks, expected = load_step(name)
-    module = GlimpseModule.from_official(golden_path(f"{family}/new_modules"))
+    module = load_official(golden_path(f"{family}/new_modules"))
     outcome, grads = step(load_base(family), module, Objective(official=True), batch, masks)
     for term in ("le_loss", "loc_loss", "dice_loss", "bce_loss"):
         if term in expected:
@@ -45,7 +45,7 @@ def test_supervised_step_is_the_official_one(name: str) -> None:
 def test_answer_is_not_in_the_normaliser_unless_official(name: str) -> None:
     """Log-probabilities must not depend on the answer, or training and inference differ."""
     batch, masks, expected = load_step(name)
-    module = GlimpseModule.from_official(golden_path(f"{name.split('/')[0]}/new_modules"))
+    module = load_official(golden_path(f"{name.split('/')[0]}/new_modules"))
     base = load_base(name.split("/")[0])
     outcome, _ = step(base, module, Objective(), batch, masks)
     assert not torch.allclose(outcome.logits[0], expected["vip_logits.0"], atol=1e-3)
@@ -68,7 +68,7 @@ def test_hard_gates_equal_pruned_inference(name: str, attention: str, monkeypatc
     family = name.split("/")[0]
     expected = golden_tensors(f"{name}/outputs.safetensors")
     batch = with_answer(name, generated(expected, "generated_ids"))
-    module = GlimpseModule.from_official(golden_path(f"{family}/new_modules"))
+    module = load_official(golden_path(f"{family}/new_modules"))
     score, seen = module.score_rows, {}
     monkeypatch.setattr(module, "score_rows", lambda *args: 1e6 * score(*args))
 

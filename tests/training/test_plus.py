@@ -17,19 +17,19 @@ import foveate
 from foveate.data.example import DataError
 from foveate.engine import seams
 from foveate.errors import ConfigurationError, FoveateError
-from foveate.glimpse import rl_losses
 from foveate.training.plus import run as plus
 from foveate.training.plus.judge import JudgeError
 from foveate.training.plus.merge import ADAPTER
 from foveate.training.plus.rewards import Rewards
+from tests.engine.test_gradients import checkpointed_calls
+from tests.golden_files import golden_tensors
 
-from ..core.test_training import checkpointed_calls
-from .conftest import golden_tensors
+from . import rl_losses
 from .plus import QUICK, length_reward, trainer_of
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
-def test_log_probabilities_are_computed_on_what_the_rollout_kept(run: plus.Settings, checkpointing: bool) -> None:
+def test_log_probabilities_are_computed_on_what_the_rollout_kept(run: plus.PlusSettings, checkpointing: bool) -> None:
     arguments = {**QUICK, "max_steps": 1, "gradient_checkpointing": checkpointing}
     trainer = trainer_of(dataclasses.replace(run, arguments=arguments), length_reward)
     calls: list[tuple[str, bool, list[int]]] = []
@@ -57,7 +57,7 @@ def test_log_probabilities_are_computed_on_what_the_rollout_kept(run: plus.Setti
     assert all("lora" in name and "language_model" in name for name in before)
 
 
-def test_without_pruning_the_trainer_is_trls(run: plus.Settings) -> None:
+def test_without_pruning_the_trainer_is_trls(run: plus.PlusSettings) -> None:
     """The comparison of costs: the same trainer, nothing pruned."""
     trainer = trainer_of(dataclasses.replace(run, prune="none", arguments={**QUICK, "max_steps": 1}), length_reward)
     trainer.train()
@@ -73,7 +73,7 @@ class _Stub(nn.Module):
 
 
 @pytest.mark.parametrize("case", ["one_reward", "two_rewards", "all_equal"])
-def test_loss_equals_the_published_one(run: plus.Settings, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_equals_the_published_one(run: plus.PlusSettings, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """TRL's loss with our settings is the sum of the official policy and KL terms, gradients included."""
     golden = golden_tensors("gp_losses/rl_losses.safetensors")
     count = sum(key.startswith(f"{case}/logps.") for key in golden)
@@ -105,7 +105,7 @@ def test_loss_equals_the_published_one(run: plus.Settings, case: str, monkeypatc
         torch.testing.assert_close(stub.logps.grad[i, : len(row)], wanted, atol=1e-6, rtol=1e-4)
 
 
-def test_group_advantages_are_trls(run: plus.Settings) -> None:
+def test_group_advantages_are_trls(run: plus.PlusSettings) -> None:
     """The same rewards give TRL's trainer the published advantages."""
     rewards = torch.tensor([1.0, 0.0, 0.6, 0.9])
     trainer = trainer_of(
@@ -118,7 +118,7 @@ def test_group_advantages_are_trls(run: plus.Settings) -> None:
     assert len(batch["choices"]) == 4
 
 
-def test_a_threshold_learns_from_each_step_alone(run: plus.Settings, module: Path) -> None:
+def test_a_threshold_learns_from_each_step_alone(run: plus.PlusSettings, module: Path) -> None:
     """Its gradient must not pile up: after a step nothing is left of it."""
     settings = dataclasses.replace(
         run, module=str(module), layer=None, prune="glimpse", learn_threshold=True, rewards=BOTH
@@ -135,7 +135,7 @@ def test_a_threshold_learns_from_each_step_alone(run: plus.Settings, module: Pat
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_layers_that_checkpoint_their_call_train_alike(
-    run: plus.Settings, reentrant: bool, monkeypatch: pytest.MonkeyPatch
+    run: plus.PlusSettings, reentrant: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Older transformers run hooks again in the backward pass, which TRL starts after the forward pass is over."""
     found, repeated = [], []
@@ -153,7 +153,7 @@ def test_layers_that_checkpoint_their_call_train_alike(
         torch.testing.assert_close(found[1][name], value, atol=1e-5, rtol=1e-3)
 
 
-def test_the_threshold_is_trained_saved_and_resumed(run: plus.Settings, module: Path) -> None:
+def test_the_threshold_is_trained_saved_and_resumed(run: plus.PlusSettings, module: Path) -> None:
     learned = dataclasses.replace(
         run, module=str(module), layer=None, prune="glimpse", learn_threshold=True, rewards=BOTH
     )
@@ -171,7 +171,7 @@ def test_the_threshold_is_trained_saved_and_resumed(run: plus.Settings, module: 
     assert json.loads((run.out / "checkpoint-3" / "trainer_state.json").read_text())["global_step"] == 3
 
 
-def test_a_judge_that_is_down_loses_nothing(run: plus.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_that_is_down_loses_nothing(run: plus.PlusSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def down_at_the_third(self: Any, completions: list[Any], **_: Any) -> list[float]:
@@ -207,19 +207,19 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "message"), CHANGES, ids=[str(c) for c, _ in CHANGES])
-def test_what_cannot_work_is_refused(run: plus.Settings, changes: dict[str, Any], message: str) -> None:
+def test_what_cannot_work_is_refused(run: plus.PlusSettings, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(FoveateError, match=message):
         plus.train(dataclasses.replace(run, **changes))
 
 
-def test_arguments_of_every_kind(run: plus.Settings) -> None:
+def test_arguments_of_every_kind(run: plus.PlusSettings) -> None:
     given = {"generation_batch_size": 16, "reward_weights": [1.0], "hub_model_id": None, "adam_beta1": "0.8"}
     arguments = plus.grpo_arguments(dataclasses.replace(run, arguments={**QUICK, **given}))
     assert (arguments.generation_batch_size, arguments.steps_per_generation) == (16, 4)
     assert (arguments.reward_weights, arguments.hub_model_id, arguments.adam_beta1) == ([1.0], None, 0.8)
 
 
-def test_all_of_the_language_model_without_kl(run: plus.Settings) -> None:
+def test_all_of_the_language_model_without_kl(run: plus.PlusSettings) -> None:
     plus.train(dataclasses.replace(run, lora=None, arguments={**QUICK, "beta": 0.0, "max_steps": 1}))
     assert (run.out / "model.safetensors").is_file()
 
@@ -231,7 +231,7 @@ def write_rows(path: Path, data: Path, **changes: Any) -> Path:
     return path
 
 
-def test_a_row_without_answer_or_boxes(run: plus.Settings, data: Path, tmp_path: Path, module: Path) -> None:
+def test_a_row_without_answer_or_boxes(run: plus.PlusSettings, data: Path, tmp_path: Path, module: Path) -> None:
     unanswered = dataclasses.replace(run, data=str(write_rows(tmp_path / "a.jsonl", data, answer=None)))
     with pytest.raises(DataError, match="row 4: answer is empty"):
         plus.train(unanswered)

@@ -17,9 +17,8 @@ from foveate.engine.replay import Replay, row_choices
 from foveate.errors import ConfigurationError
 from foveate.families import adapt
 from foveate.methods import find, make
-
-from ..reference import Drop
-from ..tiny import LAYERS, Tiny
+from tests.reference import Drop
+from tests.tiny import LAYERS, Tiny
 
 ROWS = [[3, (4, 6), 5, (2, 4), 4], [9], [2, (6, 4), 6]]
 METHODS = [Drop((0, 2, 4)), Drop((3,), as_mask=True, compact=True), Drop((LAYERS,), compact=True)]

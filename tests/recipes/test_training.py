@@ -12,12 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import typer
 import yaml
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from foveate.errors import FoveateError
 from recipes.zoo import checkpoint, config
-from recipes.zoo.optim import cosine, orthogonalise
+from recipes.zoo.optim import MuonAdamW, cosine, share_gradients
 
 ONE = {"size": [112, 112], "images": 2, "shapes": [1, 2], "panel_share": 0.0}
 TINY = {
@@ -170,12 +172,12 @@ def test_wrong_recipes_are_refused(tmp_path, change, message):
 
 def test_a_llava_learns_from_the_shipped_model_and_answers(tmp_path):
     """Every part of its recipe, two steps each: layers on the teacher's states, all together, questions."""
-    from foveate import scenes, zoo
+    from foveate import scenes
     from foveate.inference.batches import build_batch, generate
     from foveate.inference.loading import load
     from recipes.zoo.train import train
 
-    recipe = yaml.safe_load((Path(zoo.__file__).parent / "configs" / "llava.yaml").read_text())
+    recipe = yaml.safe_load((Path(config.__file__).parent / "configs" / "llava.yaml").read_text())
     one = ONE | {"pages": 1, "fit": 112, "size": [168, 112]}
     short = {"steps": 2, "phases": [{"until": 1.0, "batches": [one]}]}
     recipe["vision"] = [part | short for part in recipe["vision"]]
@@ -200,17 +202,80 @@ def test_missing_recipes_name_those_there_are():
         config.load("qwen3.yaml")
 
 
+def test_the_command_names_what_is_wrong(tmp_path):
+    from recipes.zoo.__main__ import zoo
+
+    app = typer.Typer()
+    app.command()(zoo)
+    done = CliRunner().invoke(app, ["--config", "qwen3.yaml", "--out", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "qwen2_5_vl_run5.yaml" in done.output
+
+
+@pytest.mark.parametrize("file", sorted(p.name for p in (Path(config.__file__).parent / "configs").glob("*.yaml")))
+def test_every_recipe_is_readable(file):
+    """By name, from any folder; what a recipe starts from is another recipe's model or one that ships."""
+    from foveate import zoo
+
+    recipe = config.load(file)
+    for before in filter(None, (recipe.start, recipe.teacher)):
+        assert before in zoo.names() or before.removeprefix("runs/").split("/")[1] == recipe.name
+
+
 def test_damaged_checkpoints_are_refused(tmp_path):
     (tmp_path / "vision1.pt").write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(FoveateError, match="delete it"):
         checkpoint.load(tmp_path / "vision1.pt")
 
 
-def test_muon_orthogonalises():
-    updates = orthogonalise(torch.randn(3, 24, 60))
-    singular = torch.linalg.svdvals(updates)
+def test_rates_and_decay_go_where_the_recipe_says():
+    """One step from a zero gradient's state: vectors keep their size, the tower moves at its share of the rate."""
+    torch.manual_seed(0)
+    shapes = {"tower.a.weight": (6, 6), "text.a.weight": (6, 6), "text.norm": (6,), "text.embed.weight": (9, 6)}
+    named = [(name, torch.nn.Parameter(torch.ones(shape))) for name, shape in shapes.items()]
+    optimiser = MuonAdamW(named, 0.1, 1.0, lambda name: 0.25 if name.startswith("tower") else 1.0)
+    gradient = torch.randn(6, 6)
+    for _, p in named:
+        p.grad = gradient.clone() if p.shape == (6, 6) else torch.zeros_like(p)
+    optimiser.step(0.5)
+    after = dict(named)
+    assert torch.equal(after["text.norm"], torch.ones(6))
+    torch.testing.assert_close(after["text.embed.weight"], torch.full((9, 6), 1 - 0.05 * 0.01))
+    moved = {name: (1 - after[name]).detach() for name in ("tower.a.weight", "text.a.weight")}
+    torch.testing.assert_close(moved["tower.a.weight"] * 4, moved["text.a.weight"], atol=2e-6, rtol=1e-5)
+    singular = torch.linalg.svdvals((moved["text.a.weight"] - 0.5 * 0.01) / 0.5)
     assert singular.min() > 0.5
     assert singular.max() < 1.5
+
+
+def test_an_optimiser_goes_on_from_its_state(tmp_path):
+    def run(steps, state=None, weights=None):
+        torch.manual_seed(0)
+        named = [("a.weight", torch.nn.Parameter(torch.randn(5, 7))), ("a.bias", torch.nn.Parameter(torch.randn(5)))]
+        optimiser = MuonAdamW(named, 0.1, 0.1, lambda name: 1.0)
+        if state is not None:
+            optimiser.load_state_dict(state)
+            for (_, p), value in zip(named, weights, strict=True):
+                p.data.copy_(value)
+        for step in steps:
+            for _, p in named:
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+            optimiser.step(1 - step / 10)
+        return optimiser, [p.detach() for _, p in named]
+
+    optimiser, weights = run(range(4))
+    checkpoint.save(tmp_path / "half.pt", {"optimiser": optimiser.state_dict()})
+    resumed = run(range(4, 8), checkpoint.load(tmp_path / "half.pt")["optimiser"], weights)[1]
+    for got, expected in zip(resumed, run(range(8))[1], strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_gradients_are_clipped_together():
+    parameters = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 2))]
+    parameters[0].grad = torch.full((3,), 2.0)
+    assert share_gradients(parameters, 1.0) == pytest.approx(math.sqrt(12))
+    assert parameters[0].grad.norm().item() == pytest.approx(1.0, rel=1e-5)
+    assert parameters[1].grad.abs().sum() == 0, "a parameter that was not used has a gradient of zeros"
 
 
 def test_cosine_warms_up_and_falls():

@@ -56,7 +56,7 @@ def test_llava_and_several_images_in_a_row(llava_base: Path, base: Path, data: P
     path.write_text("".join(json.dumps({k: v for k, v in row.items() if v is not None}) + "\n" for row in merged))
     for folder, source in ((llava_base, data), (llava_base, path), (base, path)):
         out = tmp_path / f"{folder.name}-{source.stem}"
-        settings = plus.Settings(str(folder), str(source), out, arguments={**QUICK, "max_steps": 1}, layer=1)
+        settings = plus.PlusSettings(str(folder), str(source), out, arguments={**QUICK, "max_steps": 1}, layer=1)
         plus.train(settings)
         log = json.loads((out / "training.json").read_text())["log"]
         assert 0 < log[0]["kept_share"] < 1
