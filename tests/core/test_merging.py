@@ -14,9 +14,9 @@ from foveate.core.selection import Merge, Selection, mix, pack, resolve
 from foveate.errors import ConfigurationError
 from foveate.maths.bipartite import bipartite_merge
 from foveate.maths.copruning import select_and_merge
-from foveate.maths.similarity import merge_into
+from foveate.maths.similarity import merge_into, unit
 from foveate.methods.downsample import pool
-from foveate.methods.prumerge import PruMerge
+from foveate.methods.prumerge import add_neighbours
 from tests.core.test_values import dense, selections
 
 
@@ -65,8 +65,9 @@ def merging(n: int) -> dict[str, Selection]:
         "copruning, few": select_and_merge(attention, labels, 2, add_target=False),
         "copruning, target added": select_and_merge(attention, labels, max(1, n // 2), add_target=True),
         "merge into": merge_into(n, kept, kept[:2], torch.arange(1, n, 3), owner),
+        "merge into, target added": merge_into(n, kept, kept[:2], torch.arange(1, n, 3), owner, add_target=True),
         "pool": pool(torch.arange(n) * 4 // n, 4),
-        "prumerge": PruMerge(neighbours=2)._merge(keys, attention, kept),
+        "prumerge": add_neighbours(unit(keys), attention, kept, 2),
     }
 
 

@@ -15,7 +15,7 @@ def match(metric: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     Args:
         metric: `[n, d]`.
-        count: number of pairs, at most `n // 2`.
+        count: number of pairs, at most as many as there are even places.
 
     Returns:
         sources `[count]` (even places) and targets `[count]` (odd places).

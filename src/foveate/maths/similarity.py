@@ -18,6 +18,11 @@ def unit(x: Tensor) -> Tensor:
     return F.normalize(x.float(), dim=-1).nan_to_num(nan=0.0)
 
 
+def head_mean(keys: Tensor, heads: int) -> Tensor:
+    """`[n, d]` mean over heads of keys `[n, heads * d]`; with 0 heads (unknown) the keys as they are."""
+    return keys.float().unflatten(1, (heads, -1)).mean(1) if heads else keys
+
+
 def nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """For every row of `x` `[a, d]` the largest inner product with a row of `y` `[b, d]`, and which row that is.
 
@@ -35,7 +40,9 @@ def complement(n: int, kept: Tensor) -> Tensor:
     return taken.argsort(stable=True)[: n - kept.shape[0]]
 
 
-def merge_into(n: int, kept: Tensor, receivers: Tensor, sources: Tensor, owner: Tensor) -> Selection:
+def merge_into(
+    n: int, kept: Tensor, receivers: Tensor, sources: Tensor, owner: Tensor, add_target: bool = False
+) -> Selection:
     """Keep some of `n` tokens, some of which become the mean of themselves and of the tokens they take in.
 
     Args:
@@ -43,12 +50,16 @@ def merge_into(n: int, kept: Tensor, receivers: Tensor, sources: Tensor, owner: 
         receivers: `[r]` those of them that take tokens in, each once.
         sources: `[s]` the tokens taken in.
         owner: `[s]` for each source, which receiver takes it (0..r-1).
+        add_target: a receiver becomes itself plus the mean of what it takes in, as some published code does.
     """
-    size = torch.ones(len(receivers), device=kept.device)
-    size.index_add_(0, owner, torch.ones(len(sources), device=kept.device))
-    segment = torch.cat([torch.arange(len(receivers), device=kept.device), owner])
+    r, device = len(receivers), kept.device
+    size = torch.zeros(r, device=device).index_add_(0, owner, torch.ones(len(sources), device=device))
+    segment = torch.cat([torch.arange(r, device=device), owner])
+    weight = 1 / (size + 1)[segment]
+    if add_target:
+        weight = torch.cat([torch.ones(r, device=device), 1 / size[owner]])
     target = torch.searchsorted(kept, receivers)
-    return Selection(n, kept, Merge(target, segment, torch.cat([receivers, sources]), 1 / size[segment]))
+    return Selection(n, kept, Merge(target, segment, torch.cat([receivers, sources]), weight))
 
 
 def rank_within(score: Tensor, group: Tensor, groups: int) -> Tensor:

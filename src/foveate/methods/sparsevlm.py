@@ -27,10 +27,11 @@ class SparseVLM(Method):
     with the highest attention from the raters in the previous layer stay; the best of the dropped ones are clustered
     (DPC-KNN) and each cluster becomes one token, its mean (arXiv 2410.04417).
 
-    Deviations: the budget counts recycled tokens too, which stand at their cluster's centre (published: they come
-    in addition). The published numbers per stage are scaled by one factor, so that the average is `keep`
-    at any depth. Raters come from all text tokens of the prompt; those in front of an image cannot see it and
-    add nothing. Unverified: no official output or published number was compared.
+    Deviations: `keep` counts recycled tokens too, which stand at their cluster's centre (published: they come in
+    addition; which are ranked and which recycled follows from the number ranked as published). The published numbers
+    per stage are scaled by one factor, so that the average is `keep` at any depth. Raters come from all text tokens of
+    the prompt; those in front of an image cannot see it and add nothing. The published code adds noise of 1e-6 to the
+    density of the clustering, ours does not.
 
     Args:
         keep: average visual tokens per decoder layer, as a ratio, count or `Keep`; the nearest published schedule (1/3,
@@ -42,6 +43,7 @@ class SparseVLM(Method):
     """
 
     paper = "arXiv 2410.04417"
+    verified = "official code: raters, kept and recycled sets identical, values of the clusters"
     adaptive = True
 
     keep: Keep | float | int | None = 1 / 3
@@ -90,13 +92,29 @@ class SparseVLM(Method):
         return view.attention(view.memo["raters"].to(view.device)).mean(0)
 
     def _recycle(self, view: View, rows: Tensor, count: int) -> Choice:
-        n, score = len(view), rows.mean(0)
-        clusters = min(count - 1, part(self.recycled, n - count) // self.cluster_size + 1) if self.recycled else 0
-        kept = top(score, count - clusters)
+        """`count` tokens: the best-rated ones, and clusters of the best of the others."""
+        n, ranked = len(view), count
+        while ranked > 1 and ranked + self.clusters(n - ranked) > count:
+            ranked -= 1
+        return self.recycle(view, rows.mean(0), ranked, min(count - ranked, self.clusters(n - ranked)))
+
+    def clusters(self, dropped: int) -> int:
+        """Clusters that so many dropped tokens are recycled to."""
+        pool = self.pool(dropped)
+        return min(pool, pool // self.cluster_size + 1)
+
+    def pool(self, dropped: int) -> int:
+        """How many of the dropped tokens are recycled."""
+        return min(dropped, part(self.recycled, dropped) + 1) if self.recycled else 0
+
+    def recycle(self, view: View, score: Tensor, ranked: int, clusters: int) -> Choice:
+        """The `ranked` best by `score` `[n]`, and that many clusters of the best of the others."""
+        n = len(view)
+        kept = top(score, ranked)
         if clusters == 0:
             return kept
         dropped = complement(n, kept)
-        pool = dropped[top(score[dropped], max(clusters, part(self.recycled, len(dropped))))]
+        pool = dropped[top(score[dropped], self.pool(len(dropped)))]
         centres, owner = dpc_knn(view.hidden[pool], clusters, clusters)
         survivors = torch.cat([kept, pool[centres]]).sort().values
         return merge_into(n, survivors, pool[centres], pool[complement(len(pool), centres)], owner)

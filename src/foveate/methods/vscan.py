@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from foveate.core.budget import Keep, part, top
 from foveate.core.method import BEFORE_LLM, Choice, Method, Stage
 from foveate.core.selection import Selection
@@ -19,15 +16,16 @@ from foveate.maths.similarity import complement, merge_into, nearest, rank_withi
 
 @dataclass(frozen=True)
 class VScan(Method):
-    """1. Before the language model keep, half and half, the tokens most attended in the deep block (global scan) and
-    those most attended within each window in a shallow block (local scan); every other token is merged into the most
-    similar kept one (mean). 2. Before the middle layer keep a third of them, by attention of the prompt's last token
-    (arXiv 2505.22654).
+    """1. Before the language model keep, half and half, the tokens most attended within each window in a shallow block
+    (local scan) and, of the others, those most attended in the deep block (global scan); every other token is merged
+    into the most similar kept one (mean). 2. Before the middle layer keep a third of them, by attention of the prompt's
+    last token (arXiv 2505.22654).
 
-    Deviations: merging acts after the projector and compares projected features. The number of windows is our choice;
-    the paper's was not available to us. Without a class token, attention received from all tokens (in a block of
-    windowed attention: from those of the same attention window). Unverified: no official output or published number
-    was compared.
+    Every window gives the same number of tokens, rounded down as in the published code; what that leaves over goes to
+    the global scan, so a budget of less than two tokens a window is all global.
+
+    Deviation: without a class token, attention received from all tokens (in a block of windowed attention: from those of
+    the same attention window).
 
     Args:
         keep: average visual tokens per decoder layer, as a ratio, count or `Keep`. Published: 1.5 times it after stage
@@ -35,11 +33,12 @@ class VScan(Method):
         layer: stage 2. None: half of the depth (published: 16 of 32 for LLaVA-1.5, 14 of 28 for Qwen2.5-VL).
         late: share of stage 1's tokens that stage 2 keeps (published: 1/3).
         local: share of stage 1's tokens that the local scan chooses (published: 0.5).
-        windows: the local scan divides each side of a frame into this many.
+        windows: the local scan divides each side of a frame into this many (published: windows of 6 x 6 of 24 x 24).
         shallow_block: block of the local scan. None: the sixth of 24, scaled to the depth.
     """
 
     paper = "arXiv 2505.22654"
+    verified = "official code: kept sets and merged values of stage 1 identical"
     takes_prompt = False
 
     layer: int | None = None
@@ -81,22 +80,15 @@ class VScan(Method):
         return top(view.attention().mean(0)[0], count)
 
     def _scan(self, view: View, count: int) -> Selection:
-        n, few = len(view), count - part(self.local, count)
-        overall = top(view.tap(Tap("received")), few)
-        rest = complement(n, overall)
-        by_window = self._rank_in_window(view, rest)
-        chosen = torch.cat([overall, rest[by_window[: count - few]]]).sort().values
+        n = len(view)
+        frame, row, col = view.positions().unbind(1)
+        down, across = min(self.windows, view.grid.h), min(self.windows, view.grid.w)
+        window = (frame * down + row * down // view.grid.h) * across + col * across // view.grid.w
+        windows = view.grid.t * down * across
+        each = part(self.local, count) // windows
+        local = rank_within(view.tap(self._shallow(view.info)), window, windows) < each
+        chosen = top(view.tap(Tap("received")).masked_fill(local, float("inf")), count)
         dropped = complement(n, chosen)
         features = unit(view.hidden)
         _, owner = nearest(features[dropped], features[chosen])
         return merge_into(n, chosen, chosen, dropped, owner)
-
-    def _rank_in_window(self, view: View, tokens: Tensor) -> Tensor:
-        """Order of `tokens` in which every window gives its best, then its second best, and so on."""
-        frame, row, col = view.positions()[tokens].unbind(1)
-        down, across = min(self.windows, view.grid.h), min(self.windows, view.grid.w)
-        window = (frame * down + row * down // view.grid.h) * across + col * across // view.grid.w
-        score = view.tap(self._shallow(view.info))[tokens]
-        rank = rank_within(score, window, view.grid.t * down * across)
-        by_score = score.argsort(descending=True, stable=True)
-        return by_score[rank[by_score].argsort(stable=True)]
