@@ -12,7 +12,7 @@ from foveate.core.grid import Grid
 from foveate.data.rows import Row
 from foveate.errors import DataError
 from foveate.families.llava import Llava
-from foveate.inference.loading import ImageTextProcessor, load_processor
+from foveate.inference.processor import ImageTextProcessor, load_processor
 from foveate.training.glimpse.collate import Collator
 from foveate.training.losses import IGNORE
 
