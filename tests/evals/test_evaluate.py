@@ -23,6 +23,7 @@ from foveate.evals import evaluate as module
 from foveate.evals import html, runner
 from foveate.evals.evaluate import Evaluation, Plan, evaluate
 from foveate.evals.store import StoreError
+from foveate.scoring import MetricError
 from foveate.specs.settings import Setting, grid
 from foveate.zoo import DEFAULT
 
@@ -232,13 +233,13 @@ def test_the_command_writes_everything(tmp_path: Path) -> None:
 
 
 def test_an_unknown_metric_is_refused_at_once(plan: Plan, tmp_path: Path) -> None:
-    with pytest.raises(foveate.evals.metrics.MetricError, match="bleu"):
+    with pytest.raises(MetricError, match="bleu"):
         evaluate(replace(plan, out=tmp_path / "x", metric="bleu"))
     assert not (tmp_path / "x").exists()
 
 
 def test_a_metric_that_cannot_score_names_the_sample(plan: Plan, whole: Evaluation) -> None:
-    with pytest.raises(foveate.evals.metrics.MetricError, match=r"sample test:0: .*at least 4"):
+    with pytest.raises(MetricError, match=r"sample test:0: .*at least 4"):
         evaluate(replace(plan, metric="vqa_accuracy"))
 
 

@@ -21,7 +21,10 @@ Model = Annotated[str | None, typer.Option(help="Folder, Hub id or zoo name; def
 Data = Annotated[str, typer.Option(help="scenes, scenes:SPLIT, or a .jsonl or .parquet file.")]
 Methods = Annotated[list[str], typer.Option(help="Name, name:parameter=value,... or a foveate.json; repeatable.")]
 Keeps = Annotated[list[str], typer.Option(help="Ratios, fractions or counts, e.g. 1/9,0.5; repeatable.")]
-Metric = Annotated[str, typer.Option(help="exact_match, contains, vqa_accuracy, anls, relaxed_accuracy.")]
+Metric = Annotated[
+    str,
+    typer.Option(help="exact_match, contains, multiple_choice, vqa_accuracy, anls, relaxed_accuracy; lmms:NAME."),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use the first samples only.")]
 Batch = Annotated[int, typer.Option(min=1, help="Questions per batch.")]
 NewTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]

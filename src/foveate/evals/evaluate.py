@@ -12,11 +12,11 @@ from typing import Any
 
 from foveate.data import tasks
 from foveate.evals import runner
-from foveate.evals.metrics import metric
 from foveate.evals.store import Store
 from foveate.evals.summary import Answers, collect, summarise
 from foveate.files.atomic import replacing, write_text
 from foveate.files.environment import facts
+from foveate.scoring import metric
 from foveate.specs.settings import Setting
 
 DEFINITIONS = {

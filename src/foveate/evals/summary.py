@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.data.tasks import DataError
-from foveate.evals.metrics import MetricError, metric
 from foveate.evals.store import Record, Store
+from foveate.scoring import MetricError, metric
 
 RESAMPLES = 2000
 Floats = NDArray[np.float64]
