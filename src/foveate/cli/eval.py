@@ -117,8 +117,9 @@ def table(found: dict[str, Any]) -> Table:
     if found["skipped"]:
         title += f", {len(found['skipped'])} skipped"
     shown = Table(
-        "setting", f"{found['metric']} %", "95 %", "retained %", "tokens\nper layer", "kept %", "prefill\nms",
-        "KV kB", title=title, caption="95 % bootstrap intervals; times are medians per sample",
+        "setting", f"{found['metric']} %", "95 %", "retained %", "tokens\nper layer", "kept %", "first token\nms",
+        "prefill\nms", "KV kB", title=title,
+        caption="95 % bootstrap intervals; times are medians per sample; first token: vision and prefill",
     )  # fmt: skip
     for column in shown.columns[1:]:
         column.justify = "right"
@@ -131,6 +132,7 @@ def table(found: dict[str, Any]) -> Table:
             "-" if row["retention"] is None else f"{row['retention']:.1%}",
             f"{row['kept_tokens']:.1f}",
             f"{row['kept']:.1%}",
+            f"{row['ttft_ms']:.2f}",
             f"{row['prefill_ms']:.2f}",
             f"{row['kv_bytes'] / 1000:.1f}",
         )
