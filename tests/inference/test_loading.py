@@ -148,12 +148,12 @@ def test_the_processor_sees_the_same_pixels_through_every_door(shipped: tuple[An
     exif[0x0112] = 6
     image.save(path, exif=exif)
     text = "<|vision_start|><|image_pad|><|vision_end|>"
-    expected = processor(images=open_image(path), text=text)["pixel_values"]
+    expected = processor(images=open_image(path), text=text, return_tensors="pt")["pixel_values"]
     turned = np.asarray(image.transpose(Image.Transpose.ROTATE_270))
     for source in (path, str(path), path.read_bytes(), Image.open(path), turned):
         chat = [{"role": "user", "content": [{"type": "image", "image": source}, {"type": "text", "text": "What?"}]}]
-        assert torch.equal(processor(images=source, text=text)["pixel_values"], expected)
-        inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True)
+        assert torch.equal(processor(images=source, text=text, return_tensors="pt")["pixel_values"], expected)
+        inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
         assert torch.equal(inputs["pixel_values"], expected)
 
 

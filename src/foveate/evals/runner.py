@@ -18,7 +18,7 @@ from foveate.specs.settings import Setting
 
 
 @dataclass
-class Run:
+class Answered:
     """What happened.
 
     Attributes:
@@ -52,7 +52,7 @@ def run(
     batch: int = 1,
     skip_bad: bool = False,
     on_answers: Callable[[int], None] = lambda n: None,
-) -> Run:
+) -> Answered:
     """Answer what the store does not hold yet.
 
     All settings see a batch before the next batch comes, so that their times can be compared. A batch whose
@@ -67,7 +67,7 @@ def run(
         DataError: a sample that cannot be asked, unless `skip_bad`.
     """
     methods = [(setting.describe(), setting, setting.make()) for setting in settings]
-    done, warm = Run([]), False
+    done, warm = Answered([]), False
     for start in range(0, len(task.ids), batch):
         some = task[start : start + batch]
         ids = some.ids
