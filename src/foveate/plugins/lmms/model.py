@@ -179,7 +179,7 @@ class Foveate(lmms):
                 rest = self.model(
                     input_ids=known,
                     attention_mask=torch.cat([inputs["attention_mask"], torch.ones_like(known)], dim=1),
-                    position_ids=_positions(inputs["input_ids"].shape[1], known, cache),
+                    position_ids=_positions(self.model, inputs["input_ids"].shape[1], known),
                     past_key_values=cache,
                     use_cache=True,
                 )
@@ -201,8 +201,11 @@ def _messages(messages: Any) -> Chat:
     return chat
 
 
-def _positions(past: int, ids: Tensor, cache: Any) -> Tensor:
-    """Positions of text after the prompt, `[1, n]` or `[3, 1, n]` for M-RoPE: only `generate` derives them itself."""
+def _positions(model: Any, past: int, ids: Tensor) -> Tensor:
+    """Positions of text after the prompt, `[1, n]` or `[3, 1, n]` for M-RoPE: only `generate` derives them itself.
+
+    Under pruning the engine moves them; else the model has noted how far they lie behind the count of tokens.
+    """
     positions = torch.arange(past, past + ids.shape[1], device=ids.device)[None]
-    deltas = cache.rows.get("rope_deltas") if isinstance(cache, foveate.FoveatedCache) else None
+    deltas = getattr(model.base_model, "rope_deltas", None)
     return positions if deltas is None else (positions + deltas.to(ids.device)).expand(3, -1, -1)
