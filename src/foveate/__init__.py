@@ -5,12 +5,11 @@ from foveate.core.budget import Keep
 from foveate.core.method import Method, Score, Stage, Tap
 from foveate.core.selection import Selection
 from foveate.core.view import View
-from foveate.engine.attach import attach, detach, prune
 from foveate.engine.cache import FoveatedCache
 from foveate.inference.loading import load
-from foveate.trace.records import Trace
-
-__version__ = "0.1.0"
+from foveate.inference.pruning import attach, detach, prune
+from foveate.trace.trace import Trace
+from foveate.version import __version__
 
 __all__ = [
     "FoveatedCache",
@@ -22,6 +21,7 @@ __all__ = [
     "Tap",
     "Trace",
     "View",
+    "__version__",
     "attach",
     "detach",
     "load",

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import foveate
 import foveate.errors
 from foveate.bench import measure, memory, report
-from foveate.bench.memory import Job
+from foveate.bench.job import Job
 from foveate.bench.run import calls, run
 from foveate.bench.subject import prepare
 from foveate.cli.app import app

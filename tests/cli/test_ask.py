@@ -4,41 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from foveate import scenes
-from foveate.cli import main
-from foveate.cli.ask import Answer, speedup
-from foveate.trace.records import PrefillTrace, Trace
-from tests.test_loading import bad_images
-
-
-@dataclass
-class Done:
-    """What a finished command printed."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def foveate(*args: str | Path) -> Done:
-    """Run a command in this process, as the console script would."""
-    out, err, code = StringIO(), StringIO(), 0
-    with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["foveate", *map(str, args)])
-        patch.setenv("COLUMNS", "160")
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
-    return Done(code, out.getvalue(), err.getvalue())
+from foveate.cli.ask import Run, speedup
+from foveate.inference.answer import Answer
+from foveate.trace.records import PrefillTrace
+from foveate.trace.trace import Trace
+from tests.cli.run import foveate
+from tests.inference.test_loading import bad_images
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +45,14 @@ def test_ask_compares_and_draws(picture: tuple[Path, str], tmp_path: Path) -> No
         assert image.width >= 224
 
 
-def timed(name: str, times: list[float]) -> Answer:
+def timed(times: list[float]) -> Run:
     """A run whose readings took these milliseconds, a third of them in the tower."""
-    trace = Trace(name, 1)
+    readings = []
     for ms in times:
-        one = PrefillTrace(name, 1)
+        one = PrefillTrace("x", 1)
         one.vision._seconds, one.prefill._seconds = ms / 3000, ms / 1500
-        trace.prefills.append(one)
-    return Answer(name, "", trace)
+        readings.append(one)
+    return Run(None, Answer("", (), "end", 0, Trace("x", 1)), readings)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +66,7 @@ def timed(name: str, times: list[float]) -> Answer:
     ],
 )
 def test_a_speed_up_is_shown_only_where_the_readings_lie_apart(times: list[float], shown: str) -> None:
-    stock, own = timed("unpruned", [200, 30, 29.4, 30.1]), timed("x", times)
+    stock, own = timed([200, 30, 29.4, 30.1]), timed(times)
     assert speedup([stock, own], stock) == ""
     assert speedup([stock, own], own) == shown
 
@@ -118,7 +95,7 @@ def test_methods_lists_and_explains() -> None:
         (["{image}", "What?", "--keep", "a third"], "write a ratio"),
         (["{image}", "What?" * 99, "--keep", "0"], "must lie in (0, 1]"),
         (["{image}", "What?", "--module", "somewhere"], "has no module"),
-        (["{image}", "What?", "--method", "foveate.json", "--keep", "0.1"], "leave --keep and --module out"),
+        (["{image}", "What?", "--method", "foveate.json", "--keep", "0.1"], "leave keep out"),
         (["{image}", "What?", "--keep", "1/3,1/9"], "one budget a question"),
         (["{image}", "{image}"], "question last"),
         (["{image}", "What?", "--model", "/nowhere/at/all"], "Cannot load"),

@@ -8,16 +8,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import foveate
+from foveate.bench.job import Job
+from foveate.bench.subject import prepare
 from foveate.core.method import Method
 from foveate.errors import FoveateError
+from foveate.inference.answer import generate
 from foveate.specs.settings import Setting
 
 CUDA = "CUDA allocator: most bytes allocated at once during generate, weights included"
@@ -28,30 +30,13 @@ class MeasurementError(FoveateError, RuntimeError):
     """A measurement did not come to its end."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """How a process of its own gets the same model and prompt. Paths and numbers only, so that it is JSON."""
-
-    model: str
-    tokens: int | None
-    image: str | None
-    question: str
-    batch: int
-    new_tokens: int
-    dtype: str
-    attention: str | None
-    seed: int
-    threads: int
-
-
 def cuda_peak(model: Any, inputs: dict[str, Tensor], method: Method | None, new_tokens: int) -> int:
     """Peak bytes of PyTorch's allocator over all devices during one call."""
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     torch.cuda.empty_cache()
     for device in devices:
         torch.cuda.reset_peak_memory_stats(device)
-    with foveate.prune(model, method), torch.inference_mode():
-        model.generate(**inputs, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
+    generate(model, inputs, method, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
     return sum(torch.cuda.max_memory_allocated(device) for device in devices)
 
 
@@ -78,16 +63,12 @@ def process_peaks(job: Job, settings: Sequence[Setting], on_done: Callable[[], N
 
 
 def _weigh(task: dict[str, Any]) -> int:
-    from foveate.bench.subject import prepare
-
     job, setting = Job(**task["job"]), Setting(**task["setting"])
     torch.set_num_threads(job.threads)
-    subject = prepare(job)
+    workload = prepare(job)
     _forget_peak()  # loading needs more than running: what matters is the call
-    with foveate.prune(subject.model, setting.make()), torch.inference_mode():
-        subject.model.generate(
-            **subject.inputs, max_new_tokens=job.new_tokens, min_new_tokens=job.new_tokens, do_sample=False
-        )
+    exactly = {"max_new_tokens": job.new_tokens, "min_new_tokens": job.new_tokens}
+    generate(workload.model, workload.inputs, setting.make(), **exactly)
     return _peak()
 
 

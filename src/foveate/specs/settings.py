@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
@@ -26,11 +25,13 @@ class Setting:
         name: short name, unique within a run.
         kind: registry name of the method, or `"unpruned"`.
         parameters: what the user gave; JSON values only.
+        evidence: what a foveate.json says it was measured on.
     """
 
     name: str
     kind: str = UNPRUNED
     parameters: dict[str, Any] = field(default_factory=dict)
+    evidence: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def make(self) -> Method | None:
         """The configured method; None for the unpruned model."""
@@ -61,13 +62,13 @@ def grid(methods: Sequence[str], keeps: Sequence[float | int]) -> list[Setting]:
     """
     found = [Setting(UNPRUNED)]
     for text in methods:
-        kind, parameters = _parse(text)
+        kind, parameters, evidence = _parse(text)
         if kind == UNPRUNED:
             continue
         swept = "keep" not in parameters and _has_keep(kind)
         for keep in keeps if swept and keeps else [None]:
             own = parameters if keep is None else {"keep": keep, **parameters}
-            setting = Setting(_name(kind, own), kind, own)
+            setting = Setting(_name(kind, own), kind, own, evidence)
             setting.make()  # a wrong value shows now, not after an hour
             found.append(setting)
     names = [setting.name for setting in found]
@@ -78,7 +79,8 @@ def grid(methods: Sequence[str], keeps: Sequence[float | int]) -> list[Setting]:
 
 
 def parse_keeps(texts: Sequence[str]) -> list[float | int]:
-    """`["1/9,0.5", "64"]` -> `[0.111..., 0.5, 64]`: ratios, fractions and whole numbers of tokens."""
+    """`["1/9,0.5", "64"]` -> `[0.111..., 0.5, 64]`: ratios, fractions and whole numbers of tokens. `1` is one token,
+    `1.0` everything."""
     keeps: list[float | int] = []
     for part in (part.strip() for text in texts for part in text.split(",")):
         try:
@@ -87,16 +89,16 @@ def parse_keeps(texts: Sequence[str]) -> list[float | int]:
             raise ConfigurationError(
                 f"--keep {part}: write a ratio (0.11), a fraction (1/9) or a count (64)."
             ) from error
-        keeps.append(int(part) if re.fullmatch(r"\d+", part) and value > 1 else value)
+        keeps.append(int(part) if re.fullmatch(r"\d+", part) else value)
     return keeps
 
 
-def _parse(text: str) -> tuple[str, dict[str, Any]]:
+def _parse(text: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     if text.endswith(".json"):
         from foveate.specs.tuned import load
 
         tuned = load(Path(text))
-        return tuned.method, tuned.parameters
+        return tuned.method, tuned.parameters, tuned.evidence
     from foveate.methods import find
 
     kind, _, rest = text.partition(":")
@@ -106,7 +108,7 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
         if not equals:
             raise ConfigurationError(f"--method {text}: expected name:parameter=value,parameter=value, got {pair!r}.")
         parameters[name.strip()] = parse_value(value.strip())
-    return kind if kind == UNPRUNED else find(kind).name, parameters
+    return kind if kind == UNPRUNED else find(kind).name, parameters, {}
 
 
 def parse_value(text: str) -> Any:
@@ -121,9 +123,9 @@ def parse_value(text: str) -> Any:
 
 
 def _has_keep(kind: str) -> bool:
-    from foveate.methods import find
+    from foveate.methods import find, takes_keep
 
-    return any(f.name == "keep" for f in dataclasses.fields(find(kind)))  # type: ignore[arg-type]
+    return takes_keep(find(kind))
 
 
 def _name(kind: str, parameters: dict[str, Any]) -> str:

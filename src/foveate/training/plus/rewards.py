@@ -34,7 +34,7 @@ class Rewards:
 
     Args:
         weights: by name, see `NAMES`. `pruning_rate` is the share of the visual tokens that were removed; it
-            makes sense where the policy decides about that (`Settings.learn_threshold`).
+            makes sense where the policy decides about that (`PlusSettings.learn_threshold`).
         judge: needed for `judge`.
 
     Raises:

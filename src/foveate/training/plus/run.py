@@ -22,7 +22,7 @@ from foveate.training.glimpse.common import RunSettings, load_base, place, write
 from foveate.training.plus.judge import Judge, JudgeError
 from foveate.training.plus.merge import ADAPTER
 from foveate.training.plus.rewards import Rewards
-from foveate.training.plus.rollouts import Prune, Pruning, RolloutProcessor, dataset
+from foveate.training.plus.rollouts import Prune, Pruning, dataset
 from foveate.training.plus.threshold import ThresholdPolicy
 
 PUBLISHED = {
@@ -51,7 +51,7 @@ _OURS = {"remove_unused_columns": False}
 
 
 @dataclass(frozen=True)
-class Settings(RunSettings):
+class PlusSettings(RunSettings):
     """What to fine-tune, on what, and where to put the adapter (`adapter_model.safetensors`, `training.json`).
 
     `arguments` are fields of `trl.GRPOConfig` that differ from `PUBLISHED`.
@@ -77,7 +77,7 @@ class Settings(RunSettings):
     lora: dict[str, Any] | None = field(default_factory=dict)
 
 
-def grpo_arguments(settings: Settings) -> Any:
+def grpo_arguments(settings: PlusSettings) -> Any:
     """`trl.GRPOConfig`; values may be strings.
 
     Raises:
@@ -103,7 +103,7 @@ def grpo_arguments(settings: Settings) -> Any:
     return arguments
 
 
-def make_rewards(settings: Settings) -> Rewards:
+def make_rewards(settings: PlusSettings) -> Rewards:
     """The rewards, with their judge.
 
     Raises:
@@ -124,7 +124,7 @@ def make_rewards(settings: Settings) -> Rewards:
         raise ConfigurationError(f"judge: {error}") from error
 
 
-def make_adapter(settings: Settings, base: nn.Module | None) -> Any:
+def make_adapter(settings: PlusSettings, base: nn.Module | None) -> Any:
     """The `peft.LoraConfig`, or None.
 
     Raises:
@@ -141,7 +141,7 @@ def make_adapter(settings: Settings, base: nn.Module | None) -> Any:
         raise ConfigurationError(f"lora: {error}") from error
 
 
-def train(settings: Settings) -> dict[str, float]:
+def train(settings: PlusSettings) -> dict[str, float]:
     """Train an adapter on pruned inputs and write it to `settings.out`; returns the final metrics.
 
     Raises:
@@ -173,7 +173,7 @@ def train(settings: Settings) -> dict[str, float]:
     return dict(result.metrics)
 
 
-def build_trainer(settings: Settings, arguments: Any, examples: Examples, rewards: Rewards) -> Any:
+def build_trainer(settings: PlusSettings, arguments: Any, examples: Examples, rewards: Rewards) -> Any:
     """The trainer on a freshly loaded model."""
     from foveate.training.plus.trainer import PlusTrainer
 
@@ -195,7 +195,7 @@ def build_trainer(settings: Settings, arguments: Any, examples: Examples, reward
         reward_funcs=rewards,
         args=arguments,
         train_dataset=dataset(examples, settings.system),
-        processing_class=RolloutProcessor.of(processor),
+        processing_class=processor,
         peft_config=adapter,
         base=base,
         pruning=pruning,
@@ -203,7 +203,7 @@ def build_trainer(settings: Settings, arguments: Any, examples: Examples, reward
     )
 
 
-def _layer(settings: Settings, base: nn.Module, module: GlimpseModule | None) -> int:
+def _layer(settings: PlusSettings, base: nn.Module, module: GlimpseModule | None) -> int:
     if settings.layer is not None:
         return settings.layer
     if module is not None:
