@@ -11,7 +11,9 @@ from PIL import Image
 
 from foveate import scenes
 from foveate.cli.ask import Run, speedup
+from foveate.core.method import Method
 from foveate.inference.answer import Answer
+from foveate.methods import Random
 from foveate.trace.records import PrefillTrace
 from foveate.trace.trace import Trace
 from tests.cli.run import foveate
@@ -45,14 +47,14 @@ def test_ask_compares_and_draws(picture: tuple[Path, str], tmp_path: Path) -> No
         assert image.width >= 224
 
 
-def timed(times: list[float]) -> Run:
+def timed(method: Method | None, times: list[float]) -> Run:
     """A run whose readings took these milliseconds, a third of them in the tower."""
-    readings = []
+    trace = Trace("x", 1)
     for ms in times:
         one = PrefillTrace("x", 1)
         one.vision._seconds, one.prefill._seconds = ms / 3000, ms / 1500
-        readings.append(one)
-    return Run(None, Answer("", (), "end", 0, Trace("x", 1)), readings)
+        trace.prefills.append(one)
+    return Run(method, Answer("", (), "end", 0, trace), trace.prefills)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,7 @@ def timed(times: list[float]) -> Run:
     ],
 )
 def test_a_speed_up_is_shown_only_where_the_readings_lie_apart(times: list[float], shown: str) -> None:
-    stock, own = timed([200, 30, 29.4, 30.1]), timed(times)
+    stock, own = timed(None, [200, 30, 29.4, 30.1]), timed(Random(), times)
     assert speedup([stock, own], stock) == ""
     assert speedup([stock, own], own) == shown
 

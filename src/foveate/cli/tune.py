@@ -65,11 +65,9 @@ def _table(verdicts: Sequence[Verdict], min_retention: float) -> Table:
     from foveate.evals.tune import MARGIN, best
 
     headers = ["setting", "score %", "retained %", "lower bound", "kept %", "vision ms", "prefill ms", "first token ms"]
-    shown = make_table(
-        [*headers, "speed-up", "at least", "verdict"],
-        f"retain at least {min_retention:.1%} of the unpruned accuracy, least time to first token first",
-        f"first token: vision and prefill; faster means a speed-up of at least {1 / (1 - MARGIN):.2f}x for sure",
-    )
+    title = f"retain at least {min_retention:.1%} of the unpruned accuracy, least time to first token first"
+    caption = f"first token: vision and prefill; faster means a speed-up of at least {1 / (1 - MARGIN):.2f}x for sure"
+    shown = make_table([*headers, "speed-up", "at least", "verdict"], title, caption)
     shown.columns[-1].justify = "left"
     reference, chosen = verdicts[0].row, best(verdicts)
     for verdict in verdicts:
