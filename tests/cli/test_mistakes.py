@@ -81,10 +81,10 @@ MISTAKES: list[tuple[list[str], str]] = [
     ([*GLIMPSE, "--out", "{out}", "--set", "nothing=1"], "nothing"),
     (["train", "plus", "--config", "/no/such.yaml"], "cannot be read"),
     # pictures
-    (["ask", "{strip}", "What?"], "aspect ratio"),
-    ([*BENCH, "--image", "{strip}"], "aspect ratio"),
+    (["ask", "{strip}", "What?"], "at most 200 times"),
+    ([*BENCH, "--image", "{strip}"], "at most 200 times"),
     ([*BENCH, "--image", "/no/such.png"], "no image file"),
-    (["demo", "--image", "{strip}", "--question", "What?"], "aspect ratio"),
+    (["demo", "--image", "{strip}", "--question", "What?"], "at most 200 times"),
 ]
 
 
