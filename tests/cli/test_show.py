@@ -104,16 +104,9 @@ def test_errors_show_what_the_user_wrote(text: str) -> None:
 
 def test_tables_of_names_from_outside() -> None:
     name = "module=[/x] :smile:"
-    numbers = {
-        "score": 0.5,
-        "retention": 0.5,
-        "retention_low": 0.5,
-        "kept": 0.5,
-        "kept_tokens": 5,
-        "prefill_ms": 5,
-        "ttft_ms": 6,
-    }
-    row = {"setting": name, "score_interval": (0.4, 0.6), "kv_bytes": 5, "samples": 2, **numbers}
+    numbers = {"score": 0.5, "retention": 0.5, "retention_low": 0.5, "kept": 0.5, "kept_tokens": 5, "kv_bytes": 5}
+    times = {"prefill_ms": 5, "vision_ms": 1, "ttft_ms": 6, "ttft_ratio": 0.9, "ttft_ratio_interval": (0.8, 0.95)}
+    row = {"setting": name, "score_interval": (0.4, 0.6), "samples": 2, **numbers, **times}
     found = {"run": {"model": name, "data": name}, "results": [row], "skipped": [], "metric": "anls"}
     printed = shown(eval_command.table(found), 200)
     assert printed.count(name) == 3
