@@ -182,10 +182,14 @@ class Keep:
         return min(n, part(self.cap, n) if isinstance(self.cap, float) else self.cap)
 
 
-def part(share: float, n: int) -> int:
+def part(share: float, n: int, error: float = 1e-15) -> int:
     """A share of `n` in whole numbers: rounded down, but k for a share that is k/n up to rounding error (0.29 of 100 is
-    29, although `0.29 * 100 < 29` in floating point)."""
-    return math.floor(share * n * (1 + 1e-9))
+    29, although `0.29 * 100 < 29` in floating point).
+
+    Args:
+        error: relative error of the share; more than that of one division for one that was computed in many steps.
+    """
+    return math.floor(share * n * (1 + error))
 
 
 def top(score: Tensor, k: int) -> Tensor:

@@ -26,8 +26,8 @@ class DART(Method):
     the published code iterates over a Python set of places in the sequence, whose order depends on where the image
     stands; `published` does the same. The published number of tokens does not count the visual pivots, ours does.
 
-    Deviations: text pivots come from all text of the prompt (with `published` from that behind the image); hidden states
-    are compared as they are (published: after the model's final norm).
+    Deviations: text pivots come from all text of the prompt (with `published` from that behind the image); hidden
+    states are compared as they are (published: after the model's final norm).
 
     Args:
         keep: average visual tokens per decoder layer, as a ratio, count or `Keep`.
