@@ -25,11 +25,10 @@ from rich.progress import track
 
 from foveate import scenes, zoo
 from foveate.core.method import Method
-from foveate.evals.runner import Subject, answer, fingerprint
 from foveate.files.atomic import write_text
 from foveate.files.environment import facts
-from foveate.inference.batches import build_batch
-from foveate.inference.loading import load
+from foveate.inference.answer import Asker
+from foveate.inference.weights import fingerprint
 from foveate.methods import Downsample, GlimpsePrune, Random, ViTCoP
 
 Record = dict[str, list[float]]
@@ -39,8 +38,8 @@ class Run:
     """The questions in batches, the model, and what has been measured so far."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        model, processor = load(options.model)
-        self.subject, self.path, self.markdown = Subject(model, processor, 8), options.json, options.markdown
+        self.asker, self.path, self.markdown = Asker.load(options.model, 8), options.json, options.markdown
+        model = self.asker.model
         self.modules = dict(pair.split("=", 1) for pair in options.module)
         self.cap, self.seeds, self.baselines = options.cap, options.seeds, options.baselines
         samples = scenes.load(options.split, options.n)
@@ -59,12 +58,10 @@ class Run:
         start = time.perf_counter()
         record: Record = {"hit": [], "kept": [], "average": []}
         for batch in track(self.batches, description=name):
-            inputs = build_batch(self.subject.model, self.subject.processor, [(s.images, s.question) for s in batch])
-            texts, trace = answer(self.subject, inputs, method)
-            record["hit"] += [float(text == s.answer) for text, s in zip(texts, batch, strict=True)]
-            for row in range(len(batch)):
-                total = sum(group.shown for group in trace.groups if group.row == row)
-                shares = [alive / total for alive in trace.alive_per_layer(row)]
+            answers = self.asker.answer(self.asker.questions([(s.images, s.question) for s in batch]), method)
+            record["hit"] += [float(given.text == s.answer) for given, s in zip(answers, batch, strict=True)]
+            for given in answers:
+                shares = [alive / given.visual_tokens for alive in given.prefill.alive_per_layer(given.row)]
                 record["kept"].append(shares[-1])
                 record["average"].append(mean(shares))
         self.report["records"][name] = record

@@ -28,11 +28,10 @@ from rich.progress import track
 
 from foveate import scenes, zoo
 from foveate.data.boxes import normalize_boxes
-from foveate.evals.runner import Subject, answer, fingerprint
 from foveate.files.atomic import write_text
 from foveate.files.environment import facts
-from foveate.inference.batches import build_batch
-from foveate.inference.loading import load
+from foveate.inference.answer import Asker
+from foveate.inference.weights import fingerprint
 from foveate.methods import GlimpsePrune
 from foveate.training.evidence import EvidenceBoxes
 
@@ -100,8 +99,8 @@ class Test:
     """Questions that were not trained on, asked of the base model with or without an adapter."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.model, processor = load(options.model)
-        self.subject, self.layer, self.batch = Subject(self.model, processor, 8), options.layer, options.batch
+        self.asker, self.layer, self.batch = Asker.load(options.model, 8), options.layer, options.batch
+        self.model = self.asker.model
         self.module = GlimpsePrune(options.module) if options.prune == "glimpse" else None
         every = scenes.load("test", 1000)
         wanted = [i for i in range(1000) if every[i].type in options.types][: options.test]
@@ -126,11 +125,11 @@ class Test:
         hits: list[bool] = []
         for start in track(range(0, len(samples), self.batch), description=name):
             batch = samples[start : start + self.batch]
-            inputs = build_batch(self.model, self.subject.processor, [(s.images, s.question) for s in batch])
+            inputs = self.asker.questions([(s.images, s.question) for s in batch])
             boxes = [[normalize_boxes(s.boxes, "pixel", width=s.image.width, height=s.image.height)] for s in batch]
             method = self.module or EvidenceBoxes(boxes, self.layer)
-            texts, _ = answer(self.subject, inputs, method if pruned else None)
-            hits += [text == s.answer for text, s in zip(texts, batch, strict=True)]
+            answers = self.asker.answer(inputs, method if pruned else None)
+            hits += [found.text == s.answer for found, s in zip(answers, batch, strict=True)]
         return sum(hits) / len(hits)
 
 

@@ -23,12 +23,10 @@ from foveate import scenes, zoo
 from foveate.core.method import Stage
 from foveate.core.selection import Selection
 from foveate.core.view import ModelInfo, View
-from foveate.evals.runner import Subject, answer
 from foveate.families import adapt
 from foveate.files.atomic import write_text
 from foveate.files.environment import facts
-from foveate.inference.batches import build_batch
-from foveate.inference.loading import load
+from foveate.inference.answer import Asker
 from foveate.maths.clustering import density_peaks
 from foveate.maths.copruning import select_and_merge
 from foveate.methods import ViTCoP
@@ -88,13 +86,12 @@ LLAVA_ONLY: dict[str, Callable[[float], ViTCoP]] = {
 }
 
 
-def accuracy(subject: Subject, samples: list[Any], method: Any, batch: int, what: str) -> float:
+def accuracy(asker: Asker, samples: list[Any], method: Any, batch: int, what: str) -> float:
     right = 0
     for start in track(range(0, len(samples), batch), what, transient=True):
         part = samples[start : start + batch]
-        inputs = build_batch(subject.model, subject.processor, [(s.images, s.question) for s in part])
-        texts, _ = answer(subject, inputs, method)
-        right += sum(text == s.answer for text, s in zip(texts, part, strict=True))
+        answers = asker.answer(asker.questions([(s.images, s.question) for s in part]), method)
+        right += sum(found.text == s.answer for found, s in zip(answers, part, strict=True))
     return 100 * right / len(samples)
 
 
@@ -106,17 +103,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    subject = Subject(*load(options.model), max_new_tokens=8)
+    asker = Asker.load(options.model, 8)
     samples = list(scenes.load("test", options.n))
-    found: dict[str, Any] = {"unpruned": accuracy(subject, samples, None, options.batch, "unpruned")}
+    found: dict[str, Any] = {"unpruned": accuracy(asker, samples, None, options.batch, "unpruned")}
     print(f"unpruned: {found['unpruned']:.1f} % of {options.n}")
-    variants = VARIANTS | (LLAVA_ONLY if adapt(subject.model).info.family == "llava" else {})
+    variants = VARIANTS | (LLAVA_ONLY if adapt(asker.model).info.family == "llava" else {})
     for keep in options.keep:
         for name, variant in variants.items():
-            found[f"{name}, keep {keep:.4f}"] = score = accuracy(subject, samples, variant(keep), options.batch, name)
+            found[f"{name}, keep {keep:.4f}"] = score = accuracy(asker, samples, variant(keep), options.batch, name)
             print(f"keep {keep:.4f}  {name}: {score:.1f} %", flush=True)
     if options.json:
-        report = {"facts": facts(subject.model), "n": options.n, "accuracy": found}
+        report = {"facts": facts(asker.model), "n": options.n, "accuracy": found}
         write_text(options.json, json.dumps(report, indent=1))
 
 

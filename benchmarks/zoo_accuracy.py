@@ -26,12 +26,11 @@ from rich.progress import track
 from foveate import scenes, zoo
 from foveate.core.method import Method
 from foveate.errors import ConfigurationError
-from foveate.evals.runner import Subject, answer, fingerprint
 from foveate.families import adapt
 from foveate.files.atomic import write_text
 from foveate.files.environment import facts
-from foveate.inference.batches import build_batch
-from foveate.inference.loading import load
+from foveate.inference.answer import Asker
+from foveate.inference.weights import fingerprint
 from foveate.methods import Compose, FasterVLM, FastV, PruMerge, Random, registry
 
 KEEPS = {"1/3": 1 / 3, "2/9": 2 / 9, "1/9": 1 / 9, "1/20": 1 / 20}
@@ -63,21 +62,21 @@ def settings(seeds: int, keeps: list[str], info: Any) -> tuple[dict[str, Method 
     return made, refused
 
 
-def run(options: argparse.Namespace, subject: Subject) -> dict[str, Any]:
-    model, processor = subject.model, subject.processor
+def run(options: argparse.Namespace, asker: Asker) -> dict[str, Any]:
+    model = asker.model
     made, refused = settings(options.seeds, options.keeps, adapt(model).info)
     samples = list(track(scenes.load(options.split, options.n), description="scenes", total=options.n))
     batches = [samples[i : i + options.batch] for i in range(0, len(samples), options.batch)]
-    inputs = [build_batch(model, processor, [(s.images, s.question) for s in batch]) for batch in batches]
+    inputs = [asker.questions([(s.images, s.question) for s in batch]) for batch in batches]
     about = {"model": options.model, "weights": fingerprint(model), "split": options.split, "n": options.n}
     report = read_report(options.json, about, hits={}, kept={}) | {"facts": facts(model), "refused": refused}
     report["types"] = [sample.type for sample in samples]
     for name in track([name for name in made if name not in report["hits"]], description="settings"):
         start, hits, kept = time.perf_counter(), [], 0.0
         for batch, prompt in zip(batches, inputs, strict=True):
-            texts, trace = answer(subject, prompt, made[name])
-            hits += [int(text == sample.answer) for text, sample in zip(texts, batch, strict=True)]
-            kept += trace.keep_ratio * len(batch) / len(samples)
+            answers = asker.answer(prompt, made[name])
+            hits += [int(found.text == sample.answer) for found, sample in zip(answers, batch, strict=True)]
+            kept += answers[0].prefill.keep_ratio * len(batch) / len(samples)
         report["hits"][name] = hits
         report["kept"][name] = kept
         print(f"{name:24} {100 * sum(hits) / len(hits):5.1f} %  kept {kept:.3f}  {time.perf_counter() - start:.0f} s")
@@ -180,7 +179,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("methods_accuracy.json"))
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
-    report = run(options, Subject(*load(options.model), max_new_tokens=8))
+    report = run(options, Asker.load(options.model, 8))
     if options.markdown:
         command = "python benchmarks/zoo_accuracy.py " + shlex.join(sys.argv[1:])
         write_text(options.markdown, markdown(report, command))

@@ -27,8 +27,7 @@ from foveate.core.grid import Grid
 from foveate.families import adapt
 from foveate.files.atomic import write_text
 from foveate.files.environment import facts
-from foveate.inference.batches import build_batch, generate
-from foveate.inference.loading import load
+from foveate.inference.answer import Asker
 from foveate.scenes import Sample
 
 Inputs = dict[str, Tensor]
@@ -109,7 +108,7 @@ def _positions(model: Any, inputs: Inputs) -> Tensor:
 
 
 def evaluate(
-    model: Any, processor: Any, split: str, n: int, settings: dict[str, Choose | None], batch: int = 16, seed: int = 0
+    asker: Asker, split: str, n: int, settings: dict[str, Choose | None], batch: int = 16, seed: int = 0
 ) -> list[Accuracy]:
     """Scores every setting on the first `n` samples, greedy by stock `generate`; `None` withholds nothing."""
     from rich.progress import track
@@ -118,11 +117,11 @@ def evaluate(
     samples = scenes.load(split, n)
     for start in track(range(0, n, batch), description=f"{split} split"):
         some = list(samples[start : start + batch])
-        inputs = build_batch(model, processor, [(s.images, s.question) for s in some])
+        inputs = asker.questions([(s.images, s.question) for s in some])
         for name, choose in settings.items():
-            given = inputs if choose is None else withhold(model, inputs, some, choose, seed)
+            given = inputs if choose is None else withhold(asker.model, inputs, some, choose, seed)
             began = time.perf_counter()
-            scores[name].add(some, generate(model, processor, given, max_new_tokens=8))
+            scores[name].add(some, [answer.text for answer in asker.answer(given)])
             scores[name].seconds += time.perf_counter() - began
     return list(scores.values())
 
@@ -152,12 +151,12 @@ def main(argv: list[str] | None = None) -> None:
     settings |= {f"random {100 * share:g} %": random_share(share) for share in args.keep}
     if args.oracle is not None:
         settings[f"evidence + random {100 * args.oracle:g} %"] = oracle(args.oracle)
-    model, processor = load(args.model)
-    scores = evaluate(model, processor, args.split, args.n, settings, args.batch, args.seed)
+    asker = Asker.load(args.model, 8)
+    scores = evaluate(asker, args.split, args.n, settings, args.batch, args.seed)
     print(table(scores))
     rows = {s.name: s.row() | {"seconds": round(s.seconds, 1)} for s in scores}
     report = {"model": args.model, "split": args.split, "n": args.n, "batch": args.batch, "seed": args.seed}
-    report |= {"exact match": rows, **facts(model)}
+    report |= {"exact match": rows, **facts(asker.model)}
     print(json.dumps(report))
     if args.out:
         write_text(args.out, json.dumps(report, indent=2) + "\n")

@@ -5,9 +5,9 @@ from foveate.core.budget import Keep
 from foveate.core.method import Method, Score, Stage, Tap
 from foveate.core.selection import Selection
 from foveate.core.view import View
-from foveate.engine.attach import attach, detach, prune
 from foveate.engine.cache import FoveatedCache
 from foveate.inference.loading import load
+from foveate.inference.pruning import attach, detach, prune
 from foveate.trace.trace import Trace
 from foveate.version import __version__
 

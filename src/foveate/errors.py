@@ -47,5 +47,17 @@ class CheckpointError(FoveateError, ValueError):
     """A checkpoint that cannot be read."""
 
 
+class DeviceError(FoveateError, ValueError):
+    """A device that is not there, or too small for what was put on it."""
+
+
+class OutputError(FoveateError, OSError):
+    """A file or folder that cannot be written."""
+
+
 class MissingExtraError(FoveateError, ImportError):
     """An optional dependency is not installed."""
+
+
+class TunedElsewhereWarning(UserWarning):
+    """A foveate.json is used on a model that it was not measured on."""

@@ -4,39 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from foveate import scenes
-from foveate.cli import main
+from tests.cli.run import foveate
 from tests.inference.test_loading import bad_images
-
-
-@dataclass
-class Done:
-    """What a finished command printed."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def foveate(*args: str | Path) -> Done:
-    """Run a command in this process, as the console script would."""
-    out, err, code = StringIO(), StringIO(), 0
-    with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["foveate", *map(str, args)])
-        patch.setenv("COLUMNS", "160")
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
-    return Done(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +56,7 @@ def test_methods_lists_and_explains() -> None:
         (["{image}", "What?", "--keep", "a third"], "write a ratio"),
         (["{image}", "What?" * 99, "--keep", "0"], "must lie in (0, 1]"),
         (["{image}", "What?", "--module", "somewhere"], "has no module"),
-        (["{image}", "What?", "--method", "foveate.json", "--keep", "0.1"], "leave --keep and --module out"),
+        (["{image}", "What?", "--method", "foveate.json", "--keep", "0.1"], "leave keep out"),
         (["{image}", "What?", "--keep", "1/3,1/9"], "one budget a question"),
         (["{image}", "{image}"], "question last"),
         (["{image}", "What?", "--model", "/nowhere/at/all"], "Cannot load"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import copy_context
 from threading import Thread
 
 import pytest
@@ -62,11 +63,13 @@ def test_keys_and_attention_do_not_need_a_cache(tiny: Tiny) -> None:
 
     @dataclass(frozen=True)
     class Spy(Method):
-        def stages(self, info):  # type: ignore[no-untyped-def]
-            return [Stage(0), Stage(2, queries=True)]
+        keep: None = None
 
-        def select(self, stage: Stage, view: View) -> torch.Tensor:
-            if stage.layer == 2:
+        def stages(self, info):  # type: ignore[no-untyped-def]
+            return [Stage(0), Stage(2, reads="attention")]
+
+        def select(self, view: View) -> torch.Tensor:
+            if view.layer == 2:
                 seen.extend([view.keys.clone(), view.attention(), view.text])
             return torch.arange(0, len(view), 2)
 
@@ -90,11 +93,13 @@ def test_attention_rows_are_those_of_the_model() -> None:
 
         @dataclass(frozen=True)
         class Spy(Method):
-            def stages(self, info):  # type: ignore[no-untyped-def]
-                return [Stage(3, queries=True)]
+            keep: None = None
 
-            def select(self, stage: Stage, view: View, seen: list = seen) -> torch.Tensor:
-                seen.append((view._group.row, view._place, view.attention()))
+            def stages(self, info):  # type: ignore[no-untyped-def]
+                return [Stage(3, reads="attention")]
+
+            def select(self, view: View, seen: list = seen) -> torch.Tensor:
+                seen.append((view.row, view.source.place, view.attention()))  # type: ignore[attr-defined]
                 return torch.arange(len(view))
 
         inputs = tiny.batch(ROWS)
@@ -121,7 +126,9 @@ def test_streaming_from_a_worker_thread(tiny: Tiny) -> None:
     with foveate.prune(tiny.model, Drop((0, 3))) as trace:
         expected, _ = generate(tiny.model, inputs, 4)
         worker = Thread(
-            target=tiny.model.generate, kwargs={**inputs, "max_new_tokens": 4, "do_sample": False, "streamer": streamer}
+            target=copy_context().run,
+            args=(tiny.model.generate,),
+            kwargs={**inputs, "max_new_tokens": 4, "do_sample": False, "streamer": streamer},
         )
         worker.start()
         worker.join()
@@ -222,34 +229,42 @@ def test_flash_attention_semantics(tiny: Tiny) -> None:
 def test_received_attention_is_that_of_the_tower(tiny_qwen: Tiny) -> None:
     """Against the tower's own eager attention, in raster order, for images of different size."""
     from foveate.core.attention import received_attention
-    from foveate.core.method import Tap
+    from foveate.core.method import Score
+    from foveate.core.view import ModelInfo, Tap, View
     from foveate.families import adapt
 
-    family, seen = adapt(tiny_qwen.model), {}
-    tap = Tap("received")
-    attention = family.attention_module(family.parts.blocks[family.block_of(tap)])
+    tap, seen = Tap("received"), []
+
+    class Reader(Score):
+        def taps(self, info: ModelInfo) -> list[Tap]:
+            return [tap]
+
+        def score(self, view: View) -> torch.Tensor:
+            seen.append((view.grid, view.tap(tap)))
+            return seen[-1][1]
+
+    family, given = adapt(tiny_qwen.model), {}
+    attention = family.block_attention(family.parts.blocks[family.block_of(tap)])
 
     def keep(module, args, kwargs):  # type: ignore[no-untyped-def]
-        seen["found"] = family.read_attention(tap, module, args, kwargs, grids)
         hidden, (cos, sin) = args[0], kwargs["position_embeddings"]
         q, k, _ = module.qkv(hidden).reshape(len(hidden), 3, module.num_heads, -1).permute(1, 2, 0, 3)
-        seen["qk"] = [x * cos + torch.cat([-x[..., 8:], x[..., :8]], -1) * sin for x in (q, k)]
+        given["qk"] = [x * cos + torch.cat([-x[..., 8:], x[..., :8]], -1) * sin for x in (q, k)]
 
     inputs = tiny_qwen.batch([[2, (4, 6), 3, (6, 4), 1]])
-    grids = family.incoming(inputs)["image"]
     handle = attention.register_forward_pre_hook(keep, with_kwargs=True)
-    with torch.no_grad():
+    with torch.no_grad(), foveate.prune(tiny_qwen.model, Reader(0.5)):
         tiny_qwen.model(**inputs)
-        handle.remove()
-        start = 0
-        for grid, found in zip(grids, seen["found"], strict=True):
-            q, k = (x[:, start : start + 4 * grid.size] for x in seen["qk"])
-            received = (q @ k.transpose(1, 2) / 4).softmax(-1).mean(1).sum(0).reshape(-1, 4).mean(1)
-            raster = torch.empty_like(received)
-            raster[grid.windows(2).argsort(stable=True)] = received
-            assert torch.allclose(found, raster, atol=1e-6)
-            start += 4 * grid.size
-        sampled = received_attention(*seen["qk"], 0.25, [96, 96], max_queries=48)
-        every = received_attention(*seen["qk"], 0.25, [96, 96])
+    handle.remove()
+    start = 0
+    for grid, found in seen:
+        q, k = (x[:, start : start + 4 * grid.size] for x in given["qk"])
+        received = (q @ k.transpose(1, 2) / 4).softmax(-1).mean(1).sum(0).reshape(-1, 4).mean(1)
+        raster = torch.empty_like(received)
+        raster[grid.windows(2).argsort(stable=True)] = received
+        assert torch.allclose(found, raster, atol=1e-6)
+        start += 4 * grid.size
+    sampled = received_attention(*given["qk"], 0.25, [96, 96], max_queries=48)
+    every = received_attention(*given["qk"], 0.25, [96, 96])
     assert torch.allclose(sampled.split(96)[0].sum(), every.split(96)[0].sum(), atol=1e-4)
     assert torch.corrcoef(torch.stack([sampled, every]))[0, 1] > 0.8

@@ -107,7 +107,7 @@ def test_image_sizes_from_one_token_up(family: str) -> None:
 
 def test_a_selection_of_the_wrong_size_is_named(tiny: Tiny) -> None:
     class Wrong(Drop):
-        def select(self, stage, view):  # type: ignore[no-untyped-def]
+        def select(self, view):  # type: ignore[no-untyped-def]
             return torch.ones(len(view) + 1, dtype=torch.bool)
 
     with foveate.prune(tiny.model, Wrong((0,))), pytest.raises(foveate.errors.ConfigurationError, match="view"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextvars import copy_context
 from threading import Barrier, Thread
 from typing import Any
 
@@ -65,7 +67,7 @@ def test_an_exception_inside_generate_leaves_nothing(tiny: Tiny) -> None:
 
 def test_an_exception_in_a_method_leaves_nothing(tiny: Tiny) -> None:
     class Broken(Drop):
-        def select(self, stage: Any, view: Any) -> Any:
+        def select(self, view: Any) -> Any:
             raise BoomError
 
     before = hooks(tiny.model)
@@ -99,7 +101,7 @@ def test_repeated_use(tiny: Tiny) -> None:
 
 
 def test_threads_with_different_methods_do_not_mix(tiny: Tiny) -> None:
-    keeps = (0.25, 0.5, 0.75)
+    keeps = (1 / 2, 2 / 3, 5 / 6)  # a quarter, a half and three quarters after layer 2 of 6
     batches = [tiny.batch([[3 + i, (4, 4), 5]]) for i in range(3)]
     expected = []
     for keep, batch in zip(keeps, batches, strict=True):
@@ -126,43 +128,62 @@ def test_threads_with_different_methods_do_not_mix(tiny: Tiny) -> None:
         assert all(torch.equal(f, logits) for f in found[number])
 
 
-def test_an_undecided_thread_is_told_so(tiny: Tiny) -> None:
-    caught: list[BaseException] = []
-    inside, done = Barrier(2), Barrier(2)
+def in_thread(run: Callable[[], Any]) -> Any:
+    """The result of `run` in a thread of its own, or the exception."""
+    found: list[Any] = []
 
-    def other() -> None:
-        with foveate.prune(tiny.model, Random(0.5)):
-            inside.wait()
-            done.wait()
-
-    def undecided() -> None:
+    def work() -> None:
         try:
-            generate(tiny.model, tiny.batch([ROW]), 2)
-        except SessionError as error:
-            caught.append(error)
+            found.append(run())
+        except BaseException as error:
+            found.append(error)
 
-    with foveate.prune(tiny.model, Random(0.25)):
-        first = Thread(target=other)
-        first.start()
-        inside.wait()
-        second = Thread(target=undecided)
-        second.start()
-        second.join()
-        done.wait()
-        first.join()
-    assert len(caught) == 1
+    thread = Thread(target=work)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_a_thread_is_pruned_only_if_asked_for(tiny: Tiny) -> None:
+    inputs = tiny.batch([ROW])
+    _, stock = generate(tiny.model, inputs, 2)
+    with foveate.prune(tiny.model, Random(0.25)) as trace:
+        assert torch.equal(in_thread(lambda: generate(tiny.model, inputs, 2))[1], stock)
+        assert not trace.prefills
+        context = copy_context()
+        in_thread(lambda: context.run(generate, tiny.model, inputs, 2))
+        assert alive(trace)[0] == 4
+    with foveate.prune(tiny.model, Random(0.5), every_thread=True) as trace:
+        in_thread(lambda: generate(tiny.model, inputs, 2))
+        assert alive(trace)[0] == 8
+        with foveate.prune(tiny.model, Random(0.25), every_thread=True):
+            assert isinstance(in_thread(lambda: generate(tiny.model, inputs, 2)), SessionError)
+
+
+def test_a_context_that_outlives_its_block_is_stock(tiny: Tiny) -> None:
+    inputs = tiny.batch([ROW])
+    with foveate.prune(tiny.model, Random(0.25)) as trace:
+        context = copy_context()
+    with foveate.prune(tiny.model, None):  # keeps hooks installed
+        _, logits = in_thread(lambda: context.run(generate, tiny.model, inputs, 2))
+    assert torch.equal(logits, generate(tiny.model, inputs, 2)[1])
+    assert not trace.prefills
 
 
 def test_attach_serves_every_thread(tiny: Tiny) -> None:
     inputs, before = tiny.batch([ROW]), hooks(tiny.model)
-    trace = foveate.attach(tiny.model, Random(0.25))
+    attached = foveate.attach(tiny.model, Random(0.25))
     try:
-        worker = Thread(target=generate, args=(tiny.model, inputs, 2))
-        worker.start()
-        worker.join()
-        assert alive(trace)[0] == 4
+
+        def work() -> foveate.Trace:
+            generate(tiny.model, inputs, 2)
+            return attached.trace
+
+        assert alive(in_thread(work))[0] == 4
+        assert not attached.trace.prefills  # that was another thread's
         generate(tiny.model, inputs, 2)
-        assert len(trace.prefills) == 1  # a server remembers the last prefill only
+        generate(tiny.model, inputs, 2)
+        assert len(attached.trace.prefills) == 1  # a server remembers the last prefill only
         with pytest.raises(SessionError, match="detach"):
             foveate.attach(tiny.model, Random(0.5))
         with foveate.prune(tiny.model, None) as unpruned:
@@ -173,6 +194,30 @@ def test_attach_serves_every_thread(tiny: Tiny) -> None:
     assert hooks(tiny.model) == before
     with pytest.raises(SessionError):
         foveate.detach(tiny.model)
+
+
+def test_concurrent_requests_have_their_own_traces(tiny: Tiny) -> None:
+    """Each request sees the image that it brought."""
+    sizes, wrong = [(2, 2), (2, 4), (4, 4), (4, 6)], []
+    attached = foveate.attach(tiny.model, Random(0.5))
+
+    def work(number: int) -> None:
+        batch = tiny.batch([[3, sizes[number], 5]])
+        count = int((batch["input_ids"] == 90).sum())
+        for _ in range(8):
+            generate(tiny.model, batch, 2)
+            if attached.trace.last.visual_tokens != count:
+                wrong.append(number)
+
+    try:
+        threads = [Thread(target=work, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        foveate.detach(tiny.model)
+    assert not wrong
 
 
 def test_the_base_model_and_the_headed_one_share_a_session(tiny: Tiny) -> None:

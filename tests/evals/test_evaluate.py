@@ -23,6 +23,7 @@ from foveate.evals import evaluate as module
 from foveate.evals import html, runner
 from foveate.evals.evaluate import Evaluation, Plan, evaluate
 from foveate.evals.store import StoreError
+from foveate.inference.batches import build_batch
 from foveate.specs.settings import Setting, grid
 from foveate.zoo import DEFAULT
 
@@ -60,14 +61,13 @@ def predictions(out: Path) -> dict[tuple[str, str], str]:
 
 def test_scores_are_those_of_the_stock_model(whole: Evaluation) -> None:
     model, processor = foveate.load(DEFAULT)
-    subject = runner.Subject(model, processor)
     right = 0
     for sample in whole.task.samples:
-        inputs = runner.build_batch(model, processor, [(sample.images(), sample.question)])
+        inputs = build_batch(model, processor, [(sample.images(), sample.question)])
         out = model.generate(**inputs, max_new_tokens=32, do_sample=False)
         text = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
         right += text.strip() == sample.answers[0]
-    assert subject.max_new_tokens == 32
+    assert whole.asker.max_new_tokens == 32
     reference = whole.found["results"][0]
     assert reference["score"] == right / N > 0
     assert reference["retention"] == 1
@@ -200,7 +200,7 @@ def test_the_html_report_is_self_contained(plan: Plan, whole: Evaluation, tmp_pa
 
 
 def test_worst_cases_are_those_lost_to_pruning(whole: Evaluation) -> None:
-    groups = html.groups(whole.subject, whole.task, whole.settings, whole.answers)
+    groups = html.groups(whole.asker, whole.task, whole.settings, whole.answers)
     for group in groups:
         for case in group["cases"]:
             if group["title"].startswith("Worst"):

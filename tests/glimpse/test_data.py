@@ -15,7 +15,7 @@ from foveate.core.grid import Grid
 from foveate.data.example import DataError, Example, Rules
 from foveate.data.examples import load_examples
 from foveate.families.llava import Llava
-from foveate.inference.loading import ImageTextProcessor, load_processor
+from foveate.inference.processor import ImageTextProcessor, load_processor
 from foveate.scenes.splits import load as load_scenes
 from foveate.training.glimpse.collate import Collator
 from foveate.training.losses import IGNORE

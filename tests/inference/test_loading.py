@@ -17,7 +17,7 @@ import foveate
 from foveate import zoo
 from foveate.data.images import open_image
 from foveate.errors import CheckpointError, ImageError, InputError, UnsupportedModelError
-from foveate.inference.loading import ImageTextProcessor
+from foveate.inference.processor import ImageTextProcessor
 from foveate.methods import make
 from tests.tiny import make_tiny
 
@@ -57,7 +57,7 @@ def test_the_zoo_model_answers_in_batches(shipped: tuple[Any, Any]) -> None:
         for n in (1, 2, 0)
     ]
     inputs = processor.apply_chat_template(
-        chats, add_generation_prompt=True, tokenize=True, return_dict=True, padding=True
+        chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
     )
     assert inputs["input_ids"].shape[0] == 3
     assert (inputs["attention_mask"][:, -1] == 1).all()  # padded on the left

@@ -173,8 +173,7 @@ def test_wrong_recipes_are_refused(tmp_path, change, message):
 def test_a_llava_learns_from_the_shipped_model_and_answers(tmp_path):
     """Every part of its recipe, two steps each: layers on the teacher's states, all together, questions."""
     from foveate import scenes
-    from foveate.inference.batches import build_batch, generate
-    from foveate.inference.loading import load
+    from foveate.inference.answer import Asker
     from recipes.zoo.train import train
 
     recipe = yaml.safe_load((Path(config.__file__).parent / "configs" / "llava.yaml").read_text())
@@ -190,11 +189,11 @@ def test_a_llava_learns_from_the_shipped_model_and_answers(tmp_path):
     for line in log[:2]:
         assert {"distil", "states", "looks", "presence", "characters"} <= set(line)
     assert all(math.isfinite(value) for line in log for value in line.values() if isinstance(value, float))
-    model, processor = load(str(folder))
-    assert model.config.model_type == "llava"
+    asker = Asker.load(str(folder), 4)
+    assert asker.model.config.model_type == "llava"
     sample = scenes.load("test", n=1)[0]
-    (text,) = generate(model, processor, build_batch(model, processor, [(sample.images, sample.question)]), 4)
-    assert isinstance(text, str)
+    (answer,) = asker.answer(asker.questions([(sample.images, sample.question)]))
+    assert answer.tokens
 
 
 def test_missing_recipes_name_those_there_are():

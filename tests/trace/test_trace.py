@@ -83,7 +83,7 @@ def test_overlay_dims_what_was_dropped(tiny: Tiny) -> None:
 
 
 def test_overlay_of_the_second_image_of_a_prompt(tiny_qwen: Tiny) -> None:
-    trace = prefill(tiny_qwen, Random(0.5, layer=2), ROWS)
+    trace = prefill(tiny_qwen, Random(2 / 3, layer=2), ROWS)  # a half after layer 2 of 6
     picture = trace.overlay(Image.new("RGB", (400, 200), "white"), row=1, index=1)
     clear = (np.asarray(picture)[:400, :800].reshape(2, 200, 4, 200, 3)[:, 60:140, :, 60:140] == 255).all((1, 3, 4))
     assert clear.sum() == 4

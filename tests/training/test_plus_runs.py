@@ -78,7 +78,9 @@ def test_merged_model_is_the_adapted_model(run: plus.PlusSettings, tmp_path: Pat
     folder = merge(run.model, run.out, tmp_path / "merged", dtype="float32")
     merged, processor = load(str(folder))
     chat = [{"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "a?"}]}]
-    inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, add_generation_prompt=True)
+    inputs = processor.apply_chat_template(
+        chat, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt"
+    )
     with torch.no_grad():
         actual, adapted = merged(**inputs).logits, trainer.model.eval()(**inputs).logits
         plain = load(run.model)[0](**inputs).logits

@@ -7,7 +7,8 @@ import torch
 
 from foveate import scenes, zoo
 from foveate.errors import FoveateError
-from foveate.inference.batches import build_batch, generate
+from foveate.inference.answer import Asker
+from foveate.inference.batches import build_batch
 from foveate.inference.loading import load
 from recipes.zoo.evaluate import oracle, random_share, withhold
 
@@ -20,7 +21,7 @@ class Reader:
         return build_batch(self.model, self.processor, [(s.images, s.question) for s in samples])
 
     def generate(self, inputs):
-        return generate(self.model, self.processor, inputs, 8)
+        return [found.text for found in Asker(self.model, self.processor, 8).answer(inputs)]
 
     def answers(self, samples):
         return self.generate(self.inputs(samples))

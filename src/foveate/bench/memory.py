@@ -18,8 +18,8 @@ from torch import Tensor
 from foveate.bench.job import Job
 from foveate.bench.subject import prepare
 from foveate.core.method import Method
-from foveate.engine.attach import prune
 from foveate.errors import FoveateError
+from foveate.inference.answer import generate
 from foveate.specs.settings import Setting
 
 CUDA = "CUDA allocator: most bytes allocated at once during generate, weights included"
@@ -36,8 +36,7 @@ def cuda_peak(model: Any, inputs: dict[str, Tensor], method: Method | None, new_
     torch.cuda.empty_cache()
     for device in devices:
         torch.cuda.reset_peak_memory_stats(device)
-    with prune(model, method), torch.inference_mode():
-        model.generate(**inputs, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
+    generate(model, inputs, method, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
     return sum(torch.cuda.max_memory_allocated(device) for device in devices)
 
 
@@ -66,12 +65,10 @@ def process_peaks(job: Job, settings: Sequence[Setting], on_done: Callable[[], N
 def _weigh(task: dict[str, Any]) -> int:
     job, setting = Job(**task["job"]), Setting(**task["setting"])
     torch.set_num_threads(job.threads)
-    subject = prepare(job)
+    workload = prepare(job)
     _forget_peak()  # loading needs more than running: what matters is the call
-    with prune(subject.model, setting.make()), torch.inference_mode():
-        subject.model.generate(
-            **subject.inputs, max_new_tokens=job.new_tokens, min_new_tokens=job.new_tokens, do_sample=False
-        )
+    exactly = {"max_new_tokens": job.new_tokens, "min_new_tokens": job.new_tokens}
+    generate(workload.model, workload.inputs, setting.make(), **exactly)
     return _peak()
 
 

@@ -40,6 +40,7 @@ def figure(found: dict[str, Any]) -> Any:
         f"{run['model']}, {run['prompt']}, batch {run['batch']}, {where['dtype']}, {where['attention']}, "
         f"{where.get('gpu', where['processor'])}",
         fontsize=9,
+        parse_math=False,  # a dollar in a name is a dollar
     )
     return drawn
 

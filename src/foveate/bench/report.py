@@ -9,13 +9,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from foveate.bench.measure import TIMES, Result
 from foveate.files.atomic import write_text
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 DEFINITIONS = TIMES | {
     "tokens_per_s": "new tokens of all rows over total_ms",
@@ -138,17 +135,3 @@ def cells(row: dict[str, Any]) -> list[str]:
         f"{row['ideal']['prefill']:.2f}x",
         f"{row['achieved_of_ideal']:.2f}",
     ]
-
-
-def table(found: dict[str, Any]) -> Table:
-    """The report for a terminal."""
-    from rich.table import Table
-
-    run, where = found["run"], found["environment"]
-    title = f"{run['model']}, batch {run['batch']}, {where['dtype']}, {where['attention']}, {where['device']}"
-    shown = Table(*COLUMNS, title=title, caption="medians; speed-up (min-max) is paired within rounds")
-    for column in shown.columns[1:]:
-        column.justify = "right"
-    for row in found["results"]:
-        shown.add_row(*cells(row))
-    return shown

@@ -12,8 +12,9 @@ from foveate.bench import memory
 from foveate.bench.job import Job
 from foveate.bench.measure import Result, measure
 from foveate.bench.report import report
-from foveate.bench.subject import Subject, prepare
+from foveate.bench.subject import Workload, prepare
 from foveate.files.environment import facts
+from foveate.inference.weights import warn_if_tuned_elsewhere
 from foveate.specs.settings import Setting
 
 
@@ -40,19 +41,21 @@ def run(
         command: how to repeat it, for the report.
     """
     torch.manual_seed(job.seed)
-    subject = prepare(job, device)
-    results = measure(subject.model, subject.inputs, settings, job.new_tokens, repeats, warmup, on_call)
+    workload = prepare(job, device)
+    for setting in settings:
+        warn_if_tuned_elsewhere(setting.name, setting.evidence, workload.model)
+    results = measure(workload.model, workload.inputs, settings, job.new_tokens, repeats, warmup, on_call)
     if weigh:
-        _weigh(subject, job, results, on_call)
-    run = asdict(job) | {"prompt": subject.prompt, "repeats": repeats, "warmup": warmup, "command": command}
-    return report(results, facts(subject.model), run)
+        _weigh(workload, job, results, on_call)
+    run = asdict(job) | {"prompt": workload.prompt, "repeats": repeats, "warmup": warmup, "command": command}
+    return report(results, facts(workload.model), run)
 
 
-def _weigh(subject: Subject, job: Job, results: Sequence[Result], on_call: Callable[[], None]) -> None:
+def _weigh(workload: Workload, job: Job, results: Sequence[Result], on_call: Callable[[], None]) -> None:
     settings = [result.setting for result in results]
-    if next(subject.model.parameters()).device.type == "cuda":
+    if next(workload.model.parameters()).device.type == "cuda":
         for result in results:
-            result.peak_bytes = memory.cuda_peak(subject.model, subject.inputs, result.setting.make(), job.new_tokens)
+            result.peak_bytes = memory.cuda_peak(workload.model, workload.inputs, result.setting.make(), job.new_tokens)
             result.peak_kind = memory.CUDA
             on_call()
         return

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from foveate import zoo
 from foveate.bench.job import Job
+from foveate.data.images import open_image
 from foveate.errors import ConfigurationError
 from foveate.families import presets, prompts
+from foveate.inference.answer import Asker
+from foveate.inference.placement import check_attention, choose_device, parse_dtype
 
 
 @dataclass(frozen=True)
-class Subject:
+class Workload:
     """What is measured: a model, a prompt, and what the prompt is in words."""
 
     model: Any
@@ -22,45 +27,42 @@ class Subject:
     prompt: str
 
 
-def prepare(job: Job, device: str | None = None) -> Subject:
+def prepare(job: Job, device: str | None = None) -> Workload:
     """Load or build the model and make its prompt.
 
     Raises:
-        ConfigurationError: a preset with an image (it has no tokenizer), or an unknown dtype.
+        ConfigurationError: a preset with an image (it has no tokenizer), or an unknown dtype or model.
     """
     if job.image is not None and job.tokens is not None:
         raise ConfigurationError("Give --image or --tokens, not both.")
     if job.model in presets.PRESETS:
         if job.image is not None:
             raise ConfigurationError(f"{job.model} has random weights and no tokenizer; give --tokens, not --image.")
-        where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        tokens = job.tokens or presets.PRESETS[job.model].tokens
-        model = presets.build(job.model, tokens, _dtype(job.dtype, where), where, job.attention, job.seed)
-        return _random(model, tokens, job)
-    from foveate.inference.loading import load
-
-    dtype = None if job.dtype == "auto" else _dtype(job.dtype, "")
-    model, processor = load(job.model, dtype=dtype, device=device, attn_implementation=job.attention)
-    if job.image is None:
-        return _random(model, job.tokens or prompts.default_tokens(model), job)
-    from foveate.data.images import open_image
-    from foveate.inference.batches import build_batch
-
-    image = open_image(job.image)
-    inputs = build_batch(model, processor, [([image], job.question)] * job.batch)
-    return Subject(model, inputs, f"{job.image} ({image.width} x {image.height} px) and {job.question!r}")
+        return _random(_preset(job, device), job.tokens or presets.PRESETS[job.model].tokens, job)
+    if "/" not in job.model and not Path(job.model).exists():
+        raise ConfigurationError(
+            f"There is no model {job.model!r}: give a folder, a Hub id (owner/name), one of the zoo "
+            f"({', '.join(zoo.names())}) or a preset with random weights ({', '.join(presets.PRESETS)})."
+        )
+    image = None if job.image is None else open_image(job.image)  # before anything takes time
+    dtype = None if job.dtype == "auto" else job.dtype
+    asker = Asker.load(job.model, job.new_tokens, dtype=dtype, device=device, attn_implementation=job.attention)
+    if image is None:
+        return _random(asker.model, job.tokens or prompts.default_tokens(asker.model), job)
+    inputs = asker.questions([([image], job.question)] * job.batch)
+    return Workload(asker.model, inputs, f"{job.image} ({image.width} x {image.height} px) and {job.question!r}")
 
 
-def _random(model: Any, tokens: int, job: Job) -> Subject:
+def _random(model: Any, tokens: int, job: Job) -> Workload:
     inputs = prompts.random_prompt(model, tokens, job.batch, seed=job.seed)
     words = f"random: one image of {tokens} visual tokens and {prompts.TEXT_TOKENS} text tokens per row"
-    return Subject(model, inputs, words)
+    return Workload(model, inputs, words)
 
 
-def _dtype(name: str, device: str) -> torch.dtype:
-    if name == "auto":
-        return torch.float32 if device == "cpu" else torch.bfloat16
-    found = getattr(torch, name, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ConfigurationError(f"--dtype {name}: write float32, bfloat16 or float16.")
-    return found
+def _preset(job: Job, device: str | None) -> Any:
+    where = choose_device(device)
+    dtype = parse_dtype(job.dtype)
+    if not isinstance(dtype, torch.dtype):
+        dtype = torch.float32 if where == "cpu" else torch.bfloat16
+    check_attention(job.attention, where, dtype)
+    return presets.build(job.model, job.tokens, dtype, where, job.attention, job.seed)

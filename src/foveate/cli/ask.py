@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from foveate.core.method import Method
-from foveate.trace.records import PrefillTrace
-from foveate.trace.trace import Trace
+from foveate.cli.show import add_row, make_table, plain
+
+if TYPE_CHECKING:
+    from foveate.core.method import Method
+    from foveate.inference.answer import Answer, Asker
+    from foveate.trace.records import PrefillTrace
 
 
 def ask(
@@ -34,112 +38,82 @@ def ask(
     """Ask a question about one or more images and show what pruning kept and saved."""
     from foveate import zoo
     from foveate.data.images import open_image
+    from foveate.files.outputs import PICTURES, check_file
+    from foveate.inference.answer import Asker
+    from foveate.inference.pruning import resolve
+    from foveate.specs.choose import choose_method, one_budget
+    from foveate.trace.overlay import save
+
+    files, question = _split(inputs)
+    if overlay is not None:
+        check_file(overlay, PICTURES)
+    images = [open_image(file) for file in files]
+    given: dict[str, Any] = {"keep": one_budget(keep) if keep else None, "module": module}
+    choose_method(method, model=model or zoo.DEFAULT, **given)  # a wrong name shows before a model is loaded
+    asker = Asker.load(model or zoo.DEFAULT, max_new_tokens, dtype=dtype, device=device, attn_implementation=attention)
+    chosen = resolve(asker.model, method, **given)
+    prompt = asker.questions([(images, question)])
+    runs = [measure(asker, prompt, None)] if compare else []
+    runs.append(measure(asker, prompt, chosen) if compare else Run(chosen, asker.answer(prompt, chosen)[0]))
+    Console().print(table(runs))
+    if overlay is not None:
+        save(runs[-1].answer.trace.overlay(images[0]), overlay)
+        typer.echo(f"overlay: {overlay.resolve()}")
+
+
+def _split(inputs: list[str]) -> tuple[list[str], str]:
     from foveate.errors import InputError
-    from foveate.inference.batches import build_batch
-    from foveate.inference.loading import load
 
     *files, question = inputs
     if not files or os.path.isfile(question):  # noqa: PTH113 - Path.is_file fails on texts longer than a file name
         raise InputError("Give the image file(s) first and the question last: foveate ask photo.jpg 'What is this?'")
-    images = [open_image(file) for file in files]
-    chosen = choose_method(method, one_budget(keep) if keep else None, module, model or zoo.DEFAULT)
-    loaded, processor = load(model or zoo.DEFAULT, dtype=dtype, device=device, attn_implementation=attention)
-    prompt = build_batch(loaded, processor, [(images, question)])
-    runs = [answer(loaded, processor, prompt, chosen, max_new_tokens, warm_up=compare)]
-    if compare:
-        runs.insert(0, answer(loaded, processor, prompt, None, max_new_tokens, warm_up=True))
-    Console().print(table(runs))
-    if overlay is not None:
-        runs[-1].trace.overlay(images[0]).save(overlay)
-        typer.echo(f"overlay: {overlay.resolve()}")
-
-
-def one_budget(text: str) -> float | int:
-    """The budget that `--keep` names, of which a question can have only one."""
-    from foveate.errors import InputError
-    from foveate.specs.settings import parse_keeps
-
-    budgets = parse_keeps([text])
-    if len(budgets) > 1:
-        raise InputError(f"--keep {text}: one budget a question; `foveate eval` compares several.")
-    return budgets[0]
-
-
-def choose_method(name: str, keep: float | int | None, module: str | None, model: str) -> Method:
-    """The method that the options ask for.
-
-    Raises:
-        ConfigurationError: unknown method, one that needs a module where there is none, or options without effect.
-    """
-    from foveate import zoo
-    from foveate.errors import ConfigurationError
-    from foveate.methods import find, parameters_of
-    from foveate.specs.tuned import read as read_method
-
-    if name.endswith(".json"):
-        if keep is not None or module is not None:
-            raise ConfigurationError(f"{name} says what to keep and with which module; leave --keep and --module out.")
-        return read_method(name)
-    kind = find(name)
-    fields = parameters_of(kind)
-    if module is not None and "module" not in fields:
-        raise ConfigurationError(f"{kind.name} has no module; leave --module out, or ask for --method glimpse_prune.")
-    parameters: dict[str, Any] = {}
-    if "module" in fields:
-        beside = Path(zoo.resolve(model)) / "glimpse"
-        if module is None and not beside.is_dir():
-            raise ConfigurationError(
-                f"{kind.name} needs a trained module: --module FOLDER (there is none at {beside})."
-            )
-        parameters["module"] = module or beside
-    if keep is not None:
-        parameters["keep" if "keep" in fields else "max_keep"] = keep
-    return kind(**parameters)
+    return files, question
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What one run gave."""
+class Run:
+    """One column of the table.
 
-    name: str
-    text: str
-    trace: Trace
+    Attributes:
+        readings: prefills of this prompt (the first reads cold); none: that of the answer.
+    """
+
+    method: Method | None
+    answer: Answer
+    readings: Sequence[PrefillTrace] = ()
+
+    @property
+    def name(self) -> str:
+        return "unpruned" if self.method is None else self.method.name
 
     @property
     def prefill(self) -> PrefillTrace:
-        """The run of median prefill time (all runs of one question keep the same tokens)."""
-        runs = sorted(self.trace.prefills, key=lambda prefill: prefill.prefill.ms)
+        """The reading of median prefill time (all of one question keep the same tokens)."""
+        runs = sorted(self.readings or [self.answer.prefill], key=lambda reading: reading.prefill.ms)
         return runs[len(runs) // 2]
 
 
-def answer(
-    model: Any, processor: Any, inputs: dict[str, Any], method: Method | None, tokens: int, warm_up: bool
-) -> Answer:
-    """Greedy answer; with `warm_up` the question is read four times, so that the median time is a typical one."""
-    import foveate
-    from foveate.inference.batches import generate
-
-    with foveate.prune(model, method) as trace:
-        for _ in range(3 if warm_up else 0):
-            generate(model, processor, inputs, 1)
-        (text,) = generate(model, processor, inputs, tokens)
-    return Answer("unpruned" if method is None else method.name, text, trace)
+def measure(asker: Asker, prompt: dict[str, Any], method: Method | None) -> Run:
+    """An answer to a question that is read four times, so that the median time is a typical one."""
+    readings = [asker.answer(prompt, method, max_new_tokens=1)[0].prefill for _ in range(3)]
+    answer = asker.answer(prompt, method)[0]
+    return Run(method, answer, [*readings, answer.prefill])
 
 
-def table(runs: list[Answer]) -> Table:
+def table(runs: Sequence[Run]) -> Table:
     """One column per run."""
     from foveate.trace.text import chain
 
-    rows = Table("", *(run.name for run in runs), show_header=len(runs) > 1, box=None, pad_edge=False)
+    rows = make_table(["", *(run.name for run in runs)], left=True, show_header=len(runs) > 1, box=None, pad_edge=False)
     last = [run.prefill for run in runs]
-    rows.add_row("answer", *(f"[bold]{run.text}[/bold]" for run in runs))
-    rows.add_row("visual tokens", *(chain(trace) for trace in last))
-    rows.add_row("average per layer", *(f"{trace.keep_ratio:.1%}" for trace in last))
-    rows.add_row("KV cache bytes", *(f"{trace.kv_bytes:,} ({_share(trace)})" for trace in last))
-    rows.add_row("vision tower ms", *(f"{trace.vision.ms:.1f}" for trace in last))
-    rows.add_row("of it reading ms", *(f"{trace.tapping.ms:.1f}" for trace in last))
-    rows.add_row("LLM prefill ms", *(f"{trace.prefill.ms:.1f}" for trace in last))
-    rows.add_row("of it selecting ms", *(f"{trace.selecting.ms:.1f}" for trace in last))
+    add_row(rows, "answer", *(plain(run.answer.text, "bold") for run in runs))
+    add_row(rows, "visual tokens", *(chain(trace) for trace in last))
+    add_row(rows, "average per layer", *(f"{trace.keep_ratio:.1%}" for trace in last))
+    add_row(rows, "KV cache bytes", *(f"{trace.kv_bytes:,} ({_share(trace)})" for trace in last))
+    add_row(rows, "vision tower ms", *(f"{trace.vision.ms:.1f}" for trace in last))
+    add_row(rows, "of it reading ms", *(f"{trace.tapping.ms:.1f}" for trace in last))
+    add_row(rows, "LLM prefill ms", *(f"{trace.prefill.ms:.1f}" for trace in last))
+    add_row(rows, "of it selecting ms", *(f"{trace.selecting.ms:.1f}" for trace in last))
     return rows
 
 

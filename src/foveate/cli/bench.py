@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from foveate.cli.eval import Keeps, Methods, console, given_command
+from foveate.cli.show import add_row, make_progress, make_table
 
 Model = Annotated[str | None, typer.Option(help="Folder, Hub id or preset with random weights; default: the zoo's.")]
 
@@ -39,14 +39,14 @@ def bench(
 
     from foveate import zoo
     from foveate.bench.job import Job
-    from foveate.bench.report import table
     from foveate.bench.run import calls, run
     from foveate.specs.settings import grid, parse_keeps
 
+    _check(json, csv, plot)
     settings = grid(method, parse_keeps(keep))
     name = model or zoo.DEFAULT
     job = Job(name, tokens, image, question, batch, new_tokens, dtype, attention, seed, get_num_threads())
-    with _progress() as progress:
+    with make_progress(transient=True) as progress:
         task = progress.add_task(name, total=calls(settings, repeats, warmup, memory))
         found = run(
             job, settings, repeats, warmup, memory, device, given_command(), on_call=lambda: progress.advance(task)
@@ -55,9 +55,27 @@ def bench(
     _write(found, json, csv, plot)
 
 
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+def _check(json: Path | None, csv: Path | None, plot: Path | None) -> None:
+    """What would stop the results from being written, before they are measured."""
+    from foveate.files.outputs import PLOTS, check_file, check_packages
+
+    for path, suffixes in ((json, ()), (csv, ()), (plot, PLOTS)):
+        if path is not None:
+            check_file(path, suffixes)
+    if plot is not None:
+        check_packages("--plot", "eval", "matplotlib")
+
+
+def table(found: dict[str, Any]) -> Table:
+    """The report for a terminal."""
+    from foveate.bench.report import COLUMNS, cells
+
+    run, where = found["run"], found["environment"]
+    title = f"{run['model']}, batch {run['batch']}, {where['dtype']}, {where['attention']}, {where['device']}"
+    shown = make_table(COLUMNS, title, "medians; speed-up (min-max) is paired within rounds")
+    for row in found["results"]:
+        add_row(shown, *cells(row))
+    return shown
 
 
 def _write(found: dict[str, Any], json: Path | None, csv: Path | None, plot: Path | None) -> None:

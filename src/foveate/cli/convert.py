@@ -13,8 +13,10 @@ def glimpse(
     destination: Annotated[Path, typer.Argument(help="New folder.")],
 ) -> None:
     """Convert an official GlimpsePrune checkpoint; the pickle is read without running any of its code."""
+    from foveate.files.outputs import check_folder
     from foveate.glimpse import convert
 
+    check_folder(destination)
     module = convert(source, destination)
     count = sum(p.numel() for p in module.parameters())
     typer.echo(f"{count:,} parameters for {module.config.family} in {destination}")

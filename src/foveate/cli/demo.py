@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
+
+from foveate.cli.show import plain
 
 
 def demo(
@@ -20,27 +23,29 @@ def demo(
 ) -> None:
     """Ask the shipped model a question: unpruned, with ViTCoP and with GlimpsePrune, side by side."""
     from foveate import zoo
-    from foveate.cli.ask import answer, one_budget, table
+    from foveate.cli.ask import measure, table
     from foveate.data.images import open_image
     from foveate.errors import InputError
-    from foveate.inference.batches import build_batch
-    from foveate.inference.loading import load
+    from foveate.files.outputs import PICTURES, check_file
+    from foveate.inference.answer import Asker
+    from foveate.specs.choose import one_budget
+    from foveate.trace.overlay import save
 
     console = Console()
     if image is not None and question is None:
         raise InputError("--image needs a --question to go with it.")
+    check_file(out, PICTURES)
     picture, text, truth = (open_image(image), question or "", None) if image else _scene(scene, question)
     methods = _methods(zoo.resolve(zoo.DEFAULT), one_budget(keep))
-    model, processor = load(zoo.DEFAULT)
-    inputs = build_batch(model, processor, [([picture], text)])
-    runs = [answer(model, processor, inputs, m, 16, warm_up=True) for m in methods]
-    console.print(
-        f"[bold]{zoo.DEFAULT}[/bold] on {image or f'rendered scene {scene}'} ({picture.size[0]} x {picture.size[1]})"
-    )
-    console.print(f"question: [bold]{text}[/bold]" + (f"   (true answer: {truth})" if truth else ""))
+    asker = Asker.load(zoo.DEFAULT, 16)
+    inputs = asker.questions([([picture], text)])
+    runs = [measure(asker, inputs, method) for method in methods]
+    where = f" on {image or f'rendered scene {scene}'} ({picture.size[0]} x {picture.size[1]})"
+    console.print(Text.assemble((zoo.DEFAULT, "bold"), plain(where)))
+    console.print(Text.assemble("question: ", plain(text, "bold"), f"   (true answer: {truth})" if truth else ""))
     console.print(table(runs))
-    runs[1].trace.overlay(picture).save(out)
-    console.print(f"what {runs[1].name} kept, stage by stage: {out.resolve()}")
+    save(runs[1].answer.trace.overlay(picture), out)
+    console.print(plain(f"what {runs[1].name} kept, stage by stage: {out.resolve()}"), soft_wrap=True)
 
 
 def _scene(number: int, question: str | None) -> tuple[Any, str, str | None]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from foveate.cli.show import add_row, make_progress, make_table
 
 if TYPE_CHECKING:
     from foveate.evals.evaluate import Evaluation, Plan
@@ -54,7 +53,10 @@ def evaluate(
 ) -> None:
     """Accuracy and kept tokens of the unpruned model and of every method at every keep. Continues where it stopped."""
     from foveate.evals.evaluate import Plan, illustrate
+    from foveate.files.outputs import check_packages
 
+    if report:
+        check_packages("The report", "eval", "matplotlib", "jinja2")
     plan = Plan(
         **common_options(model, method, keep), data=data, metric=metric, limit=limit, batch=batch, prompt=prompt,
         max_new_tokens=max_new_tokens, skip_bad=skip_bad, out=out, seed=seed, dtype=dtype, device=device,
@@ -83,7 +85,7 @@ def run(plan: Plan) -> Evaluation:
     """Evaluate with a progress bar."""
     from foveate.evals.evaluate import evaluate
 
-    with _progress() as progress:
+    with make_progress(elapsed=True) as progress:
         task = progress.add_task(f"{plan.model} on {plan.data}", total=None)
         evaluation = evaluate(
             plan,
@@ -96,13 +98,6 @@ def run(plan: Plan) -> Evaluation:
     return evaluation
 
 
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        yield progress
-
-
 def console() -> Console:
     """Standard output; wide where there is no terminal whose width would matter."""
     return Console() if sys.stdout.isatty() else Console(width=170)
@@ -113,15 +108,12 @@ def table(found: dict[str, Any]) -> Table:
     title = f"{found['run']['model']} on {found['run']['data']}, {found['results'][0]['samples']} samples"
     if found["skipped"]:
         title += f", {len(found['skipped'])} skipped"
-    shown = Table(
-        "setting", f"{found['metric']} %", "95 %", "retained %", "tokens\nper layer", "kept %", "prefill\nms",
-        "KV kB", title=title, caption="95 % bootstrap intervals; times are medians per sample",
-    )  # fmt: skip
-    for column in shown.columns[1:]:
-        column.justify = "right"
+    headers = ["setting", f"{found['metric']} %", "95 %", "retained %", "tokens\nper layer", "kept %", "prefill\nms"]
+    shown = make_table([*headers, "KV kB"], title, "95 % bootstrap intervals; times are medians per sample")
     for row in found["results"]:
         low, high = row["score_interval"]
-        shown.add_row(
+        add_row(
+            shown,
             row["setting"],
             f"{row['score']:.1%}",
             f"{low:.1%}-{high:.1%}",

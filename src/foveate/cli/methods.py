@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+
+from foveate.cli.show import add_row, make_table
 
 
 def methods(name: Annotated[str | None, typer.Argument(help="Show one method in full.")] = None) -> None:
@@ -19,11 +20,12 @@ def methods(name: Annotated[str | None, typer.Argument(help="Show one method in 
         kind = find(name)
         typer.echo(f"{kind.name}\n\n{(kind.__doc__ or '').strip()}")
         return
-    table = Table("method", "parameters (default)", "families", "verified", "paper", show_lines=True)
+    headers = ["method", "parameters (default)", "families", "verified", "paper"]
+    table = make_table(headers, left=True, show_lines=True)
     served = ", ".join(sorted(families()))
     for key, kind in registry().items():
         parameters = ", ".join(f"{name}={_short(value)}" for name, value in parameters_of(kind).items())
-        table.add_row(key, parameters, served, kind.verified or "no", kind.paper or "-")
+        add_row(table, key, parameters, served, kind.verified or "no", kind.paper or "-")
     Console().print(table)
 
 

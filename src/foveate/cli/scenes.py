@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
+
+from foveate.cli.show import make_progress
 
 app = typer.Typer(help="Rendered question-answering images.", no_args_is_help=True)
 
@@ -25,11 +25,13 @@ def render(
     start: Annotated[int, typer.Option(min=0, help="Index of the first sample.")] = 0,
 ) -> None:
     """Render samples of a split: images, JSON lines with questions, answers and boxes, a contact sheet."""
+    from foveate.files.outputs import check_folder
     from foveate.scenes import load
     from foveate.scenes.export import export
 
+    check_folder(out)
     samples = load(split, n, start)
-    with Progress(console=Console(stderr=True)) as progress:
+    with make_progress() as progress:
         task = progress.add_task(f"rendering {split}", total=n)
         export(samples, out, lambda: progress.advance(task))
     typer.echo(f"{n} samples in {out}: samples.jsonl, images/, sheet.png")

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from foveate.errors import ConfigurationError
+from foveate.files.outputs import check_packages
 
 Weights = Annotated[
     list[str] | None, typer.Option("--loss", metavar="NAME=VALUE", help="Any field of Objective, e.g. language=0.")
@@ -59,6 +60,7 @@ def glimpse(
     module: ModulePairs = None,
 ) -> None:
     """Train a glimpse module for a frozen model. bf16, checkpointing, logging and so on: --set NAME=VALUE."""
+    check_packages("`foveate train glimpse`", "train", "accelerate", "yaml")
     from foveate.training.glimpse.run import GlimpseSettings, train
 
     settings = GlimpseSettings(

@@ -10,6 +10,7 @@ import typer
 
 from foveate.cli.train_glimpse import BoxFormats, leave_group, pairs, value
 from foveate.errors import ConfigurationError
+from foveate.files.outputs import check_folder, check_packages
 
 
 class Prune(StrEnum):
@@ -43,6 +44,8 @@ def plus(
     arguments: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, any field of GRPOConfig.")] = None,
 ) -> None:
     """Fine-tune a model by reinforcement learning on pruned inputs (GlimpsePrune+)."""
+    judged = ["openai"] if judge_model is not None else []
+    check_packages("`foveate train plus`", "train", "accelerate", "datasets", "trl", "peft", "yaml", *judged)
     if config is not None:
         given = [name for name in context.params if "COMMANDLINE" in str(context.get_parameter_source(name))]
         if other := [f"--{name.replace('_', '-')}" for name in given if name not in ("config", "out")]:
@@ -98,4 +101,6 @@ def merge(
     """Merge a LoRA adapter into its base model."""
     from foveate.training.plus.merge import merge as merged
 
+    check_packages("`foveate merge`", "train", "peft")
+    check_folder(out)
     typer.echo(f"model in {merged(model, adapter, out, dtype)}")

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from foveate.cli import eval as common
+from foveate.cli.show import add_row, make_table
 
 if TYPE_CHECKING:
     from foveate.evals.tune import Verdict
@@ -40,7 +42,9 @@ def tune(
     from foveate.evals.evaluate import Plan
     from foveate.evals.tune import choose, judge, tuned
     from foveate.files.atomic import write_text
+    from foveate.files.outputs import check_file
 
+    check_file(write, (".json",))
     plan = Plan(
         **common.common_options(model, method, keep), data=data, metric=metric, limit=limit, batch=batch, prompt=prompt,
         max_new_tokens=max_new_tokens, skip_bad=skip_bad, out=out, seed=seed, dtype=dtype, device=device,
@@ -58,18 +62,16 @@ def tune(
 
 
 def _table(verdicts: Sequence[Verdict], min_retention: float) -> Table:
-    shown = Table(
-        "setting", "score %", "retained %", "lower bound", "kept %", "prefill ms", "speed-up", "verdict",
-        title=f"retain at least {min_retention:.1%} of the unpruned accuracy, fastest prefill first",
-    )  # fmt: skip
-    for column in shown.columns[1:-1]:
-        column.justify = "right"
+    headers = ["setting", "score %", "retained %", "lower bound", "kept %", "prefill ms", "speed-up", "verdict"]
+    shown = make_table(headers, f"retain at least {min_retention:.1%} of the unpruned accuracy, fastest prefill first")
+    shown.columns[-1].justify = "left"
     reference = verdicts[0].row
     best = next((v for v in verdicts if v.eligible), None)
     for verdict in verdicts:
         row = verdict.row
         words = "reference" if row is reference else _words(verdict, verdict is best)
-        shown.add_row(
+        add_row(
+            shown,
             row["setting"],
             f"{row['score']:.1%}",
             "-" if row["retention"] is None else f"{row['retention']:.1%}",
@@ -82,9 +84,9 @@ def _table(verdicts: Sequence[Verdict], min_retention: float) -> Table:
     return shown
 
 
-def _words(verdict: Verdict, chosen: bool) -> str:
+def _words(verdict: Verdict, chosen: bool) -> str | Text:
     if chosen:
-        return "[green]chosen[/green]"
+        return Text("chosen", style="green")
     if not verdict.retains:
         return "loses too much"
     return "retains" if verdict.faster else "not faster"

@@ -117,8 +117,14 @@ class Method:
         Raises:
             ConfigurationError: if the average cannot be met on such a model.
         """
-        (stage,) = self.stages(info)
-        start, depth = stage.layer, info.layers
+        stages = self.stages(info)
+        if len(stages) != 1:
+            raise ConfigurationError(
+                f"{self.name} has {len(stages)} stages, so it must say in `shares` how its budget is spread over them "
+                "(or set keep = None and override `select`, if its number depends on what is seen)."
+            )
+        (stage,), depth = stages, info.layers
+        start = stage.layer
         if not 0 <= start < depth + stage.compact_earlier:
             raise ConfigurationError(
                 f"{self.name} selects before layer {start}, but the model has layers 0..{depth - 1}."

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from foveate.errors import ImageError
@@ -13,13 +17,27 @@ MAX_PIXELS = 64_000_000
 """Larger files are refused before they are decoded: a few kilobytes can unfold into gigabytes."""
 
 
-def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """An RGB image, upright according to its EXIF orientation.
+
+    Args:
+        source: a path, a data URL, encoded bytes, a PIL image or a numpy array of 8-bit RGB values `[H, W, 3]`.
 
     Raises:
         ImageError: missing, empty, unreadable or truncated file, a side of one pixel, or too many pixels.
     """
-    path = Path(path)
+    if isinstance(source, np.ndarray):
+        source = Image.fromarray(source)
+    if isinstance(source, Image.Image):
+        _check_size(Path("the image"), source.size, max_pixels)
+        return ImageOps.exif_transpose(source).convert("RGB")
+    if isinstance(source, str) and source.startswith("data:"):
+        source = base64.b64decode(source.partition(",")[2])
+    if isinstance(source, bytes):
+        with tempfile.NamedTemporaryFile() as file:
+            Path(file.name).write_bytes(source)
+            return open_image(file.name, max_pixels)
+    path = Path(source)
     if not path.is_file():
         raise ImageError(f"There is no image file at {path}.")
     if path.stat().st_size == 0:

@@ -65,7 +65,7 @@ class Attached:
         return self.session.local.trace or Trace(self.session.trace.method, self.session.trace.layers)
 
 
-def attach(model: nn.Module, method: Method, *, full_length: bool = False) -> Attached:
+def attach(model: nn.Module, method: Method | None, *, full_length: bool = False) -> Attached:
     """Put a method in force until `detach`, for every thread: the form for servers.
 
     Args:

@@ -17,6 +17,9 @@ from foveate.evals.store import Store
 from foveate.evals.summary import Answers, collect, summarise
 from foveate.files.atomic import replacing, write_text
 from foveate.files.environment import facts
+from foveate.files.outputs import check_folder
+from foveate.inference.answer import Asker
+from foveate.inference.weights import warn_if_tuned_elsewhere
 from foveate.specs.settings import Setting
 
 DEFINITIONS = {
@@ -63,7 +66,7 @@ class Evaluation:
     found: dict[str, Any]
     answers: list[Answers]
     task: tasks.Task
-    subject: runner.Subject
+    asker: Asker
     settings: Sequence[Setting] = field(default_factory=list)
 
 
@@ -85,19 +88,22 @@ def evaluate(
     from foveate.inference.loading import load
 
     metric(plan.metric)  # before anything takes time
+    check_folder(plan.out)
     task = tasks.load(plan.data, plan.limit, plan.prompt)
     model, processor = load(plan.model, dtype=plan.dtype, device=plan.device, attn_implementation=plan.attention)
-    subject = runner.Subject(model, processor, plan.max_new_tokens)
+    asker = Asker(model, processor, plan.max_new_tokens)
+    for setting in plan.settings:
+        warn_if_tuned_elsewhere(setting.name, setting.evidence, model)
     on_start(len(task.ids) * len(plan.settings))
     keys = [(setting.describe(), setting.name) for setting in plan.settings]
-    with Store(plan.out / "results.jsonl", runner.identity(plan.model, subject, task, plan.prompt)) as store:
-        done = runner.run(subject, task, plan.settings, store, plan.batch, plan.skip_bad, on_answers)
+    with Store(plan.out / "results.jsonl", runner.identity(plan.model, asker, task, plan.prompt)) as store:
+        done = runner.run(asker, task, plan.settings, store, plan.batch, plan.skip_bad, on_answers)
         answers = collect(store, keys, task.ids, plan.metric)
     more = {"command": command, "run": store.identity, "environment": facts(model)}
     found = _found(plan, answers) | more | {"computed_now": done.computed, "skipped": done.skipped}
     write_text(plan.out / "summary.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     write_text(plan.out / "summary.csv", _csv(found["results"]))
-    return Evaluation(found, answers, task, subject, plan.settings)
+    return Evaluation(found, answers, task, asker, plan.settings)
 
 
 def _found(plan: Plan, answers: Sequence[Answers]) -> dict[str, Any]:
@@ -127,7 +133,7 @@ def illustrate(evaluation: Evaluation, out: Path) -> None:
     figure = pareto(found["results"], title, found["metric"].replace("_", " "))
     with replacing(out / "pareto.png") as partial:
         figure.savefig(partial, format="png", dpi=130)
-    cases = html.groups(evaluation.subject, evaluation.task, evaluation.settings, evaluation.answers)
+    cases = html.groups(evaluation.asker, evaluation.task, evaluation.settings, evaluation.answers)
     write_text(out / "report.html", html.render(found, figure, cases))
 
 

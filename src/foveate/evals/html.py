@@ -11,9 +11,8 @@ from typing import Any
 
 from foveate.data.tasks import DataError, Task
 from foveate.errors import MissingExtraError
-from foveate.evals.runner import Subject, answer
 from foveate.evals.summary import Answers
-from foveate.inference.batches import build_batch
+from foveate.inference.answer import Asker
 from foveate.specs.settings import Setting
 from foveate.trace.overlay import overlay
 
@@ -21,7 +20,7 @@ CASES = 3
 
 
 def groups(
-    subject: Subject, task: Task, settings: Sequence[Setting], answers: Sequence[Answers], most: int = CASES
+    asker: Asker, task: Task, settings: Sequence[Setting], answers: Sequence[Answers], most: int = CASES
 ) -> list[dict[str, Any]]:
     """Pictures of cases: lost to pruning (worst), won by it, and right with the fewest tokens (best).
 
@@ -34,12 +33,12 @@ def groups(
         for setting, one in zip(settings[1:], others, strict=True):
             loss = better * (reference.scores - one.scores)
             order = sorted((i for i in range(len(loss)) if loss[i] >= 0.5), key=lambda i: -loss[i])
-            cases += [c for i in order[:most] if (c := _case(subject, task, setting, reference, one, i))]
+            cases += [c for i in order[:most] if (c := _case(asker, task, setting, reference, one, i))]
         found.append({"title": title, "cases": cases})
     frugal = []
     for setting, one in zip(settings[1:], others, strict=True):
         right = sorted((i for i in range(len(one.scores)) if one.scores[i] >= 0.5), key=lambda i: _share(one, i))
-        frugal += [c for i in right[:1] if (c := _case(subject, task, setting, reference, one, i))]
+        frugal += [c for i in right[:1] if (c := _case(asker, task, setting, reference, one, i))]
     found.append({"title": "Examples: right with the smallest share of tokens", "cases": frugal})
     return [group for group in found if group["cases"]]
 
@@ -50,7 +49,7 @@ def _share(one: Answers, index: int) -> float:
 
 
 def _case(
-    subject: Subject, task: Task, setting: Setting, reference: Answers, one: Answers, index: int
+    asker: Asker, task: Task, setting: Setting, reference: Answers, one: Answers, index: int
 ) -> dict[str, Any] | None:
     record = one.records[index]
     sample = task.samples[task.ids.index(record["sample"])]
@@ -58,8 +57,8 @@ def _case(
         images = sample.images()
     except DataError:  # was readable when it was answered; a picture less is no reason to lose the report
         return None
-    short = Subject(subject.model, subject.processor, 1)
-    _, trace = answer(short, build_batch(subject.model, subject.processor, [(images, sample.question)]), setting.make())
+    inputs = asker.questions([(images, sample.question)])
+    trace = asker.answer(inputs, setting.make(), max_new_tokens=1)[0].prefill
     return record | {
         "picture": _encode(overlay(images[0], trace, 0, 0).convert("RGB"), "JPEG"),
         "setting": setting.name,

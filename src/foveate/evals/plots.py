@@ -34,7 +34,7 @@ def pareto(rows: Sequence[Row], title: str, metric: str) -> Any:
         axes.grid(alpha=0.3)
     left.set(ylabel=f"{metric} (%)")
     right.legend(fontsize=8, loc="lower right")
-    drawn.suptitle(title, fontsize=10)
+    drawn.suptitle(title, fontsize=10, parse_math=False)  # a dollar in a name is a dollar
     return drawn
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-import foveate
 from foveate.core.method import Method
 from foveate.data.tasks import DataError, Sample, Task
 from foveate.evals.store import Record, Store
-from foveate.inference.batches import build_batch, generate
+from foveate.inference.answer import Answer, Asker
+from foveate.inference.weights import fingerprint
 from foveate.specs.settings import Setting
-from foveate.trace.records import PrefillTrace
 
 
 @dataclass
@@ -31,40 +29,22 @@ class Run:
     computed: int = 0
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A model with its processor, and how long its answers may be."""
-
-    model: Any
-    processor: Any
-    max_new_tokens: int = 32
-
-
-def identity(name: str, subject: Subject, task: Task, prompt: str) -> dict[str, Any]:
+def identity(name: str, asker: Asker, task: Task, prompt: str) -> dict[str, Any]:
     """What must agree for two answers to be comparable; goes to the head of the results file."""
-    model = subject.model
+    model = asker.model
     return {
         "model": name,
         "weights": fingerprint(model),
         "data": task.name,
         "prompt": prompt,
-        "max_new_tokens": subject.max_new_tokens,
+        "max_new_tokens": asker.max_new_tokens,
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": model.config._attn_implementation,
     }
 
 
-def fingerprint(model: Any) -> str:
-    """Digest of a few numbers of every parameter: another checkpoint of the same name is noticed."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        digest.update(str(parameter.detach().flatten()[:8].tolist()).encode())
-    return digest.hexdigest()[:16]
-
-
 def run(
-    subject: Subject,
+    asker: Asker,
     task: Task,
     settings: Sequence[Setting],
     store: Store,
@@ -94,30 +74,22 @@ def run(
         on_answers(len(ids) * (len(methods) - (len(missing) if rows else 0)))
         if not rows:
             continue
-        inputs = build_batch(subject.model, subject.processor, [(images, s.question) for s, images in rows])
+        inputs = asker.questions([(images, s.question) for s, images in rows])
         if not warm:
-            _warm_up(subject, inputs, [method for _, _, method in methods])
+            _warm_up(asker, inputs, [method for _, _, method in methods])
             warm = True
         for key, setting, method in missing:
-            texts, trace = answer(subject, inputs, method)
-            store.append(_records(key, setting, [s for s, _ in rows], texts, trace))
+            answers = asker.answer(inputs, method)
+            store.append(_records(key, setting, [s for s, _ in rows], answers))
             done.computed += len(rows)
             on_answers(len(ids))
     return done
 
 
-def answer(subject: Subject, inputs: dict[str, Tensor], method: Method | None) -> tuple[list[str], PrefillTrace]:
-    """Greedy answers to a batch and the trace of its prefill."""
-    with foveate.prune(subject.model, method) as trace:
-        texts = generate(subject.model, subject.processor, inputs, subject.max_new_tokens)
-    return texts, trace.last
-
-
-def _warm_up(subject: Subject, inputs: dict[str, Tensor], methods: Sequence[Method | None]) -> None:
+def _warm_up(asker: Asker, inputs: dict[str, Tensor], methods: Sequence[Method | None]) -> None:
     """One-off costs of a first call would be counted against the first sample's prefill."""
-    short = Subject(subject.model, subject.processor, 1)
     for method in methods:
-        answer(short, inputs, method)
+        asker.answer(inputs, method, max_new_tokens=1)
 
 
 def _read(samples: Sequence[Sample], skip_bad: bool, skipped: list[str]) -> list[tuple[Sample, list[Any]]]:
@@ -132,10 +104,8 @@ def _read(samples: Sequence[Sample], skip_bad: bool, skipped: list[str]) -> list
     return rows
 
 
-def _records(
-    key: str, setting: Setting, samples: Sequence[Sample], texts: Sequence[str], trace: PrefillTrace
-) -> list[Record]:
-    rows = len(samples)
+def _records(key: str, setting: Setting, samples: Sequence[Sample], answers: Sequence[Answer]) -> list[Record]:
+    rows, trace = len(samples), answers[0].prefill
     times = {"vision_ms": trace.vision.ms, "select_ms": trace.selecting.ms, "prefill_ms": trace.prefill.ms}
     return [
         {
@@ -145,18 +115,12 @@ def _records(
             "type": sample.type,
             "question": sample.question,
             "answers": list(sample.answers),
-            "prediction": text,
-            **_tokens(trace, number),
+            "prediction": answer.text,
+            "visual_tokens": answer.visual_tokens,
+            "kept_tokens": answer.kept_tokens,
             "kv_bytes": trace.kv_bytes // rows,
             "batch": rows,
             **{name: round(value / rows, 4) for name, value in times.items()},
         }
-        for number, (sample, text) in enumerate(zip(samples, texts, strict=True))
+        for sample, answer in zip(samples, answers, strict=True)
     ]
-
-
-def _tokens(trace: PrefillTrace, row: int) -> dict[str, Any]:
-    """Visual tokens of a row: unpruned, and on average over the layers."""
-    groups = [group for group in trace.groups if group.row == row]
-    total = sum(group.shown for group in groups)
-    return {"visual_tokens": total, "kept_tokens": sum(trace.alive_per_layer(row)) / trace.layers}

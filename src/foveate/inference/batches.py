@@ -1,42 +1,52 @@
-"""Several questions in one left-padded batch, and their greedy answers."""
+"""Conversations in one left-padded batch of model inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from foveate.errors import FoveateError, InputError
+from foveate.inference.chats import open_chat, user
 
 
 def build_batch(model: Any, processor: Any, rows: Sequence[tuple[Sequence[Any], str]]) -> dict[str, Tensor]:
     """Model inputs for one user turn per row, `(images, question)`, on the model's device and in its dtype."""
-    chats = []
-    for images, question in rows:
-        content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": question}]
-        chats.append([{"role": "user", "content": content}])
-    return encode(model, processor, chats)
+    return encode(model, processor, [[user(question, images)] for images, question in rows])
 
 
-def encode(model: Any, processor: Any, chats: list[Any]) -> dict[str, Tensor]:
-    """Model inputs of whole conversations, padded on the left."""
-    inputs = processor.apply_chat_template(
-        chats,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"padding": len(chats) > 1},
-    )
+def encode(
+    model: Any, processor: Any, chats: Sequence[Any], remote: bool = False, local: bool = True
+) -> dict[str, Tensor]:
+    """Model inputs of whole conversations, padded on the left, on the model's device and in its dtype.
+
+    Every processor gets opened pictures, so that they look alike whichever it is.
+
+    Args:
+        remote, local: where pictures may come from, see `open_chat`.
+
+    Raises:
+        InputError: a conversation that the processor cannot prepare.
+        ImageError: a picture that cannot be opened.
+    """
+    if not chats:
+        raise InputError("There is no conversation to prepare.")
+    opened = [open_chat(chat, remote, local) for chat in chats]
+    try:
+        inputs = processor.apply_chat_template(
+            opened,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": len(opened) > 1},
+        )
+    except FoveateError:
+        raise
+    except (ValueError, TypeError) as error:  # what stock processors raise for pictures that the model cannot take
+        raise InputError(f"The processor cannot prepare the conversation: {error}") from error
     return {
         name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
         for name, value in inputs.items()
     }
-
-
-@torch.inference_mode()
-def generate(model: Any, processor: Any, inputs: dict[str, Tensor], max_new_tokens: int) -> list[str]:
-    """Greedy answers to a left-padded batch, one per row, by the model's own `generate`."""
-    out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
-    new = out[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]

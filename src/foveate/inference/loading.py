@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from foveate import zoo
-from foveate.errors import CheckpointError, InputError, UnsupportedModelError
+from foveate.errors import CheckpointError, DeviceError, FoveateError, MissingExtraError, UnsupportedModelError
 from foveate.families import adapt, registry
-from foveate.families.base import Family
+from foveate.inference.placement import check_attention, choose_device, parse_dtype
+from foveate.inference.processor import load_processor
 
 
 def load(
@@ -34,24 +34,39 @@ def load(
     Raises:
         CheckpointError: nothing there, or unreadable.
         UnsupportedModelError: a model of another family.
+        DeviceError: no such device, or too little memory on it.
+        ConfigurationError: an unknown dtype or attention implementation.
+        MissingExtraError: a package is missing.
     """
     source = zoo.resolve(str(path_or_id))
-    device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if dtype is None:
-        dtype = torch.float32 if device == "cpu" else "auto"
-    more = {"device_map": "auto"} if device == "auto" else {}
+    source = str(Path(source).expanduser()) if source.startswith("~") else source
+    where = choose_device(device)
+    wanted = parse_dtype(dtype)
+    if wanted is None:
+        wanted = torch.float32 if where.startswith("cpu") else "auto"
+    check_attention(attn_implementation, where, wanted)
+    _check_place(source)
+    more = {"device_map": "auto"} if where == "auto" else {}
     try:
         config = AutoConfig.from_pretrained(source)
         _check_family(source, config.model_type)
+        _check_weights(source)
         model = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=dtype, attn_implementation=attn_implementation, **more
+            source, dtype=wanted, attn_implementation=attn_implementation, **more
         )
-    except UnsupportedModelError:
+        model = model.eval() if more else model.eval().to(where)
+        return model, load_processor(source, adapt(model))
+    except FoveateError:
         raise
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"{source} does not fit into the memory of {where}: {_first_line(error)} Use --dtype bfloat16 (dtype=), "
+            "several devices (device 'auto') or a smaller model."
+        ) from error
+    except ImportError as error:
+        raise MissingExtraError(f"Loading {source} needs a package that is not installed: {error}") from error
     except Exception as error:  # transformers, safetensors and the Hub each raise their own
         raise _unreadable(source, error) from error
-    model = model.eval() if more else model.eval().to(device)
-    return model, load_processor(source, adapt(model))
 
 
 def _check_family(source: str, model_type: str) -> None:
@@ -62,164 +77,58 @@ def _check_family(source: str, model_type: str) -> None:
         )
 
 
+def _check_place(source: str) -> None:
+    """Tell the ordinary mistakes apart before the Hub is asked for an id that is none."""
+    place = Path(source)
+    if place.is_file():
+        raise CheckpointError(f"Cannot load a model from {source}: it is a file; give the folder with its config.json.")
+    if place.is_dir():
+        if not (place / "config.json").is_file():
+            raise CheckpointError(f"Cannot load a model from {source}: the folder has no config.json.")
+        return
+    if source.startswith((".", os.sep)) or source.count("/") != 1:
+        names = ", ".join(zoo.names())
+        raise CheckpointError(
+            f"Cannot load a model from {source}: there is no such folder, and it is no Hub id (owner/name). The models "
+            f"that ship with foveate are {names}."
+        )
+
+
+def _check_weights(source: str) -> None:
+    place = Path(source)
+    if place.is_dir() and not any(place.glob("*.safetensors")) and not any(place.glob("*.bin")):
+        raise CheckpointError(
+            f"Cannot load a model from {source}: the folder has no weights (*.safetensors beside config.json)."
+        )
+
+
 def _unreadable(source: str, error: Exception) -> CheckpointError:
-    where = "folder" if Path(source).exists() else "id (it is no folder here)"
-    detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return CheckpointError(
-        f"Cannot load a model from {where} {source}: {detail} "
-        "It must hold config.json and safetensors weights; download it again if it is incomplete."
-    )
+    if Path(source).is_dir():
+        return CheckpointError(
+            f"Cannot load a model from folder {source}: {_first_line(error)} "
+            "It must hold config.json and safetensors weights; write or download it again if it is incomplete."
+        )
+    return CheckpointError(f"Cannot load a model from the Hub id {source} (there is no such folder): {_why(error)}")
 
 
-def load_processor(source: str, family: Family) -> Any:
-    """`AutoProcessor` where it works; else image-only processing from the same files.
-
-    Processors of models that also take videos cannot be built without torchvision.
-    """
-    try:
-        processor = AutoProcessor.from_pretrained(source)
-        if getattr(processor, "image_processor", None) is not None:
-            processor.tokenizer.padding_side = "left"
-            return processor
-    except (ImportError, ValueError, OSError, TypeError):
-        pass  # torchvision is missing, or no processor configuration: the parts may still be there
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-        images = _pil_image_processor(source)
-    except Exception as error:
-        raise _unreadable(source, error) from error
-    template = tokenizer.chat_template or _legacy_template(Path(source)) or family.default_template
-    return ImageTextProcessor(images, tokenizer, family, template)
+def _why(error: BaseException) -> str:
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    if any(isinstance(one, GatedRepoError) for one in chain):
+        return "its owner must grant access; ask there, then log in with `hf auth login`."
+    if any(isinstance(one, RepositoryNotFoundError) for one in chain):
+        return "the Hub has no such model, or it is private: check the name, or log in with `hf auth login`."
+    if any(isinstance(one, HFValidationError) for one in chain):
+        return "this is no name that the Hub allows."
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return "it is not in the local cache, and HF_HUB_OFFLINE forbids downloading it: unset that, or give a folder."
+    return f"{_first_line(error)} Is the network there?"
 
 
-def _pil_image_processor(source: str) -> Any:
-    """The image processor that needs no torchvision."""
-    try:
-        return AutoImageProcessor.from_pretrained(source, backend="pil")
-    except (ImportError, TypeError):  # before 5.2x the automatic class itself wanted torchvision
-        described, _ = transformers.ImageProcessingMixin.get_image_processor_dict(source)
-        name = described["image_processor_type"].removesuffix("Fast").removesuffix("Pil")
-        return getattr(transformers, f"{name}Pil").from_pretrained(source)
-
-
-def _legacy_template(folder: Path) -> str | None:
-    file = folder / "chat_template.json"
-    return json.loads(file.read_text())["chat_template"] if file.is_file() else None
-
-
-class ImageTextProcessor:
-    """Image-only stand-in for a transformers processor: PIL image processor, tokenizer and chat template.
-
-    Args:
-        image_processor: transformers image processor.
-        tokenizer: its tokenizer, padding on the left.
-        family: says how many placeholder tokens an image needs.
-        chat_template: Jinja template, or None.
-    """
-
-    def __init__(self, image_processor: Any, tokenizer: Any, family: Family, chat_template: str | None) -> None:
-        self.image_processor, self.tokenizer = image_processor, tokenizer
-        self.family, self.chat_template = family, chat_template
-        self.image_token_id = family.token_ids["image"]
-        self.image_token = tokenizer.convert_ids_to_tokens(self.image_token_id)
-
-    def __call__(
-        self, images: Any = None, text: str | Sequence[str] = "", videos: Any = None, **options: Any
-    ) -> dict[str, Any]:
-        """Model inputs for prompts whose image markers are still single tokens.
-
-        Raises:
-            InputError: videos without torchvision, or markers and images that do not match.
-        """
-        if videos is not None:
-            raise InputError("Videos need torchvision: install it, and foveate loads the model's full processor.")
-        texts = [text] if isinstance(text, str) else list(text)
-        pictures = _flat(images)
-        pixels = dict(self.image_processor(images=pictures, return_tensors="pt")) if pictures else {}
-        texts = self._expand(texts, pixels, len(pictures))
-        options.setdefault("return_tensors", "pt")
-        encoded = dict(self.tokenizer(texts, padding=options.pop("padding", len(texts) > 1), **options))
-        encoded.pop("token_type_ids", None)
-        if self.family.wants_token_types:
-            encoded["mm_token_type_ids"] = (encoded["input_ids"] == self.image_token_id).int()
-        return encoded | pixels
-
-    def _expand(self, texts: list[str], pixels: dict[str, Any], images: int) -> list[str]:
-        markers = sum(text.count(self.image_token) for text in texts)
-        if markers != images:
-            raise InputError(
-                f"The prompt has {markers} image marker(s) {self.image_token}, but {images} image(s) were given."
-            )
-        sizes = iter([grid.size for grid in self.family.incoming(pixels).get("image", ())])
-        expanded = []
-        for text in texts:
-            head, *rest = text.split(self.image_token)
-            expanded.append(head + "".join(self.image_token * next(sizes) + part for part in rest))
-        return expanded
-
-    def apply_chat_template(
-        self,
-        conversation: Any,
-        add_generation_prompt: bool = False,
-        tokenize: bool = False,
-        return_dict: bool = False,
-        processor_kwargs: dict[str, Any] | None = None,
-        **options: Any,
-    ) -> Any:
-        """Prompt text of one conversation or a list of them; with `tokenize` the model inputs.
-
-        Images stand in the content as `{"type": "image", "image": PIL image or path}`. Options and
-        `processor_kwargs` go to `__call__`, as with a stock processor.
-        """
-        batched = bool(conversation) and isinstance(conversation[0], list | tuple)
-        chats = conversation if batched else [conversation]
-        prompts = [
-            self.tokenizer.apply_chat_template(
-                chat, chat_template=self.chat_template, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-            for chat in chats
-        ]
-        if not tokenize:
-            return prompts if batched else prompts[0]
-        images = [image for chat in chats for image in _chat_images(chat)]
-        inputs = self(images=images or None, text=prompts, **((processor_kwargs or {}) | options))
-        return inputs if return_dict else inputs["input_ids"]
-
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
-        """Write tokenizer, image processor and chat template, from which `load_processor` builds this again."""
-        self.tokenizer.save_pretrained(save_directory)
-        self.image_processor.save_pretrained(save_directory)
-        if self.chat_template is not None:
-            (Path(save_directory) / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
-
-    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
-        """As the tokenizer's."""
-        return self.tokenizer.batch_decode(*args, **kwargs)
-
-    def decode(self, *args: Any, **kwargs: Any) -> str:
-        """As the tokenizer's."""
-        return self.tokenizer.decode(*args, **kwargs)
-
-
-def _flat(images: Any) -> list[Any]:
-    if images is None:
-        return []
-    if not isinstance(images, list | tuple):
-        return [images]
-    return [image for item in images for image in _flat(item)]
-
-
-def _chat_images(chat: Any) -> list[Any]:
-    from foveate.data.images import open_image
-
-    found = []
-    for message in chat:
-        for part in message["content"] if not isinstance(message["content"], str) else ():
-            if part.get("type") == "video":
-                raise InputError("Videos need torchvision: install it, and foveate loads the full processor.")
-            if part.get("type") == "image":
-                image = part.get("image", part.get("path"))
-                if image is None:
-                    raise InputError("An image part of the conversation has neither 'image' nor 'path'.")
-                found.append(open_image(image) if isinstance(image, str | Path) else image)
-    return found
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    text = lines[0].strip() if lines else type(error).__name__
+    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -25,11 +25,13 @@ class Setting:
         name: short name, unique within a run.
         kind: registry name of the method, or `"unpruned"`.
         parameters: what the user gave; JSON values only.
+        evidence: what a foveate.json says it was measured on.
     """
 
     name: str
     kind: str = UNPRUNED
     parameters: dict[str, Any] = field(default_factory=dict)
+    evidence: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def make(self) -> Method | None:
         """The configured method; None for the unpruned model."""
@@ -60,13 +62,13 @@ def grid(methods: Sequence[str], keeps: Sequence[float | int]) -> list[Setting]:
     """
     found = [Setting(UNPRUNED)]
     for text in methods:
-        kind, parameters = _parse(text)
+        kind, parameters, evidence = _parse(text)
         if kind == UNPRUNED:
             continue
         swept = "keep" not in parameters and _has_keep(kind)
         for keep in keeps if swept and keeps else [None]:
             own = parameters if keep is None else {"keep": keep, **parameters}
-            setting = Setting(_name(kind, own), kind, own)
+            setting = Setting(_name(kind, own), kind, own, evidence)
             setting.make()  # a wrong value shows now, not after an hour
             found.append(setting)
     names = [setting.name for setting in found]
@@ -91,12 +93,12 @@ def parse_keeps(texts: Sequence[str]) -> list[float | int]:
     return keeps
 
 
-def _parse(text: str) -> tuple[str, dict[str, Any]]:
+def _parse(text: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     if text.endswith(".json"):
         from foveate.specs.tuned import load
 
         tuned = load(Path(text))
-        return tuned.method, tuned.parameters
+        return tuned.method, tuned.parameters, tuned.evidence
     from foveate.methods import find
 
     kind, _, rest = text.partition(":")
@@ -106,7 +108,7 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
         if not equals:
             raise ConfigurationError(f"--method {text}: expected name:parameter=value,parameter=value, got {pair!r}.")
         parameters[name.strip()] = parse_value(value.strip())
-    return kind if kind == UNPRUNED else find(kind).name, parameters
+    return kind if kind == UNPRUNED else find(kind).name, parameters, {}
 
 
 def parse_value(text: str) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from foveate.core.grid import Grid
 from foveate.errors import InputError
+from foveate.files.atomic import replacing
 from foveate.trace.records import GroupTrace, PrefillTrace
 from foveate.trace.text import where
 
@@ -36,6 +39,13 @@ def overlay(image: Image.Image, trace: PrefillTrace, row: int = 0, index: int = 
     canvas = image.convert("RGB").resize((image.width * side, image.height * side), Image.Resampling.LANCZOS)
     canvas = _tint(canvas, stage, len(layers))
     return _with_legend(canvas, layers, [int((stage == s).sum()) for s in range(len(layers) + 1)])
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write the picture; the suffix chooses the format."""
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    with replacing(path) as partial:
+        picture.save(partial, kind)
 
 
 def _find(trace: PrefillTrace, row: int, index: int) -> tuple[GroupTrace, int, Grid]:

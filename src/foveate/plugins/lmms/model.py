@@ -18,9 +18,10 @@ from lmms_eval.api.model import lmms
 from torch import Tensor
 
 import foveate
-from foveate.core.method import Method
 from foveate.errors import ConfigurationError
-from foveate.inference.batches import encode
+from foveate.inference.answer import Asker, cut
+from foveate.inference.chats import user
+from foveate.specs.choose import choose_method
 from foveate.specs.settings import parse_value
 
 Chat = list[dict[str, Any]]
@@ -65,11 +66,16 @@ class Foveate(lmms):
             raise ConfigurationError(
                 f"batch_size={batch_size}: write a whole number; 'auto' is not supported."
             ) from error
-        self.method = _method(method, parameters)
-        self.model, self.processor = foveate.load(
-            pretrained, dtype=dtype, device=device_map or device, attn_implementation=attn_implementation
+        given = {name: parse_value(value) if isinstance(value, str) else value for name, value in parameters.items()}
+        self.method = choose_method(method, model=pretrained, **given)
+        self.asker = Asker.load(
+            pretrained,
+            int(max_new_tokens),
+            dtype=dtype,
+            device=device_map or device,
+            attn_implementation=attn_implementation,
         )
-        self.max_new_tokens = int(max_new_tokens)
+        self.model, self.processor = self.asker.model, self.asker.processor
         self.kept: list[float] = []
 
     # -- what lmms-eval calls ----------------------------------------------------------------------------
@@ -114,25 +120,19 @@ class Foveate(lmms):
         return _messages(to_messages(self.task_dict[task][split][doc_id]))
 
     def _generate(self, chats: list[Chat], options: dict[str, Any]) -> list[GenerationResult]:
-        inputs = encode(self.model, self.processor, chats)
-        with foveate.prune(self.model, self.method) as trace, torch.inference_mode():
-            out = self.model.generate(**inputs, **self._options(options))
-        self.kept.append(trace.keep_ratio)
-        new = out[:, inputs["input_ids"].shape[1] :]
-        results = []
-        for tokens, text in zip(new, self.processor.batch_decode(new, skip_special_tokens=True), strict=True):
-            count = TokenCounts(output_tokens=int((tokens != self._pad).sum()))
-            results.append(GenerationResult(text=_cut(text, options.get("until")), token_counts=count))
-        return results
-
-    @property
-    def _pad(self) -> int:
-        pad = self.processor.tokenizer.pad_token_id
-        return -1 if pad is None else int(pad)
+        answers = self.asker.answer(self.asker.inputs(chats), self.method, **self._options(options))
+        self.kept.append(answers[0].prefill.keep_ratio)
+        until = options.get("until") or ()
+        stops = [until] if isinstance(until, str) else until
+        return [
+            GenerationResult(
+                text=cut(answer.text, stops).strip(), token_counts=TokenCounts(output_tokens=len(answer.tokens))
+            )
+            for answer in answers
+        ]
 
     def _options(self, given: dict[str, Any]) -> dict[str, Any]:
-        options = {"max_new_tokens": self.max_new_tokens, "num_beams": 1}
-        options |= {name: given[name] for name in _SAMPLING if given.get(name) is not None}
+        options = {name: given[name] for name in _SAMPLING if given.get(name) is not None}
         if not options.get("temperature"):  # tasks say temperature 0 for greedy
             options["do_sample"] = False
             options = {k: v for k, v in options.items() if k not in ("temperature", "top_p", "top_k")}
@@ -162,8 +162,7 @@ class Foveate(lmms):
         if task is not None:
             doc = self.task_dict[task][split][doc_id]
             images, target = list(to_visual(doc) or ()), target(doc) if callable(target) else target
-        content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": context}]
-        inputs = encode(self.model, self.processor, [[{"role": "user", "content": content}]])
+        inputs = self.asker.inputs([[user(context, images)]])
         ids = self.processor.tokenizer(str(target).lstrip(), add_special_tokens=False, return_tensors="pt")["input_ids"]
         logits = self._continue(inputs, ids.to(self.model.device))
         chosen = logits.log_softmax(-1).gather(1, ids[0, :, None].to(logits.device))
@@ -188,17 +187,6 @@ class Foveate(lmms):
         return torch.cat(parts).float()
 
 
-def _method(name: str, parameters: dict[str, Any]) -> Method | None:
-    from foveate.methods import make
-    from foveate.specs.tuned import read
-
-    if name.lower() in ("none", "unpruned"):
-        return None
-    if name.endswith(".json"):
-        return read(name)
-    return make(name, **{k: parse_value(v) if isinstance(v, str) else v for k, v in parameters.items()})
-
-
 def _messages(messages: Any) -> Chat:
     """lmms-eval's messages (media under `url`) as chat templates want them."""
     chat = []
@@ -216,10 +204,3 @@ def _positions(past: int, ids: Tensor, cache: Any) -> Tensor:
     positions = torch.arange(past, past + ids.shape[1], device=ids.device)[None]
     deltas = cache.rows.get("rope_deltas") if isinstance(cache, foveate.FoveatedCache) else None
     return positions if deltas is None else (positions + deltas.to(ids.device)).expand(3, -1, -1)
-
-
-def _cut(text: str, stops: Any) -> str:
-    """The text before the first stop string."""
-    for stop in [stops] if isinstance(stops, str) else stops or ():
-        text = text.split(stop)[0] if stop else text
-    return text.strip()

@@ -8,15 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.progress import track
 
 from foveate.data.example import DataError, Example, Examples
 from foveate.data.table import stderr
+from foveate.inference.answer import Asker
 from foveate.training.glimpse.collate import Collator
 
 
-@torch.inference_mode()
 def fill_answers(
     base: Any,
     collator: Collator,
@@ -56,9 +55,7 @@ def fill_answers(
 
 def _ask(base: Any, collator: Collator, batch: Sequence[Example], max_new_tokens: int) -> list[str]:
     inputs = {name: x.to(base.device) for name, x in collator.prompts(batch).items()}
-    ids = base.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    new = ids[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in collator.tokenizer.batch_decode(new, skip_special_tokens=True)]
+    return [answer.text for answer in Asker(base, collator.processor, max_new_tokens).answer(inputs)]
 
 
 def _key(example: Example) -> tuple[int, str]:

@@ -15,6 +15,7 @@ import torch
 from foveate.data.boxes import BoxFormat
 from foveate.errors import ConfigurationError
 from foveate.files.atomic import write_text
+from foveate.files.outputs import check_folder
 from foveate.inference.loading import load
 from foveate.training.glimpse.trainer import last_checkpoint
 
@@ -48,7 +49,13 @@ class RunSettings:
 
 
 def place(settings: RunSettings, weights: str) -> Path | None:
-    """The checkpoint to resume from; refuses to train over the results of an earlier run, whose file is `weights`."""
+    """The checkpoint to resume from; refuses to train over the results of an earlier run, whose file is `weights`.
+
+    Raises:
+        OutputError: nothing can be written to the folder.
+        ConfigurationError: it holds another run.
+    """
+    check_folder(settings.out)
     checkpoint = last_checkpoint(settings.out, weights)
     if settings.resume:
         return checkpoint

@@ -163,4 +163,4 @@ class Judge:
 
 
 def _say(text: str) -> None:
-    Console(stderr=True).print(text, markup=False, highlight=False)
+    Console(stderr=True).print(text, markup=False, emoji=False, highlight=False)

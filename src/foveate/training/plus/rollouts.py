@@ -6,13 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from transformers import ProcessorMixin
-
 from foveate.core.method import Method
 from foveate.data.example import DataError, Examples
 from foveate.errors import ConfigurationError
 from foveate.glimpse.module import GlimpseModule
-from foveate.inference.loading import ImageTextProcessor
 from foveate.training.evidence import EvidenceBoxes, RowwiseGlimpse
 
 Prune = Literal["boxes", "glimpse", "none"]
@@ -84,34 +81,3 @@ def dataset(examples: Examples, system: str | None) -> Any:
         }
 
     return datasets.Dataset.from_dict({"number": list(range(len(examples)))}).with_transform(read)
-
-
-class RolloutProcessor(ImageTextProcessor, ProcessorMixin):
-    """Our image-only processor as TRL expects one: where torchvision is missing and the stock one cannot be built."""
-
-    def __init__(self, processor: ImageTextProcessor) -> None:
-        super().__init__(processor.image_processor, processor.tokenizer, processor.family, processor.chat_template)
-
-    @classmethod
-    def of(cls, processor: Any) -> Any:
-        """A processor that TRL takes: a stock one as it is."""
-        return cls(processor) if isinstance(processor, ImageTextProcessor) else processor
-
-    def apply_chat_template(  # type: ignore[override]
-        self, conversation: Any, tools: Any = None, chat_template: Any = None, tokenize: bool = False, **options: Any
-    ) -> Any:
-        """As the base's; with `tokenize`, token ids are lists without padding."""
-        if not tokenize:
-            options.pop("return_dict", None)
-            return super().apply_chat_template(conversation, **options)
-        batched = isinstance(conversation[0], list)
-        inputs = super().apply_chat_template(
-            conversation, tokenize=True, **{**options, "return_dict": True, "padding": True}
-        )
-        rows = inputs["attention_mask"].bool()
-        for name in ("input_ids", "mm_token_type_ids", "attention_mask"):
-            if name in inputs:
-                inputs[name] = [values[kept].tolist() for values, kept in zip(inputs[name], rows, strict=True)]
-        if batched:
-            return inputs
-        return {name: v[0] if isinstance(v, list) else v for name, v in inputs.items()}

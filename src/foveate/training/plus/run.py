@@ -22,7 +22,7 @@ from foveate.training.glimpse.common import RunSettings, load_base, place, write
 from foveate.training.plus.judge import Judge, JudgeError
 from foveate.training.plus.merge import ADAPTER
 from foveate.training.plus.rewards import Rewards
-from foveate.training.plus.rollouts import Prune, Pruning, RolloutProcessor, dataset
+from foveate.training.plus.rollouts import Prune, Pruning, dataset
 from foveate.training.plus.threshold import ThresholdPolicy
 
 PUBLISHED = {
@@ -195,7 +195,7 @@ def build_trainer(settings: PlusSettings, arguments: Any, examples: Examples, re
         reward_funcs=rewards,
         args=arguments,
         train_dataset=dataset(examples, settings.system),
-        processing_class=RolloutProcessor.of(processor),
+        processing_class=processor,
         peft_config=adapter,
         base=base,
         pruning=pruning,

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from foveate.errors import ConfigurationError
+from foveate.files.outputs import check_folder
 from foveate.files.yaml_files import check_keys, check_mapping, read_yaml
 from foveate.glimpse.module import WEIGHTS, GlimpseModule
 from foveate.training.glimpse import run as supervised
@@ -65,6 +66,7 @@ def read(path: Path, out: Path | None = None) -> Schedule:
     for stage in (schedule.glimpse, schedule.rl, schedule.retrain):
         if stage is not None and not isinstance(stage, dict):
             raise ConfigurationError(f"{path}: a stage is a mapping of settings, not {type(stage).__name__}")
+    check_folder(schedule.out)
     _check(schedule)
     return schedule
 
@@ -135,9 +137,9 @@ def run(schedule: Schedule) -> Path:
     console = Console(stderr=True)
     for name, done, work in steps:
         if done.exists():
-            console.print(f"stage {name}: done before ({done})")
+            console.print(f"stage {name}: done before ({done})", markup=False, emoji=False)
             continue
-        console.print(f"stage {name}")
+        console.print(f"stage {name}", markup=False, emoji=False)
         work()
         gc.collect()  # TRL's trainer and its model refer to each other
         if torch.cuda.is_available():

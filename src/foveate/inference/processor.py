@@ -1,0 +1,200 @@
+"""The processor of a checkpoint, and the one that stands in where torchvision is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers.image_utils import is_valid_image
+
+from foveate.errors import FoveateError, InputError
+from foveate.families.base import Family
+from foveate.inference import options
+from foveate.inference.chats import is_batch, open_chat, open_picture
+
+
+def load_processor(source: str, family: Family) -> Any:
+    """`AutoProcessor` where it works; else image-only processing from the same files.
+
+    Processors of models that also take videos cannot be built without torchvision.
+
+    Raises:
+        Exception: whatever transformers raises where the parts are not there either.
+    """
+    try:
+        processor = AutoProcessor.from_pretrained(source)
+        if _fits(processor, family):
+            processor.tokenizer.padding_side = "left"
+            return processor
+    except (ImportError, ValueError, OSError, TypeError):
+        pass  # torchvision is missing, or no processor configuration: the parts may still be there
+    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+    images = _pil_image_processor(source)
+    template = tokenizer.chat_template or _legacy_template(Path(source)) or family.default_template
+    return ImageTextProcessor(images, tokenizer, family, template)
+
+
+def _fits(processor: Any, family: Family) -> bool:
+    """Whether it was made for this model: without a configuration of its own, transformers guesses one."""
+    if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
+        return False
+    token = getattr(processor, "image_token_id", None)
+    return token in (None, family.token_ids["image"]) and getattr(processor, "patch_size", 1) is not None
+
+
+def _pil_image_processor(source: str) -> Any:
+    """The image processor that needs no torchvision."""
+    try:
+        return AutoImageProcessor.from_pretrained(source, backend="pil")
+    except (ImportError, TypeError):  # before 5.2x the automatic class itself wanted torchvision
+        described, _ = transformers.ImageProcessingMixin.get_image_processor_dict(source)
+        name = described["image_processor_type"].removesuffix("Fast").removesuffix("Pil")
+        return getattr(transformers, f"{name}Pil").from_pretrained(source)
+
+
+def _legacy_template(folder: Path) -> str | None:
+    file = folder / "chat_template.json"
+    return json.loads(file.read_text(encoding="utf-8"))["chat_template"] if file.is_file() else None
+
+
+class ImageTextProcessor(ProcessorMixin):
+    """Image-only stand-in for a model's processor, from a PIL image processor, a tokenizer and a chat template.
+
+    It is a transformers processor: options, their order of precedence, templates and the result (`BatchFeature`) are
+    the library's. It adds what the library lets pass: an option that would have no effect is refused by name.
+
+    Args:
+        image_processor: transformers image processor.
+        tokenizer: its tokenizer, padding on the left.
+        family: says how many placeholder tokens an image needs.
+        chat_template: Jinja template, or None.
+
+    Attributes:
+        remote: whether http(s) addresses of pictures are fetched.
+    """
+
+    def __init__(self, image_processor: Any, tokenizer: Any, family: Family, chat_template: str | None = None) -> None:
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        self.family, self.remote = family, False
+        self.image_token_id = family.token_ids["image"]
+        self.image_token = tokenizer.convert_ids_to_tokens(self.image_token_id)
+
+    def __call__(
+        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
+    ) -> BatchFeature:
+        """Model inputs for prompts whose image markers are still single tokens.
+
+        Args:
+            images: one, a list, or a list per prompt, of anything that can be opened. Numpy arrays and tensors go to
+                the image processor as they are, with its options for them (`input_data_format`, `do_rescale`, ...).
+            text: a prompt or a list of them.
+            kwargs: options as a stock processor takes them, directly or in `text_kwargs` and `images_kwargs`.
+
+        Raises:
+            InputError: videos or sound, an unknown option or one without effect, markers and images that do not
+                match, a picture that the model cannot take, or truncation that cuts an image's tokens.
+            ImageError: a picture that cannot be opened.
+        """
+        if videos is not None or audio is not None:
+            what = "Videos" if videos is not None else "Sound"
+            raise InputError(f"{what} need torchvision: install it, and foveate loads the model's full processor.")
+        options.check(self.image_processor, kwargs)
+        kwargs = options.pixels_as_size(self.image_processor, kwargs)
+        kwargs.setdefault("return_mm_token_type_ids", self.family.wants_token_types)
+        try:
+            opened = self._opened(images)
+            found = super().__call__(images=opened if _count(opened) else None, text=text, **kwargs)
+        except FoveateError:
+            raise
+        except (ValueError, TypeError, StrictDataclassError) as error:
+            raise InputError(f"The inputs cannot be prepared: {_first_line(error)}") from error
+        found.pop("token_type_ids", None)
+        return found
+
+    def _opened(self, images: Any) -> Any:
+        if images is None:
+            return None
+        if isinstance(images, list | tuple):
+            return [self._opened(image) for image in images]
+        raw = hasattr(images, "shape") and is_valid_image(images)  # arrays come with options of their own
+        return images if raw else open_picture(images, self.remote)
+
+    def validate_inputs(self, images: Any = None, text: Any = None, **kwargs: Any) -> None:
+        """As the library's; markers and images are counted in words that name the remedy."""
+        texts = [text] if isinstance(text, str) else text or []
+        if not isinstance(texts, list | tuple) or not all(isinstance(one, str) for one in texts):
+            raise InputError("text is a prompt or a list of prompts; for messages call apply_chat_template.")
+        markers = sum(one.count(self.image_token) for one in texts)
+        count = _count(images)
+        if markers != count:
+            raise InputError(
+                f"The prompt has {markers} image marker(s) {self.image_token}, but {count} image(s) were given."
+            )
+        super().validate_inputs(images=images, text=text, **kwargs)
+
+    def replace_image_token(self, image_inputs: Mapping[str, Any], image_idx: int, **kwargs: Any) -> str:
+        """The marker as often as the `image_idx`-th image has tokens."""
+        tensors = BatchFeature(dict(image_inputs), tensor_type="pt")
+        return self.image_token * self.family.incoming(dict(tensors))["image"][image_idx].size
+
+    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
+        """As a stock processor's, for images from anywhere (see `chats.open_chat`).
+
+        Raises:
+            InputError: as `__call__`; also tools or documents that the template does not read.
+        """
+        options.check_template(self._template(chat_template), kwargs)
+        chats = conversation if is_batch(conversation) else [conversation]
+        if kwargs.get("tokenize"):
+            chats = [open_chat(chat, self.remote) for chat in chats]
+        prepared = chats if is_batch(conversation) else chats[0]
+        try:
+            return super().apply_chat_template(prepared, chat_template=chat_template, **kwargs)
+        except FoveateError:
+            raise
+        except (ValueError, TypeError) as error:
+            raise InputError(f"The conversation cannot be prepared: {_first_line(error)}") from error
+
+    def _template(self, given: str | None) -> str:
+        """The template itself, where `given` may be the name of one of several."""
+        own: Any = self.chat_template
+        found = own.get(given or "default", given) if isinstance(own, dict) else given or own
+        if found is None:
+            raise InputError("This checkpoint has no chat template: give one as chat_template, or write the prompt.")
+        return str(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What describes it; the family, which holds the model, does not."""
+        return {"processor_class": type(self).__name__, "image_processor": self.image_processor.to_dict()}
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Write tokenizer, image processor and chat template, from which any processor of the family is built again.
+
+        Returns:
+            Names of the files.
+        """
+        folder = Path(save_directory)
+        written = [*self.tokenizer.save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)]
+        written += self.image_processor.save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        if self.chat_template is not None:
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+            written.append(str(folder / "chat_template.jinja"))
+        return written
+
+
+def _count(images: Any) -> int:
+    if images is None:
+        return 0
+    if isinstance(images, list | tuple):
+        return sum(_count(image) for image in images)
+    return images.shape[0] if getattr(images, "ndim", 0) == 4 else 1
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__
