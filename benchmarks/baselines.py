@@ -255,7 +255,7 @@ def main() -> None:
     lines = [
         "# How baselines get under-run", "", "Written by `python benchmarks/baselines.py`.", "",
         "Each row departs from the published code in one thing that is easy to miss. On random features (24 x 24 "
-        "tokens, as in the fixtures of `tests/golden/baselines`) the unchanged published functions kept certain tokens; "
+        "tokens, as in the fixtures of `tests/golden/baselines`) the published functions, unchanged, kept some tokens; "
         "the column *as published* is this library set to do the same, *changed* is the same with that one difference. "
         "Random features have no redundancy, so a difference shows more here than on images: it says that two "
         "implementations are not the same method, not how many answers it costs.", "",

@@ -16,7 +16,7 @@ from tests.tiny import IMAGE, make_tiny
 
 def by_the_rule(model: object, inputs: dict[str, Tensor], layers: Sequence[int], counts: Sequence[int]) -> Tensor:
     """Logits `[V]` of the first token. Before each of `layers` the image's tokens with the highest attention from the
-    last token in the layer before stay, so many as `counts` says, and the survivors stand at 0, 1, ... from there on."""
+    last token in the layer before stay, as many as `counts` says, and the survivors stand at 0, 1, ... from there."""
     with torch.no_grad():
         features = model.model.get_image_features(inputs["pixel_values"]).pooler_output  # type: ignore[attr-defined]
         text = model.model.language_model  # type: ignore[attr-defined]
@@ -24,6 +24,7 @@ def by_the_rule(model: object, inputs: dict[str, Tensor], layers: Sequence[int],
         hidden = text.embed_tokens(ids)[None].clone()
         visual = ids == IMAGE
         hidden[0, visual] = torch.cat(list(features)).to(hidden.dtype)
+        weights = torch.empty(0)
         for number, layer in enumerate(text.layers):
             if number in layers:
                 image = visual.nonzero().squeeze(1)
@@ -47,7 +48,7 @@ def by_the_rule(model: object, inputs: dict[str, Tensor], layers: Sequence[int],
     [
         (FastV(keep=(2 + 4 * 0.5) / 6, layer=2, positions="contiguous"), [2], [8]),
         (FastV(keep=(3 + 3 * 0.25) / 6, layer=3, positions="contiguous"), [3], [4]),
-        (PyramidDrop(keep=(2 + 2 * 0.5 + 0.25 + 0.125) / 6, layers=(2, 4, 5), positions="contiguous"), [2, 4, 5], [8, 4, 2]),
+        (PyramidDrop(keep=3.375 / 6, layers=(2, 4, 5), positions="contiguous"), [2, 4, 5], [8, 4, 2]),
     ],
     ids=str,
 )  # fmt: skip
