@@ -88,7 +88,9 @@ def test_a_judge_is_asked_once_for_each_thing(endpoint: Endpoint, tmp_path: Path
     assert len(endpoint.asked) == 3
 
 
-@pytest.mark.parametrize("reply", ["It is fine.", "score: 1\nscore: 0", "", "score: high"])
+@pytest.mark.parametrize(
+    "reply", ["It is fine.", "score: 1\nscore: 0", "", "score: high", "score: 1.5", "score: 80%", "score: 0,8"]
+)
 def test_garbage_is_not_a_score_of_zero(endpoint: Endpoint, reply: str) -> None:
     endpoint.reply = lambda n: reply
     judge = make_judge(endpoint, attempts=3)
@@ -97,6 +99,16 @@ def test_garbage_is_not_a_score_of_zero(endpoint: Endpoint, reply: str) -> None:
     assert [asked["temperature"] for asked in endpoint.asked] == [0.0, 0.7, 0.7]
     endpoint.reply = lambda n: "score: 0.25"
     assert judge.scores([ITEM]) == [0.25], "garbage must not be remembered"
+
+
+def test_remembered_replies_are_read_by_the_rules_of_today(endpoint: Endpoint, tmp_path: Path) -> None:
+    judge = make_judge(endpoint, cache=tmp_path / "replies.sqlite")
+    assert judge.scores([ITEM]) == [1.0]
+    for reply in ("score: 1.5", "score: 0.5"):  # what an earlier release took for 1
+        with judge._replies:
+            judge._replies.execute("UPDATE replies SET score = 1, reply = ?", (reply,))
+        endpoint.reply = lambda n: "score: 0.25"
+        assert judge.scores([ITEM]) == [0.25 if reply == "score: 1.5" else 0.5]
 
 
 def test_two_scores_and_then_one(endpoint: Endpoint) -> None:

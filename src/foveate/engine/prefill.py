@@ -37,7 +37,8 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
         if session.method is None:
             return kwargs  # stock code judges it
         raise
-    session.local.tower_calls.clear()
+    for encoded in session.local.tower_calls:
+        encoded.used = True
     trace = session.new_prefill()
     recording.begin(trace, layout)
     call.started = trace.prefill.start(embeds.device)

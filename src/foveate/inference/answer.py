@@ -50,7 +50,7 @@ class Answer:
     @property
     def visual_tokens(self) -> int:
         """Visual tokens of this row's unpruned prompt."""
-        return sum(len(group.columns) for group in self.prefill.groups if group.row == self.row)
+        return sum(group.shown for group in self.prefill.groups if group.row == self.row)
 
     @property
     def kept_tokens(self) -> float:

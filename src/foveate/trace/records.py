@@ -124,6 +124,11 @@ class PrefillTrace:
         return [sum(len(group.alive_at(layer)) for group in groups) for layer in range(self.layers)]
 
     @property
+    def first_token_ms(self) -> float:
+        """Time to first token: the tower, what is read there included, and the language model's prefill."""
+        return self.vision.ms + self.prefill.ms
+
+    @property
     def keep_ratio(self) -> float:
         """Average visual tokens per layer over the unpruned number (1.0 without images)."""
         if not self.visual_tokens:
