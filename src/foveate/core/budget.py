@@ -100,7 +100,8 @@ class Keep:
             return cls(count=int(value), per=per)
         if value > 1:
             raise BudgetError(
-                f"keep={value!r} is a ratio above 1; write a number of tokens without a point (keep={value:.0f})."
+                f"keep={value!r} is a ratio and must lie in (0, 1]; a number of tokens is written without a point, for "
+                "example keep=64."
             )
         return cls(ratio=float(value), per=per)
 
