@@ -97,6 +97,8 @@ class Keep:
         if isinstance(value, bool) or not isinstance(value, Real):
             raise BudgetError(f"keep={value!r} must be a ratio in (0, 1], a whole number of tokens or a Keep.")
         if isinstance(value, Integral):
+            if value < 1:
+                raise BudgetError(f"keep={value!r} must lie in (0, 1] as a ratio, or be a number of tokens from 1 on.")
             return cls(count=int(value), per=per)
         if value > 1:
             raise BudgetError(
