@@ -90,8 +90,9 @@ class ImageTextProcessor(ProcessorMixin):
         """Model inputs for prompts whose image markers are still single tokens.
 
         Args:
-            images: one, a list, or a list per prompt, of anything that can be opened. Numpy arrays and tensors go to
-                the image processor as they are, with its options for them (`input_data_format`, `do_rescale`, ...).
+            images: one, a list, or a list per prompt, of anything that can be opened. With an option that says how
+                raw values are to be read (`input_data_format`, `do_rescale`, ...) arrays go to the image processor as
+                they are.
             text: a prompt or a list of them.
             kwargs: options as a stock processor takes them, directly or in `text_kwargs` and `images_kwargs`.
 
@@ -107,7 +108,7 @@ class ImageTextProcessor(ProcessorMixin):
         kwargs = options.pixels_as_size(self.image_processor, kwargs)
         kwargs.setdefault("return_mm_token_type_ids", self.family.wants_token_types)
         try:
-            opened = self._opened(images)
+            opened = self._opened(images, options.says_how_to_read(kwargs))
             found = super().__call__(images=opened if _count(opened) else None, text=text, **kwargs)
         except FoveateError:
             raise
@@ -116,13 +117,14 @@ class ImageTextProcessor(ProcessorMixin):
         found.pop("token_type_ids", None)
         return found
 
-    def _opened(self, images: Any) -> Any:
+    def _opened(self, images: Any, raw: bool) -> Any:
         if images is None:
             return None
-        if isinstance(images, list | tuple):
-            return [self._opened(image) for image in images]
-        raw = hasattr(images, "shape") and is_valid_image(images)  # arrays come with options of their own
-        return images if raw else open_picture(images, self.remote)
+        if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
+            return [self._opened(image, raw) for image in images]
+        if raw and hasattr(images, "shape") and is_valid_image(images):
+            return images
+        return open_picture(images, self.remote)
 
     def validate_inputs(self, images: Any = None, text: Any = None, **kwargs: Any) -> None:
         """As the library's; markers and images are counted in words that name the remedy."""
@@ -192,7 +194,7 @@ def _count(images: Any) -> int:
         return 0
     if isinstance(images, list | tuple):
         return sum(_count(image) for image in images)
-    return images.shape[0] if getattr(images, "ndim", 0) == 4 else 1
+    return 1
 
 
 def _first_line(error: Exception) -> str:
