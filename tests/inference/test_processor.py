@@ -351,7 +351,7 @@ def test_templates_by_name_and_none_at_all(qwen: Pair) -> None:
 
 
 def test_an_aspect_ratio_beyond_the_models(qwen: Pair) -> None:
-    refused = pytest.raises((InputError, ImageError), match="aspect ratio|times the other")
+    refused = pytest.raises(ImageError, match="times the other")
     with refused:
         qwen.ours.apply_chat_template(chat(picture(1000, 4)), tokenize=True)
     with refused:

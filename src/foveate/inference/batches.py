@@ -10,6 +10,9 @@ from torch import Tensor
 from foveate.errors import FoveateError, InputError
 from foveate.inference.chats import open_chat, user
 
+REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError)
+"""What a processor raises for an input that it does not take. Not: what a device or the memory raises."""
+
 
 def build_batch(model: Any, processor: Any, rows: Sequence[tuple[Sequence[Any], str]]) -> dict[str, Tensor]:
     """Model inputs for one user turn per row, `(images, question)`, on the model's device and in its dtype."""
@@ -44,7 +47,7 @@ def encode(
         )
     except FoveateError:
         raise
-    except (ValueError, TypeError) as error:  # what stock processors raise for pictures that the model cannot take
+    except REFUSALS as error:
         raise InputError(f"The processor cannot prepare the conversation: {error}") from error
     return {
         name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)

@@ -15,6 +15,7 @@ from transformers.image_utils import is_valid_image
 from foveate.errors import FoveateError, InputError
 from foveate.families.base import Family
 from foveate.inference import options
+from foveate.inference.batches import REFUSALS
 from foveate.inference.chats import is_batch, open_chat, open_picture
 
 
@@ -112,7 +113,7 @@ class ImageTextProcessor(ProcessorMixin):
             found = super().__call__(images=opened if _count(opened) else None, text=text, **kwargs)
         except FoveateError:
             raise
-        except (ValueError, TypeError, StrictDataclassError) as error:
+        except (*REFUSALS, StrictDataclassError) as error:
             raise InputError(f"The inputs cannot be prepared: {_first_line(error)}") from error
         found.pop("token_type_ids", None)
         return found
@@ -159,7 +160,7 @@ class ImageTextProcessor(ProcessorMixin):
             return super().apply_chat_template(prepared, chat_template=chat_template, **kwargs)
         except FoveateError:
             raise
-        except (ValueError, TypeError) as error:
+        except REFUSALS as error:
             raise InputError(f"The conversation cannot be prepared: {_first_line(error)}") from error
 
     def _template(self, given: str | None) -> str:
