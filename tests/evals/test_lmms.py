@@ -16,6 +16,7 @@ import foveate.evals.evaluate
 from foveate.inference.batches import build_batch
 from foveate.plugins.lmms import scenes as lmms_scenes
 from foveate.scenes import load
+from foveate.specs.choose import choose_method
 from foveate.zoo import DEFAULT
 
 
@@ -97,9 +98,7 @@ def test_rounds_end_when_the_task_says_so(adapter) -> None:
 
 @pytest.mark.parametrize("method", ["none", "vitcop"])
 def test_loglikelihood(adapter, method: str) -> None:
-    from foveate.plugins.lmms.model import _method
-
-    adapter.method = _method(method, {"keep": 1 / 3} if method != "none" else {})
+    adapter.method = choose_method(method, keep=None if method == "none" else 1 / 3)
     doc = {"index": 1}
     adapter.task_dict = {"t": {"test": {1: doc}}}
     greedy = answers(adapter, 2)[1]
