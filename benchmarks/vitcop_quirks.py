@@ -20,9 +20,9 @@ import torch
 from rich.progress import track
 
 from foveate import scenes, zoo
-from foveate.core.method import ModelInfo, Stage
+from foveate.core.method import Stage
 from foveate.core.selection import Selection
-from foveate.core.view import View
+from foveate.core.view import ModelInfo, View
 from foveate.families import adapt
 from foveate.files.atomic import write_text
 from foveate.files.environment import facts
@@ -49,7 +49,8 @@ class OwnCluster(ViTCoP):
         kept = super()._filter(view, count)
         keys = view.tap(self.taps(view.info)[0]).float()[kept]
         side = max(view.grid.h, view.grid.w)
-        labels = density_peaks(keys, view.positions()[kept, 1:] / side, self.shares(view.info)[1])
+        _, fraction = self.preset(view.info, self.budget.ratio_of(view.entered))
+        labels = density_peaks(keys, view.positions()[kept, 1:] / side, fraction)
         view.memo["labels"][kept] = labels
         return kept
 
@@ -67,9 +68,9 @@ class Renumbered(ViTCoP):
 class DecodeFromCache(ViTCoP):
     """Decoding continues at the length of the pruned cache, as published."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "decode_from_cache", True)
+    @property
+    def decode_from_cache(self) -> bool:
+        return True
 
 
 VARIANTS: dict[str, Callable[[float], ViTCoP]] = {

@@ -11,27 +11,60 @@ import torch
 from torch import Tensor
 
 from foveate import Method, Stage, View
-from foveate.core.method import ModelInfo
+from foveate.core.view import ModelInfo
 from foveate.families import adapt
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Drop(Method):
-    """Keeps a random subset at every given layer; the subset depends on the image, not on the batch."""
+    """Keeps a random subset at every given layer; the subset depends on the image, not on the batch.
 
-    layers: tuple[int, ...] = (0,)
-    keep: float = 0.5
-    seed: int = 0
-    as_mask: bool = False
-    queries: bool = False
-    compact: bool = False
+    Args:
+        keep: share kept at each of the layers.
+    """
+
+    layers: tuple[int, ...]
+    seed: int
+    as_mask: bool
+    queries: bool
+    compact: bool
+
+    def __init__(
+        self,
+        layers: tuple[int, ...] = (0,),
+        keep: float = 0.5,
+        seed: int = 0,
+        as_mask: bool = False,
+        queries: bool = False,
+        compact: bool = False,
+    ) -> None:
+        given = {
+            "layers": layers,
+            "keep": keep,
+            "seed": seed,
+            "as_mask": as_mask,
+            "queries": queries,
+            "compact": compact,
+        }
+        for name, value in (given | {"positions": "original"}).items():
+            object.__setattr__(self, name, value)
 
     def stages(self, info: ModelInfo) -> list[Stage]:
-        return [Stage(layer, queries=self.queries, compact_earlier=self.compact) for layer in self.layers]
+        return [
+            Stage(layer, reads="attention" if self.queries and layer else "nothing", compact_earlier=self.compact)
+            for layer in self.layers
+        ]
 
-    def select(self, stage: Stage, view: View) -> Tensor:
-        random = torch.Generator().manual_seed(self.seed * 100 + 10 * stage.layer + view.image)
-        kept = torch.randperm(len(view), generator=random)[: max(1, int(len(view) * self.keep))].sort().values
+    def check(self, info: ModelInfo) -> None:
+        pass
+
+    def choose(self, view: View, count: int) -> Tensor:
+        raise AssertionError
+
+    def select(self, view: View) -> Tensor:
+        random = torch.Generator().manual_seed(self.seed * 100 + 10 * view.layer + view.image)
+        count = max(1, int(len(view) * self.budget.ratio_of(len(view))))
+        kept = torch.randperm(len(view), generator=random)[:count].sort().values
         if not self.as_mask:
             return kept.to(view.device)
         return torch.zeros(len(view), dtype=torch.bool).index_fill_(0, kept, True).to(view.device)

@@ -7,15 +7,21 @@ from typing import Annotated
 
 import typer
 
+from foveate.errors import FoveateError
+from recipes.zoo.train import train
+
 
 def zoo(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, log.jsonl and the finished model.")],
-    config: Annotated[str, typer.Option(help="A YAML file, or the name of one in the package.")] = "qwen2_5_vl.yaml",
+    config: Annotated[str, typer.Option(help="A YAML file, or a name in recipes/zoo/configs.")] = "qwen2_5_vl.yaml",
 ) -> None:
     """Train a small model on rendered scenes. Run the same command again to resume."""
-    from recipes.zoo.train import train
-
-    typer.echo(f"model in {train(config, out)}")
+    try:
+        folder = train(config, out)
+    except FoveateError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    typer.echo(f"model in {folder}")
 
 
 if __name__ == "__main__":

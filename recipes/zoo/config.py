@@ -1,4 +1,4 @@
-"""What a zoo configuration file says. See `zoo/configs/`."""
+"""What a zoo configuration file says. See `recipes/zoo/configs/`."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class ZooConfig:
 
 
 def load(path: str | Path) -> ZooConfig:
-    """Reads a YAML file; a bare name is looked up in the package.
+    """Reads a YAML file; a bare name is looked up in `configs/`.
 
     Raises:
         ZooConfigError: the file is missing, malformed or has unknown or missing keys.
@@ -113,7 +113,7 @@ def load(path: str | Path) -> ZooConfig:
         file = _CONFIGS / file.name
     if not file.exists():
         known = ", ".join(sorted(p.name for p in _CONFIGS.glob("*.yaml")))
-        raise ZooConfigError(f"no configuration {path}; the package has {known}")
+        raise ZooConfigError(f"no configuration {path}; {_CONFIGS} has {known}")
     raw = read_yaml(file, ZooConfigError)
     config: ZooConfig = _build(ZooConfig, raw, str(file))
     if config.family not in ("qwen2_5_vl", "llava"):

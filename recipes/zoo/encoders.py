@@ -37,7 +37,9 @@ class Encoder(Protocol):
     def last_layer(self) -> nn.Linear:
         """The linear layer that gives the features."""
 
-    def own_loss(self, pixels: Tensor, scenes: list[Scene], features: Tensor, distil: float) -> tuple[Tensor, Metrics]:
+    def family_loss(
+        self, pixels: Tensor, scenes: list[Scene], features: Tensor, distil: float
+    ) -> tuple[Tensor, Metrics]:
         """The family's own objective, right after a call on `pixels`, which show `scenes` (or pages: none).
 
         `distil` is the weight of the teacher's features, where there is a teacher.
@@ -72,7 +74,9 @@ class QwenEncoder:
         last: nn.Linear = self.model.model.visual.merger.mlp[2]
         return last
 
-    def own_loss(self, pixels: Tensor, scenes: list[Scene], features: Tensor, distil: float) -> tuple[Tensor, Metrics]:
+    def family_loss(
+        self, pixels: Tensor, scenes: list[Scene], features: Tensor, distil: float
+    ) -> tuple[Tensor, Metrics]:
         return features.new_zeros(()), {}
 
 
@@ -90,7 +94,7 @@ class LlavaEncoder:
         config = model.config.vision_config
         self.token, self.side = config.patch_size, config.image_size // config.patch_size
         self.class_heads = llava.ClassTokenHeads(config.hidden_size, len(THINGS))
-        self._seen = llava.Seen()
+        self._seen = llava.TowerStates()
         self._lesson: qwen.Lesson | None = None
 
     def modules(self) -> dict[str, nn.Module]:
@@ -114,7 +118,9 @@ class LlavaEncoder:
         last: nn.Linear = self.model.model.multi_modal_projector.linear_2
         return last
 
-    def own_loss(self, pixels: Tensor, scenes: list[Scene], features: Tensor, distil: float) -> tuple[Tensor, Metrics]:
+    def family_loss(
+        self, pixels: Tensor, scenes: list[Scene], features: Tensor, distil: float
+    ) -> tuple[Tensor, Metrics]:
         loss, metrics = features.new_zeros((), dtype=torch.float32), Metrics()
         if scenes:
             present = self.class_heads.loss(self._seen.classes, presence(scenes))

@@ -35,7 +35,7 @@ Choose = Callable[[Sample, Grid, Random], Tensor]
 
 
 @dataclass
-class Score:
+class Accuracy:
     """Right answers by type of one setting."""
 
     name: str
@@ -109,11 +109,11 @@ def _positions(model: Any, inputs: Inputs) -> Tensor:
 
 def evaluate(
     asker: Asker, split: str, n: int, settings: dict[str, Choose | None], batch: int = 16, seed: int = 0
-) -> list[Score]:
+) -> list[Accuracy]:
     """Scores every setting on the first `n` samples, greedy by stock `generate`; `None` withholds nothing."""
     from rich.progress import track
 
-    scores = {name: Score(name) for name in settings}
+    scores = {name: Accuracy(name) for name in settings}
     samples = scenes.load(split, n)
     for start in track(range(0, n, batch), description=f"{split} split"):
         some = list(samples[start : start + batch])
@@ -126,7 +126,7 @@ def evaluate(
     return list(scores.values())
 
 
-def table(scores: list[Score]) -> str:
+def table(scores: list[Accuracy]) -> str:
     """A Markdown table, a row for each setting."""
     rows = {score.name: score.row() for score in scores}
     columns = list(next(iter(rows.values())))

@@ -94,7 +94,7 @@ def _look_at_neighbours(attention: Any, layer: int, strength: float = 0.35) -> N
 
 
 @dataclass
-class Seen:
+class TowerStates:
     """What CLIP's tower makes of images.
 
     Attributes:
@@ -108,7 +108,7 @@ class Seen:
     classes: list[Tensor] = field(default_factory=list)
 
 
-def encode(tower: Any, pixels: Tensor, offset: tuple[int, int] = (0, 0), given: Sequence[Tensor] = ()) -> Seen:
+def encode(tower: Any, pixels: Tensor, offset: tuple[int, int] = (0, 0), given: Sequence[Tensor] = ()) -> TowerStates:
     """CLIP's tower on pixels `[B, H, W, 3]`; smaller images stand at `offset` (rows, columns) of the grid.
 
     `given` replaces the first dimensions of the patch tokens that enter each layer, and stops gradients there: each
@@ -123,7 +123,7 @@ def encode(tower: Any, pixels: Tensor, offset: tuple[int, int] = (0, 0), given: 
     grid = table[1:].view(side, side, -1)[offset[0] :, offset[1] :][:rows, :columns].reshape(1, rows * columns, -1)
     first = (embeddings.class_embedding + table[0]).to(x.dtype).expand(b, 1, -1)
     x = tower.pre_layrnorm(torch.cat([first, x + grid.to(x.dtype)], 1))
-    seen = Seen()
+    seen = TowerStates()
     for i, layer in enumerate(tower.encoder.layers[:-1]):
         if i < len(given):
             x = x.detach()
@@ -149,7 +149,7 @@ def _layer(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def features(
     model: Any, pixels: Tensor, offset: tuple[int, int] = (0, 0), given: Sequence[Tensor] = ()
-) -> tuple[Tensor, Seen]:
+) -> tuple[Tensor, TowerStates]:
     """Projected patch tokens `[B, rows, columns, C]` and what the tower saw, as `encode`."""
     patch = model.model.vision_tower.config.patch_size
     seen = encode(model.model.vision_tower, pixels, offset, given)

@@ -16,7 +16,7 @@ Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Layout:
+class PromptLayout:
     """Where things stand in a prompt of equally large images.
 
     Attributes:
@@ -77,7 +77,7 @@ class Prompts:
         shape = (len(pairs), -1, length)
         return ids.view(shape), labels.view(shape)
 
-    def layout(self, images: int, rows: int, columns: int, blocks: int, length: int) -> Layout:
+    def layout(self, images: int, rows: int, columns: int, blocks: int, length: int) -> PromptLayout:
         """Layout of `images` images of `rows x columns` tokens and `blocks` blocks of `length`."""
         ids: list[int] = list(self.start)
         parts = [torch.arange(len(ids)).expand(3, -1)]
@@ -94,4 +94,4 @@ class Prompts:
         question = position + torch.arange(length)
         parts.append(question.repeat(blocks).expand(3, -1))
         prefix = torch.tensor(ids)
-        return Layout(prefix, prefix == self.image, torch.cat(parts, 1))
+        return PromptLayout(prefix, prefix == self.image, torch.cat(parts, 1))

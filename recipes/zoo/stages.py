@@ -21,7 +21,7 @@ from recipes.zoo.pages import render_pages
 from recipes.zoo.prompts import IGNORE, Prompts
 
 
-class Stage(Protocol):
+class TrainingStage(Protocol):
     """What the trainer needs of a stage."""
 
     name: str
@@ -74,17 +74,17 @@ class VisionStage:
         batch = render(first, kind, self.encoder.token)
         with low_precision(batch.pixels.device):
             features = self.encoder(batch.pixels, step, self.config.forced)
-            own, more = self.encoder.own_loss(batch.pixels, batch.scenes, features, self.config.distil_weight)
+            family, more = self.encoder.family_loss(batch.pixels, batch.scenes, features, self.config.distil_weight)
         objects, metrics = self.heads.object_loss(features, batch.objects)
         characters, metrics["characters"] = self.heads.character_loss(features, batch.characters)
-        loss = objects + 2 * characters + own
+        loss = objects + 2 * characters + family
         if kind.pages:
             pixels, labels = render_pages(first, kind.pages, self.encoder.token)
             with low_precision(pixels.device):
                 features = self.encoder(pixels, step + 1, self.config.forced)
-                own, _ = self.encoder.own_loss(pixels, [], features, self.config.distil_weight)
+                family, _ = self.encoder.family_loss(pixels, [], features, self.config.distil_weight)
             page_loss, metrics["pages"] = self.heads.character_loss(features, labels)
-            loss = loss + 3 * page_loss + own
+            loss = loss + 3 * page_loss + family
         return loss, metrics | more
 
 
@@ -136,9 +136,9 @@ class LanguageStage:
         objects, _ = self.heads.object_loss(features, batch.objects)
         characters, metrics["characters"] = self.heads.character_loss(features, batch.characters)
         with low_precision(batch.pixels.device):
-            own, more = self.encoder.own_loss(batch.pixels, batch.scenes, features, self.config.distil_weight)
+            family, more = self.encoder.family_loss(batch.pixels, batch.scenes, features, self.config.distil_weight)
         metrics.update(more)
-        return objects + 2 * characters + own
+        return objects + 2 * characters + family
 
     def answer(
         self, features: Tensor, asked: Asked, per_prompt: int, probe: bool

@@ -1,4 +1,9 @@
-"""Runs a stage: steps, gradients over processes, logging, checkpoints that survive kill -9."""
+"""Runs a stage: steps, gradients over processes, logging, checkpoints that survive kill -9.
+
+Not built on accelerate: a stage's loss runs several modules, not one model that could be wrapped, so only an average of
+gradients would be left of it; and its checkpoints are folders of several files, some of them pickles, where a run that
+may be killed at any moment needs one file that is replaced whole.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,7 @@ from torch import Tensor
 from recipes.zoo import checkpoint
 from recipes.zoo.heads import Metrics
 from recipes.zoo.optim import MuonAdamW, Named, cosine, share_gradients
-from recipes.zoo.stages import Stage
+from recipes.zoo.stages import TrainingStage
 
 LOG_EVERY = 50
 
@@ -56,7 +61,7 @@ class Trainer:
     def __init__(self, out: Path, rank: int, world: int, seconds: float) -> None:
         self.out, self.rank, self.world, self.seconds = out, rank, world, seconds
 
-    def run(self, stage: Stage) -> None:
+    def run(self, stage: TrainingStage) -> None:
         """Trains to the stage's last step, from its checkpoint where there is one."""
         modules = stage.modules()
         named: Named = [(f"{part}.{n}", p) for part, module in modules.items() for n, p in module.named_parameters()]
@@ -71,14 +76,14 @@ class Trainer:
         start, before = 0, 0.0
         if state:
             start, before = state["step"], state["seconds"]
-            optimiser.state = state["optimiser"]
+            optimiser.load_state_dict(state["optimiser"])
             for part, module in modules.items():
                 module.load_state_dict(state["modules"][part])
         self._steps(stage, named, optimiser, path, start, before)
 
     def _steps(
         self,
-        stage: Stage,
+        stage: TrainingStage,
         named: list[tuple[str, Tensor]],
         optimiser: MuonAdamW,
         path: Path,
@@ -105,9 +110,9 @@ class Trainer:
                     saved = now
                     self._save(path, stage, optimiser, done, before + now - began)
 
-    def _save(self, path: Path, stage: Stage, optimiser: MuonAdamW, step: int, seconds: float) -> None:
+    def _save(self, path: Path, stage: TrainingStage, optimiser: MuonAdamW, step: int, seconds: float) -> None:
         weights = {part: module.state_dict() for part, module in stage.modules().items()}
-        state = {"step": step, "seconds": seconds, "modules": weights, "optimiser": optimiser.state}
+        state = {"step": step, "seconds": seconds, "modules": weights, "optimiser": optimiser.state_dict()}
         checkpoint.save(path, state)
 
     @contextmanager

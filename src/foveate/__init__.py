@@ -8,9 +8,8 @@ from foveate.core.view import View
 from foveate.engine.cache import FoveatedCache
 from foveate.inference.loading import load
 from foveate.inference.pruning import attach, detach, prune
-from foveate.trace.records import Trace
-
-__version__ = "0.1.0"
+from foveate.trace.trace import Trace
+from foveate.version import __version__
 
 __all__ = [
     "FoveatedCache",
@@ -22,6 +21,7 @@ __all__ = [
     "Tap",
     "Trace",
     "View",
+    "__version__",
     "attach",
     "detach",
     "load",

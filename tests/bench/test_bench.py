@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import foveate
 import foveate.errors
 from foveate.bench import measure, memory, report
-from foveate.bench.memory import Job
+from foveate.bench.job import Job
 from foveate.bench.run import calls, run
 from foveate.bench.subject import prepare
 from foveate.cli.app import app
@@ -59,7 +59,7 @@ def test_keeps_and_methods_as_users_write_them() -> None:
         (["random:sead=1"], [0.5], "no parameter sead"),
         (["random:seed"], [0.5], "parameter=value"),
         (["random", "random"], [0.5], "Asked for twice: random 1/2"),
-        (["random"], [1.5], "must lie in"),
+        (["random"], [1.5], "ratio above 1"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_runs(methods, keeps, words: str) -> None:

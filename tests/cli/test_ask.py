@@ -10,6 +10,12 @@ import pytest
 from PIL import Image
 
 from foveate import scenes
+from foveate.cli.ask import Measured, speedup
+from foveate.core.method import Method
+from foveate.inference.answer import Answer
+from foveate.methods import Random
+from foveate.trace.records import PrefillTrace
+from foveate.trace.trace import Trace
 from tests.cli.run import foveate
 from tests.inference.test_loading import bad_images
 
@@ -26,10 +32,45 @@ def test_ask_compares_and_draws(picture: tuple[Path, str], tmp_path: Path) -> No
     out = tmp_path / "overlay.png"
     done = foveate("ask", picture[0], picture[1], "--keep", "1/5", "--compare", "--overlay", out)
     assert done.returncode == 0, done.stderr
-    for word in ("answer", "unpruned", "vitcop", "before the LLM", "KV cache bytes", "LLM prefill ms", "100.0%"):
+    for word in (
+        "answer",
+        "unpruned",
+        "vitcop",
+        "before the LLM",
+        "KV cache bytes",
+        "LLM prefill ms",
+        "time to first token ms",
+        "100.0%",
+    ):
         assert word in done.stdout
     with Image.open(out) as image:
         assert image.width >= 224
+
+
+def timed(method: Method | None, times: list[float]) -> Measured:
+    """A run whose readings took these milliseconds, a third of them in the tower."""
+    trace = Trace("x", 1)
+    for ms in times:
+        one = PrefillTrace("x", 1)
+        one.vision._seconds, one.prefill._seconds = ms / 3000, ms / 1500
+        trace.prefills.append(one)
+    return Measured(method, Answer("", (), "end", 0, trace), trace.prefills)
+
+
+@pytest.mark.parametrize(
+    ("times", "shown"),
+    [
+        ([90, 10, 11, 12], " (2.51x)"),
+        ([90, 29, 28, 27], " (1.04x)"),  # clear: all later readings are faster
+        ([10, 29.5, 31, 30.2], " (about equal)"),
+        ([30, 60, 61, 62], " (0.49x)"),
+        ([10], " (about equal)"),
+    ],
+)
+def test_a_speed_up_is_shown_only_where_the_readings_lie_apart(times: list[float], shown: str) -> None:
+    stock, own = timed(None, [200, 30, 29.4, 30.1]), timed(Random(), times)
+    assert speedup([stock, own], stock) == ""
+    assert speedup([stock, own], own) == shown
 
 
 def test_ask_about_two_images(picture: tuple[Path, str]) -> None:
@@ -52,9 +93,11 @@ def test_methods_lists_and_explains() -> None:
         (["What?"], "image file(s) first"),
         (["a.png", "What?", "--method", "nonsense"], "no image file"),
         (["{image}", "What?", "--method", "nonsense"], "vitcop"),
-        (["{image}", "What?", "--keep", "1.5"], "must lie in (0, 1]"),
+        (["{image}", "What is <|image_pad|>?"], "the question holds <|image_pad|>"),
+        (["https://example.org/a.png", "What?"], "does not fetch"),
+        (["{image}", "What?", "--keep", "1.5"], "is a ratio above 1"),
         (["{image}", "What?", "--keep", "a third"], "write a ratio"),
-        (["{image}", "What?" * 99, "--keep", "0"], "must lie in (0, 1]"),
+        (["{image}", "What?" * 99, "--keep", "0"], "a whole number of tokens >= 1"),
         (["{image}", "What?", "--module", "somewhere"], "has no module"),
         (["{image}", "What?", "--method", "foveate.json", "--keep", "0.1"], "leave keep out"),
         (["{image}", "What?", "--keep", "1/3,1/9"], "one budget a question"),

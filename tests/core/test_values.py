@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from fractions import Fraction
+from math import floor
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -37,11 +42,54 @@ def test_invalid_user_values(bad: object) -> None:
 def test_user_values() -> None:
     assert Keep.of(0.5) == Keep(ratio=0.5)
     assert Keep.of(64) == Keep(count=64)
-    assert Keep.of(1) == Keep(ratio=1.0)
+    assert Keep.of(1.0) == Keep(ratio=1.0)
+    assert Keep.of(1) == Keep(count=1)
     assert Keep.of(Keep(threshold=0.5)) == Keep(threshold=0.5)
     assert Keep(ratio=1 / 9).size(576) == 64
     with pytest.raises(BudgetError):
         Keep(threshold=0.1).size(5)
+
+
+def test_a_ratio_that_is_k_of_n_keeps_k() -> None:
+    for n in range(1, 1023):
+        assert [Keep(ratio=k / n).size(n) for k in range(1, n + 1)] == list(range(1, n + 1)), n
+    assert Keep(ratio=0.29).size(100) == 29
+    assert Keep(threshold=0.0, cap=0.29).choose(torch.rand(100) + 1).sum() == 29
+
+
+@given(ratio=st.fractions(min_value="1/1000", max_value=1, max_denominator=10**6), n=st.integers(1, 5000))
+@settings(max_examples=300, deadline=None)
+def test_other_ratios_are_rounded_down(ratio: Fraction, n: int) -> None:
+    """Exactly as rational numbers are, although `float(ratio) * n` is not exact."""
+    assert Keep(ratio=float(ratio)).size(n) == max(1, floor(ratio * n))
+
+
+def test_a_whole_number_is_never_a_ratio() -> None:
+    score = torch.rand(50) + 1
+    assert Keep.of(1).size(50) == 1
+    assert Keep.of(1.0).size(50) == 50
+    assert not Keep.of(1).is_everything
+    assert Keep.of(1.0).is_everything
+    for cap, kept in ((1, 1), (1.0, 50)):
+        budget = Keep(threshold=0.0, cap=cap)
+        assert int(budget.choose(score).sum()) == kept
+        assert budget.caps_nothing == (kept == 50)
+    assert Keep(threshold=0.0, cap=1) != Keep(threshold=0.0, cap=1.0)
+    assert len({Keep(threshold=0.0, cap=1), Keep(threshold=0.0, cap=1.0), Keep(threshold=0, cap=1.0)}) == 2
+    assert Keep(ratio=1) == Keep(ratio=1.0)
+    assert not Keep(ratio=1.0, cap=1).is_everything
+    assert Keep.of(np.int64(64)) == Keep(count=64)
+    assert Keep.of(np.float64(0.25)) == Keep(ratio=0.25)
+    with pytest.raises(BudgetError, match="without a point"):
+        Keep.of(64.0)
+
+
+@pytest.mark.parametrize("value", [1, 1.0, 64, 0.11, 1 / 9])
+def test_budgets_survive_json(value: float) -> None:
+    plain = Keep.of(value).plain
+    again = json.loads(json.dumps(plain))
+    assert type(again) is type(value)
+    assert Keep.of(again) == Keep.of(value)
 
 
 keeps = st.one_of(
@@ -83,9 +131,10 @@ def selections(draw: st.DrawFn, n: int | None = None) -> Selection:
     if not draw(st.booleans()):
         return Selection(n, index)
     targets = draw(st.lists(st.integers(0, len(index) - 1), min_size=1, unique=True))
-    entries = [(t, s) for t in sorted(targets) for s in draw(st.sets(st.integers(0, n - 1), min_size=1))]
+    entries = [(t, s) for t in range(len(targets)) for s in draw(st.sets(st.integers(0, n - 1), min_size=1))]
+    segment, source = (torch.tensor(x) for x in zip(*draw(st.permutations(entries)), strict=True))
     weights = torch.rand(len(entries), generator=torch.Generator().manual_seed(len(entries)))
-    return Selection(n, index, Merge(*(torch.tensor(x) for x in zip(*entries, strict=True)), weights))
+    return Selection(n, index, Merge(torch.tensor(targets), segment, source, weights))
 
 
 @given(data=st.data())
@@ -105,7 +154,8 @@ def dense(selection: Selection) -> Tensor:
     weights[torch.arange(len(selection)), selection.index] = 1
     if selection.merge is not None:
         weights[selection.merge.target] = 0
-        for t, s, w in zip(selection.merge.target, selection.merge.source, selection.merge.weight, strict=True):
+        merge = selection.merge
+        for t, s, w in zip(merge.entry_target, merge.source, merge.weight, strict=True):
             weights[t, s] += w
     return weights
 

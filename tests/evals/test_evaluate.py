@@ -24,6 +24,7 @@ from foveate.evals import html, runner
 from foveate.evals.evaluate import Evaluation, Plan, evaluate
 from foveate.evals.store import StoreError
 from foveate.inference.batches import build_batch
+from foveate.scoring import MetricError
 from foveate.specs.settings import Setting, grid
 from foveate.zoo import DEFAULT
 
@@ -85,6 +86,8 @@ def test_rows_have_kept_tokens_types_and_intervals(whole: Evaluation) -> None:
         assert row["samples"] == N == sum(kind["samples"] for kind in row["by_type"].values())
         assert row["score"] == pytest.approx(sum(k["score"] * k["samples"] for k in row["by_type"].values()) / N)
         assert row["prefill_ms"] > 0
+        assert row["ttft_ms"] >= row["prefill_ms"]
+        assert row["ttft_ratio"] > 0
     assert rows["random 1/9"]["kv_bytes"] < rows["random 1/2"]["kv_bytes"] < rows["unpruned"]["kv_bytes"]
 
 
@@ -119,7 +122,7 @@ def test_killed_and_resumed_equals_uninterrupted(plan: Plan, whole: Evaluation, 
     assert resumed.found["computed_now"] >= 5 * N - already
     assert predictions(out) == predictions(plan.out)
     timeless = [
-        [{k: v for k, v in row.items() if not k.endswith("_ms")} for row in e.found["results"]]
+        [{k: v for k, v in row.items() if not (k.endswith("_ms") or "ttft" in k)} for row in e.found["results"]]
         for e in (whole, resumed)
     ]
     assert timeless[0] == timeless[1]
@@ -232,13 +235,13 @@ def test_the_command_writes_everything(tmp_path: Path) -> None:
 
 
 def test_an_unknown_metric_is_refused_at_once(plan: Plan, tmp_path: Path) -> None:
-    with pytest.raises(foveate.evals.metrics.MetricError, match="bleu"):
+    with pytest.raises(MetricError, match="bleu"):
         evaluate(replace(plan, out=tmp_path / "x", metric="bleu"))
     assert not (tmp_path / "x").exists()
 
 
 def test_a_metric_that_cannot_score_names_the_sample(plan: Plan, whole: Evaluation) -> None:
-    with pytest.raises(foveate.evals.metrics.MetricError, match=r"sample test:0: .*at least 4"):
+    with pytest.raises(MetricError, match=r"sample test:0: .*at least 4"):
         evaluate(replace(plan, metric="vqa_accuracy"))
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import foveate
 from foveate.errors import DataError, FoveateError
 from foveate.evals.evaluate import Plan, evaluate
 from foveate.evals.questions import load, prepare
+from foveate.inference.answer import Asker
 from foveate.scenes import load as scenes
 from foveate.specs.settings import grid
 from foveate.zoo import DEFAULT
@@ -30,8 +30,8 @@ def write(folder: Path, *rows: dict | str) -> str:
 
 
 @pytest.fixture(scope="module", params=[DEFAULT, LLAVA])
-def loaded(request: pytest.FixtureRequest) -> tuple[Any, Any]:
-    return foveate.load(request.param)
+def asker(request: pytest.FixtureRequest) -> Asker:
+    return Asker.load(request.param)
 
 
 def test_scenes_are_the_built_in_ones() -> None:
@@ -60,32 +60,31 @@ def test_unknown_data(data: str, words: str) -> None:
         load(data)
 
 
-def test_a_placeholder_in_a_question_is_a_bad_row(loaded: tuple[Any, Any], tmp_path: Path) -> None:
-    mark = loaded[1].image_token
+def test_a_placeholder_in_a_question_is_a_bad_row(asker: Asker, tmp_path: Path) -> None:
+    mark = asker.processor.image_token
     rows = load(write(tmp_path, GOOD, GOOD | {"question": f"{mark}\nWhich colour?"}, GOOD))
     with pytest.raises(DataError, match=r"data\.jsonl row 2: the question holds .*--skip-bad"):
-        prepare(*loaded, rows, False, [])
+        prepare(asker, rows, False, [])
     skipped: list[str] = []
-    good, inputs = prepare(*loaded, rows, True, skipped)
+    good, inputs = prepare(asker, rows, True, skipped)
     assert [row.number for row in good] == [1, 3]
     assert len(inputs["input_ids"]) == 2
     assert len(skipped) == 1
 
 
-def test_an_extreme_aspect_ratio_is_a_bad_row(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+def test_an_extreme_aspect_ratio_is_a_bad_row(asker: Asker, tmp_path: Path) -> None:
     rows = load(write(tmp_path, GOOD | {"image": "ribbon.png"}, GOOD))
     with pytest.raises(DataError, match=r"row 1: .*ribbon\.png is 2010 x 10 pixels.*--skip-bad"):
-        prepare(*loaded, rows, False, [])
-    assert [row.number for row in prepare(*loaded, rows, True, [])[0]] == [2]
+        prepare(asker, rows, False, [])
+    assert [row.number for row in prepare(asker, rows, True, [])[0]] == [2]
 
 
 @pytest.mark.parametrize("error", [ValueError, IndexError, TypeError, ZeroDivisionError])
 def test_what_the_processor_refuses_is_a_bad_row(
-    loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+    asker: Asker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     """A stricter processor than those of the models here: its refusal of one image must not stop a batch."""
-    model, processor = loaded
-    kind = type(processor.image_processor)
+    kind = type(asker.processor.image_processor)
     stock = kind.__call__
 
     def strict(self: Any, images: Any, *args: Any, **options: Any) -> Any:
@@ -97,26 +96,24 @@ def test_what_the_processor_refuses_is_a_bad_row(
     monkeypatch.setattr(kind, "__call__", strict)
     data = write(tmp_path, GOOD, GOOD | {"image": "wide.png"}, GOOD)
     Image.new("RGB", (1500, 10)).save(tmp_path / "wide.png")
-    with pytest.raises(DataError, match=r"row 2: the model's processor refuses it: .*aspect ratio.*--skip-bad"):
-        prepare(model, processor, load(data), False, [])
+    with pytest.raises(DataError, match=r"row 2: .*cannot .*prepare.*aspect ratio.*--skip-bad"):
+        prepare(asker, load(data), False, [])
     skipped: list[str] = []
-    good, inputs = prepare(model, processor, load(data), True, skipped)
+    good, inputs = prepare(asker, load(data), True, skipped)
     assert [row.number for row in good] == [1, 3]
-    _, expected = prepare(model, processor, load(write(tmp_path, GOOD, GOOD)), False, [])
+    _, expected = prepare(asker, load(write(tmp_path, GOOD, GOOD)), False, [])
     assert inputs.keys() == expected.keys()
     assert all(inputs[name].equal(expected[name]) for name in expected)
     assert "row 2" in skipped[0]
 
 
-def test_errors_that_are_not_the_rows_are_raised(
-    loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_errors_that_are_not_the_rows_are_raised(asker: Asker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def out_of_memory(*args: Any, **options: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(type(loaded[1].image_processor), "__call__", out_of_memory)
+    monkeypatch.setattr(type(asker.processor.image_processor), "__call__", out_of_memory)
     with pytest.raises(MemoryError):
-        prepare(*loaded, load(write(tmp_path, GOOD)), True, [])
+        prepare(asker, load(write(tmp_path, GOOD)), True, [])
 
 
 def test_no_bad_row_stops_an_evaluation(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 from foveate.cli.app import app
 from foveate.errors import FoveateError
-from foveate.evals import tune
+from foveate.evals import latency, tune
 from foveate.evals.plots import frontier
 from foveate.evals.summary import Answers, summarise
 from foveate.evals.tune import NothingRetainsError, choose, judge
@@ -73,11 +74,92 @@ def test_a_demand_that_nothing_meets(rows: list[dict]) -> None:
         choose(judge(rows, 0.999), 0.999)
 
 
-def test_slower_than_unpruned_is_never_chosen(rows: list[dict]) -> None:
-    for row in rows[1:]:
-        row["prefill_ms"] = 11
-    with pytest.raises(NothingRetainsError, match="faster"):
-        choose(judge(rows, 0.1), 0.1)
+def timed(name: str, vision: list[float], prefill: list[float], batch: int = 1) -> Answers:
+    """A setting that is always right, with these times."""
+    one = answers(name, [1.0] * len(vision), 0, 50)
+    times = [{"vision_ms": v, "prefill_ms": p, "batch": batch} for v, p in zip(vision, prefill, strict=True)]
+    records = [record | time for record, time in zip(one.records, times, strict=True)]
+    return Answers(name, name, records, one.scores)
+
+
+def test_a_faster_prefill_that_reading_the_tower_costs_is_not_chosen() -> None:
+    """Half the prefill, but 8 ms more in the tower: slower to the first token."""
+    n = 40
+    stock, reader = timed("unpruned", [20.0] * n, [10.0] * n), timed("reader", [28.0] * n, [5.0] * n)
+    blind = timed("blind", [20.0] * n, [8.0] * n)
+    found = summarise([stock, reader, blind])
+    assert [row["ttft_ms"] for row in found] == [30, 33, 28]
+    assert found[1]["ttft_ratio"] == pytest.approx(1.1)
+    verdicts = judge(found, 0.9)
+    assert [(v.row["setting"], v.faster) for v in verdicts] == [("unpruned", False), ("blind", True), ("reader", False)]
+    assert choose(verdicts, 0.9).row["setting"] == "blind"
+    with pytest.raises(NothingRetainsError, match=r"first token.*Nearest: reader, 1\.10 of its time"):
+        choose(judge(found[:2], 0.9), 0.9)
+
+
+def test_noise_is_not_a_speed_up() -> None:
+    """Settings as fast as stock: of 200 noisy evaluations about none may call one faster."""
+    random = np.random.default_rng(0)
+    called = 0
+    for _ in range(200):
+        times = 30 * random.lognormal(0, 0.2, (2, 25))
+        times[:, ::6] *= 4  # a busy moment
+        found = summarise([timed(name, [0.0] * 25, list(row)) for name, row in zip("uv", times, strict=True)])
+        called += judge(found, 0.9)[1].faster
+    assert called <= 200 * 0.05
+
+
+def test_a_speed_up_under_drift_and_outliers_is_seen() -> None:
+    """The machine becomes twice as slow and stalls now and then; pairs show 10 % all the same."""
+    random = np.random.default_rng(1)
+    drift = np.linspace(30, 60, 60) * random.lognormal(0, 0.02, 60)
+    own = 0.9 * drift * random.lognormal(0, 0.02, 60)
+    own[::15] *= 5
+    row = summarise([timed("u", [0.0] * 60, list(drift)), timed("v", [0.0] * 60, list(own))])[1]
+    low, high = row["ttft_ratio_interval"]
+    assert low <= 0.9 <= high < 0.95
+    assert row["ttft_ratio"] == pytest.approx(0.9, abs=0.02)
+
+
+def test_a_batch_is_one_measurement() -> None:
+    stock, own = timed("u", [0.0] * 16, [10.0] * 16, batch=4), timed("v", [0.0] * 16, [5.0] * 16, batch=4)
+    for n, record in enumerate(own.records):
+        record["prefill_ms"] += n // 4 / 100  # four batches, four times
+    assert len(latency.ratios(own.records, stock.records)) == 4
+    row = summarise([stock, own])[1]
+    assert row["ttft_ratio_interval"] is None, "four measurements bound no median at 95 %"
+    with pytest.raises(NothingRetainsError, match="five measurements"):
+        choose(judge(summarise([stock, own]), 0.9), 0.9)
+
+
+@pytest.mark.parametrize(("n", "rank"), [(4, None), (5, 5), (8, 7), (10, 9), (20, 15), (100, 59)])
+def test_bounds_of_the_median(n: int, rank: int | None) -> None:
+    """Ranks of the sign test's tables (one-sided 5 %)."""
+    bounds = latency.median_bounds([float(value) for value in range(1, n + 1)])
+    assert bounds == (None if rank is None else (n + 1 - rank, rank))
+
+
+def test_bounds_of_many_values_follow_the_exact_ones() -> None:
+    for n in (1001, 1200, 2000):
+        low, high = latency.median_bounds(range(1, n + 1))
+        tails = [sum(math.comb(n, k) for k in range(rank, n + 1)) / 2**n for rank in (high, high - 1)]
+        assert tails[0] <= 0.05 < tails[1]
+        assert low == n + 1 - high
+
+
+def test_of_settings_equally_fast_the_most_accurate() -> None:
+    random = np.random.default_rng(2)
+    stock = random.lognormal(3, 0.1, 50)
+    kept = {"much": (0.700, 1.0), "little": (0.699, 0.95), "least": (0.3, 0.5)}
+    settings = [timed("u", [0.0] * 50, list(stock))]
+    for name, (share, score) in kept.items():
+        one = timed(name, [0.0] * 50, list(share * stock * random.lognormal(0, 0.05, 50)))
+        settings.append(
+            Answers(name, name, one.records, np.array([1.0] * int(50 * score) + [0.0] * (50 - int(50 * score))))
+        )
+    verdicts = judge(summarise(settings), 0.8)
+    assert choose(verdicts, 0.8).row["setting"] == "much"
+    assert choose(judge(summarise(settings), 0.3), 0.3).row["setting"] == "least"
 
 
 def test_the_frontier(rows: list[dict]) -> None:
@@ -133,15 +215,19 @@ def test_reading_the_file_imports_nothing_heavy() -> None:
 
 
 def test_the_command_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # a prefill as long as its tokens: what a busy machine measures on twelve samples decides nothing
-    monkeypatch.setattr(
-        tune, "judge", lambda rows, least: judge([row | {"prefill_ms": row["kept_tokens"]} for row in rows], least)
-    )
+    # times as long as the tokens: what a busy machine measures on twelve samples decides nothing
+    def by_tokens(rows: list[dict], least: float) -> list[tune.Verdict]:
+        ratios = [row["kept_tokens"] / rows[0]["kept_tokens"] for row in rows]
+        times = [{"ttft_ratio": ratio, "ttft_ratio_interval": [ratio, ratio]} for ratio in ratios]
+        return judge([row | time for row, time in zip(rows, times, strict=True)], least)
+
+    monkeypatch.setattr(tune, "judge", by_tokens)
     options = ["tune", "--data", "scenes:val", "--limit", "12", "--method", "random", "--keep", "1/2"]
     paths = ["--out", str(tmp_path / "o"), "--write", str(tmp_path / "foveate.json")]
     result = CliRunner().invoke(app, [*options, *paths, "--min-retention", "0.01"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "chosen" in result.output
+    assert "first token ms" in result.output
     assert tuned.read(tmp_path / "foveate.json").name == "random"
     with pytest.raises(FoveateError, match="No setting is sure to retain"):
         CliRunner().invoke(app, [*options, *paths, "--min-retention", "1.5"], catch_exceptions=False)

@@ -12,10 +12,9 @@ import torch
 
 from foveate.core.grid import Grid
 from foveate.errors import CheckpointError, ConfigurationError, UnsupportedModelError
-from foveate.glimpse import GlimpseConfig, GlimpseModule, convert, load_module
+from foveate.glimpse import GlimpseConfig, GlimpseModule, convert, load_module, load_official
 from foveate.glimpse.official import WEIGHTS
-
-from .conftest import assert_close, golden_path, golden_tensors
+from tests.golden_files import assert_close, golden_path, golden_tensors
 
 OFFICIAL = ["gp_qwen", "gp_llava"]
 
@@ -54,7 +53,7 @@ def official(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_official_checkpoint(name: str) -> None:
-    module = GlimpseModule.from_official(golden_path(f"{name}/new_modules"))
+    module = load_official(golden_path(f"{name}/new_modules"))
     spec = json.loads(golden_path(f"{name}/spec.json").read_text())["glimpse_prune"]
     assert list(module.config.selected_layers) == spec["selected_layers"]
     assert module.config.use_attention_logits == spec["use_attention_logits"]
@@ -66,7 +65,7 @@ def test_official_checkpoint(name: str) -> None:
 @pytest.mark.parametrize("case", ["single", "batch2"])
 def test_scores_of_one_sample(name: str, case: str) -> None:
     """From the official attention rows and visual conditions to the official logits, row by row."""
-    module = GlimpseModule.from_official(golden_path(f"{name}/new_modules"))
+    module = load_official(golden_path(f"{name}/new_modules"))
     out = golden_tensors(f"{name}/{case}/outputs.safetensors")
     count, start = len(module.config.selected_visual_layers), 0
     sides = out["attn_grid_hw"].tolist() if "attn_grid_hw" in out else None
@@ -120,7 +119,7 @@ def test_malicious_pickle_does_not_run(official: Path, tmp_path: Path, how: str)
     else:
         (official / WEIGHTS).write_bytes(pickle.dumps(contents))
     with pytest.raises(CheckpointError, match="attempt to run code"):
-        GlimpseModule.from_official(official)
+        load_official(official)
     assert not trap.exists()
     pickle.loads(pickle.dumps(contents))  # the payload is real
     assert trap.exists()
@@ -132,7 +131,7 @@ def test_truncated_pickle(official: Path, size: int) -> None:
     assert size < len(whole)
     (official / WEIGHTS).write_bytes(whole[:size])
     with pytest.raises(CheckpointError, match="truncated"):
-        GlimpseModule.from_official(official)
+        load_official(official)
 
 
 def rewrite(official: Path, change: object) -> None:
@@ -144,22 +143,22 @@ def rewrite(official: Path, change: object) -> None:
 def test_missing_and_unknown_keys(official: Path) -> None:
     rewrite(official, lambda c: c["le_norm"].update(stray=c["le_norm"].pop("weight")))
     with pytest.raises(CheckpointError, match=r"norm\.weight.*norm\.stray"):
-        GlimpseModule.from_official(official)
+        load_official(official)
     rewrite(official, lambda c: c.pop("le_proj"))
     with pytest.raises(CheckpointError, match="le_proj"):
-        GlimpseModule.from_official(official)
+        load_official(official)
 
 
 def test_wrong_shape_and_type(official: Path) -> None:
     rewrite(official, lambda c: c.update(learnable_embeddings=c["learnable_embeddings"][:, :, :-1].clone()))
     with pytest.raises(CheckpointError, match="embeddings has shape"):
-        GlimpseModule.from_official(official)
+        load_official(official)
     rewrite(official, lambda c: c.update(learnable_embeddings=[1, 2]))
     with pytest.raises(CheckpointError):
-        GlimpseModule.from_official(official)
+        load_official(official)
     torch.save([1, 2], official / WEIGHTS)
     with pytest.raises(CheckpointError, match="list"):
-        GlimpseModule.from_official(official)
+        load_official(official)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +176,7 @@ def test_bad_official_config(official: Path, change: dict, complaint: str) -> No
     path = official / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=complaint):
-        GlimpseModule.from_official(official)
+        load_official(official)
 
 
 def test_incomplete_official_folder(official: Path) -> None:
@@ -186,13 +185,13 @@ def test_incomplete_official_folder(official: Path) -> None:
     del raw["le_layers"]
     path.write_text(json.dumps(raw))
     with pytest.raises(CheckpointError, match="le_layers"):
-        GlimpseModule.from_official(official)
+        load_official(official)
     path.write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        GlimpseModule.from_official(official)
+        load_official(official)
     path.unlink()
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        GlimpseModule.from_official(official)
+        load_official(official)
 
 
 def test_bad_folders_of_our_own(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ from torch import Tensor
 from foveate.core.grid import Grid
 from foveate.glimpse import geometry
 from foveate.glimpse.vip import VIP, Segments
-
-from .conftest import assert_close, golden_cases, golden_path, golden_tensors
+from tests.golden_files import assert_close, golden_cases, golden_path, golden_tensors
 
 CASES = [
     name.split("inputs_")[1].removesuffix(".safetensors") for name in golden_cases("gp_vip_qwen/inputs_*.safetensors")

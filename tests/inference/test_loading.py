@@ -152,8 +152,7 @@ def test_the_processor_sees_the_same_pixels_through_every_door(shipped: tuple[An
     turned = np.asarray(image.transpose(Image.Transpose.ROTATE_270))
     for source in (path, str(path), path.read_bytes(), Image.open(path), turned):
         chat = [{"role": "user", "content": [{"type": "image", "image": source}, {"type": "text", "text": "What?"}]}]
-        found = processor(images=source, text=text, return_tensors="pt")
-        assert torch.equal(found["pixel_values"], expected)
+        assert torch.equal(processor(images=source, text=text, return_tensors="pt")["pixel_values"], expected)
         inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
         assert torch.equal(inputs["pixel_values"], expected)
 

@@ -21,7 +21,7 @@ def members(selection: Selection) -> dict[int, list[int]]:
     """Sources by the place of their target."""
     assert selection.merge is not None
     found: dict[int, list[int]] = {}
-    for target, source in zip(selection.merge.target.tolist(), selection.merge.source.tolist(), strict=True):
+    for target, source in zip(selection.merge.entry_target.tolist(), selection.merge.source.tolist(), strict=True):
         found.setdefault(int(selection.index[target]), []).append(source)
     return {place: sorted(own) for place, own in sorted(found.items())}
 

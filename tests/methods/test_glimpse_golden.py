@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText
 
 import foveate
 from foveate.core.view import View
-from foveate.glimpse import GlimpseModule
+from foveate.glimpse import GlimpseModule, load_official
 from foveate.methods import GlimpsePrune
 from foveate.training.evidence import EvidenceBoxes
 from tests.conftest import Golden
@@ -33,8 +33,8 @@ class Watched(GlimpsePrune):
 
     def logits(self, view: View) -> Tensor:
         found = super().logits(view)
-        self.__dict__.setdefault("seen", {})[view._group.row] = found
-        self.__dict__.setdefault("attention", {})[view._group.row] = view.probe(
+        self.__dict__.setdefault("seen", {})[view.row] = found
+        self.__dict__.setdefault("attention", {})[view.row] = view.probe(
             self.glimpse.config.selected_layers[0], not self.glimpse.config.use_attention_logits
         )
         return found
@@ -46,7 +46,7 @@ def case(request: pytest.FixtureRequest, golden: Golden) -> tuple[Path, Any, Gli
     model = AutoModelForImageTextToText.from_pretrained(folder / "base", dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
-    return folder, model, GlimpseModule.from_official(folder / "new_modules")
+    return folder, model, load_official(folder / "new_modules")
 
 
 def inputs_of(folder: Path) -> dict[str, Tensor]:

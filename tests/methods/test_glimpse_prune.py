@@ -9,7 +9,7 @@ import foveate
 from foveate.errors import CheckpointError, ConfigurationError
 from foveate.glimpse import GlimpseModule
 from foveate.methods import GlimpsePrune
-from tests.core.test_multiturn import follow_up, union
+from tests.engine.test_multiturn import follow_up, union
 from tests.reference import generate, masked_logits
 from tests.tiny import Tiny, make_tiny
 

@@ -10,52 +10,69 @@ import torch
 from torch import Tensor
 
 import foveate
-from foveate import Tap
-from foveate.core.method import ModelInfo
+from foveate import Keep, Tap
+from foveate.core.method import Method
+from foveate.core.view import ModelInfo
 from foveate.errors import BudgetError, ConfigurationError
 from foveate.maths.schedule import average
-from foveate.methods import DART, FastV, KNorm, PyramidDrop, SparseVLM, VScan
-from foveate.methods.base import InsideLLM
+from foveate.methods import DART, DivPrune, FastV, KNorm, PyramidDrop, SparseVLM, ViTCoP, VScan
 from foveate.methods.dart import least_similar
 from foveate.methods.sparsevlm import adaptive_count, raters
-from tests.methods.views import LLAVA, QWEN, chosen, kept, make_view
+from tests.methods.views import LLAVA, QWEN, chosen, kept, make_view, number
 from tests.tiny import Tiny
 
 INSIDE = (DART, FastV, KNorm, PyramidDrop, SparseVLM, VScan)
 
 
-def rows(queries: int, last: list[float]) -> Tensor:
-    """`[n + T, n]` attention in which only the last query's row matters."""
-    return torch.cat([torch.zeros(queries - 1, len(last)), torch.tensor([last])])
+def rows(last: list[float]) -> Tensor:
+    """`[2, n]` attention of two text tokens of which the last one matters."""
+    return torch.tensor([[0.0] * len(last), last])
+
+
+def stage_layers(method: Method, info: ModelInfo = LLAVA) -> list[int]:
+    return [stage.layer for stage in method.stages(info)]
 
 
 # -- budgets -----------------------------------------------------------------------------------------------
 
 
 def test_defaults_are_the_published_schedules() -> None:
-    assert dict(FastV().schedule(LLAVA)) == pytest.approx({2: 0.5})
-    assert dict(PyramidDrop().schedule(LLAVA)) == pytest.approx({8: 0.5, 16: 0.25, 24: 0.125})
-    assert dict(VScan().schedule(LLAVA)) == pytest.approx({0: 96 / 576, 16: 32 / 576})
-    assert dict(VScan().schedule(QWEN)) == pytest.approx({0: 1 / 6, 14: 1 / 18})
+    def shares(method: Method, info: ModelInfo = LLAVA) -> dict[int, float]:
+        keep = method.budget.ratio_of(576)
+        return dict(zip(stage_layers(method, info), method.shares(info, keep), strict=True))
+
+    assert shares(FastV()) == pytest.approx({2: 0.5})
+    assert shares(PyramidDrop()) == pytest.approx({8: 0.5, 16: 0.25, 24: 0.125})
+    assert shares(VScan()) == pytest.approx({0: 96 / 576, 16: 32 / 576})
+    assert shares(VScan(), QWEN) == pytest.approx({0: 1 / 6, 14: 1 / 18})
     for keep, published in ((1 / 3, (300, 200, 110)), (2 / 9, (303, 110, 36)), (1 / 9, (66, 30, 17))):
-        found = SparseVLM(keep=keep).schedule(LLAVA)
-        assert [layer for layer, _ in found] == [2, 6, 15]
+        found = shares(SparseVLM(keep=keep))
+        assert list(found) == [0, 2, 6, 15]
         # the published numbers do not count recycled tokens and average 188, 124 and 62 of 576
-        assert [share * 576 for _, share in found] == pytest.approx(published, rel=0.11)
+        assert [share * 576 for share in list(found.values())[1:]] == pytest.approx(published, rel=0.11)
 
 
 @pytest.mark.parametrize("kind", INSIDE)
 @pytest.mark.parametrize("info", [LLAVA, QWEN, ModelInfo("llava", 12, 8, True)])
 @pytest.mark.parametrize("keep", [0.3, 0.5, 0.9])
-def test_every_schedule_meets_its_average(kind: type[InsideLLM], info: ModelInfo, keep: float) -> None:
-    schedule = kind(keep=keep).schedule(info)
-    assert average(schedule, info.layers) == pytest.approx(keep)
-    shares = [share for _, share in schedule]
-    assert shares == sorted(shares, reverse=True)
+def test_every_schedule_meets_its_average(kind: type[Method], info: ModelInfo, keep: float) -> None:
+    method = kind(keep=keep)
+    shares = method.shares(info, keep)
+    assert average(stage_layers(method, info), shares, info.layers) == pytest.approx(keep)
+    assert list(shares) == sorted(shares, reverse=True)
 
 
 @pytest.mark.parametrize("kind", INSIDE)
-def test_a_real_prefill_meets_the_average(kind: type[InsideLLM], tiny: Tiny) -> None:
+@pytest.mark.parametrize("total", [100, 576, 1000])
+def test_a_number_is_the_average_too(kind: type[Method], total: int) -> None:
+    """`keep=192` of an image of 576 tokens is `keep=1/3`, of one of 1,152 it is 1/6."""
+    wanted = total * 3 // 4
+    for n in (total, 2 * total):
+        assert number(kind(keep=wanted), n) == number(kind(keep=wanted / n), n)
+
+
+@pytest.mark.parametrize("kind", INSIDE)
+def test_a_real_prefill_meets_the_average(kind: type[Method], tiny: Tiny) -> None:
     grid = (16, 16) if tiny.family == "qwen2_5_vl" else (4, 4)
     inputs = tiny.batch([[3, grid, 6]])
     with foveate.prune(tiny.model, kind(keep=0.4)) as trace, torch.no_grad():
@@ -66,14 +83,21 @@ def test_a_real_prefill_meets_the_average(kind: type[InsideLLM], tiny: Tiny) -> 
 
 
 @pytest.mark.parametrize("kind", INSIDE)
-def test_what_a_method_cannot_do_is_refused(kind: type[InsideLLM]) -> None:
+def test_what_a_method_cannot_do_is_refused(kind: type[Method]) -> None:
     with pytest.raises(BudgetError):
         kind(keep=0.0)
-    with pytest.raises(BudgetError):
-        kind(keep=2)  # a number of tokens is no average
+    with pytest.raises(BudgetError, match="without a point"):
+        kind(keep=2.0)
     if kind is not VScan:
-        with pytest.raises(ConfigurationError, match=r"cannot keep 0\.01 .* Compose"):
-            kind(keep=0.01).schedule(LLAVA)
+        for keep in (0.01, 5):
+            with pytest.raises(ConfigurationError, match=r"cannot keep 0\.0\d+ .* Compose"):
+                kind(keep=keep).counts(LLAVA, 576)
+
+
+@pytest.mark.parametrize("kind", [DART, SparseVLM, VScan, DivPrune, ViTCoP])
+def test_a_threshold_needs_scores(kind: type[Method]) -> None:
+    with pytest.raises(ConfigurationError, match="threshold"):
+        kind(keep=Keep(threshold=0.5))
 
 
 def test_contradictory_parameters_are_refused() -> None:
@@ -84,7 +108,13 @@ def test_contradictory_parameters_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="windows"):
         VScan(windows=0)
     with pytest.raises(ConfigurationError, match="more than 40"):
-        VScan(layer=40).schedule(LLAVA)
+        VScan(layer=40).stages(LLAVA)
+    with pytest.raises(ConfigurationError, match=r"layers 0\.\.31"):
+        FastV(layer=32).counts(LLAVA, 576)
+    with pytest.raises(ConfigurationError, match=r"layers 0\.\.31"):
+        PyramidDrop(layers=(8, 32)).stages(LLAVA)
+    with pytest.raises(ConfigurationError, match="no attention"):
+        FastV(layer=0)
     with pytest.raises(ConfigurationError, match="visual_pivots"):
         DART(visual_pivots=0)
     with pytest.raises(ConfigurationError, match="rank_scale"):
@@ -97,15 +127,15 @@ def test_contradictory_parameters_are_refused() -> None:
 
 
 def test_fastv_keeps_what_the_last_token_attends_to() -> None:
-    view = make_view((1, 1, 4), layer=2, attention=rows(6, [0.1, 0.4, 0.2, 0.3]))
+    view = make_view((1, 1, 4), layer=2, attention=rows([0.1, 0.4, 0.2, 0.3]))
     assert kept(FastV(), view) == [1, 3]
 
 
 def test_pyramiddrop_halves_what_entered_not_what_is_left() -> None:
-    attention = rows(10, [0.1, 0.8, 0.2, 0.7, 0.3, 0.6, 0.4, 0.5])
-    memo: dict[str, int] = {}
-    assert kept(PyramidDrop(), make_view((1, 2, 4), layer=8, attention=attention, memo=memo)) == [1, 3, 5, 7]
-    survivors = make_view((1, 1, 4), layer=16, attention=rows(6, [0.8, 0.7, 0.6, 0.5]), memo=memo)
+    attention = rows([0.1, 0.8, 0.2, 0.7, 0.3, 0.6, 0.4, 0.5])
+    assert kept(PyramidDrop(), make_view((1, 2, 4), layer=8, attention=attention)) == [1, 3, 5, 7]
+    alive = torch.tensor([1, 3, 5, 7])
+    survivors = make_view((1, 2, 4), layer=16, attention=rows([0.8, 0.7, 0.6, 0.5]), index=alive)
     assert kept(PyramidDrop(), survivors) == [0, 1]
 
 
@@ -121,8 +151,9 @@ def test_dart_by_hand() -> None:
     def vectors(*degrees: float) -> Tensor:
         return torch.tensor([[math.cos(math.radians(a)), math.sin(math.radians(a))] for a in degrees])
 
-    keys = torch.tensor([[[1.0], [-5.0], [2.0], [3.0], [4.0], [9.0]]])
-    view = make_view((1, 2, 2), layer=2, keys=keys, hidden=vectors(20, 0, -60, 180), text=vectors(0, 90))
+    keys, text_keys = torch.tensor([[[1.0], [-5.0], [2.0], [3.0]]]), torch.tensor([[[4.0], [9.0]]])
+    hidden, text = vectors(20, 0, -60, 180), vectors(0, 90)
+    view = make_view((1, 2, 2), layer=2, keys=keys, text_keys=text_keys, hidden=hidden, text=text)
     method = DART(keep=(2 + 30 * 0.75) / 32, visual_pivots=1, text_pivots=1)
     assert kept(method, view) == [1, 2, 3]
 
@@ -169,7 +200,7 @@ def test_sparsevlm_keeps_the_best_rated_and_recycles() -> None:
     # the 31 others (9..17), whose mean stands at its centre.
     n = 40
     rating = torch.linspace(1, 0, n)
-    attention = torch.cat([torch.zeros(n, n), rating[None] * 0.9, rating[None] * 0.1])
+    attention = torch.cat([rating[None] * 0.9, rating[None] * 0.1, 1 - rating[None]])  # the last one is no rater
     hidden = torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
     view = make_view((1, 5, 8), layer=2, attention=attention, hidden=hidden, memo={"raters": torch.tensor([0, 1])})
     method = SparseVLM()
@@ -207,11 +238,11 @@ def test_vscan_scans_globally_and_in_every_window() -> None:
     found = chosen(method, view)
     assert found.index.tolist() == [0, 1, 8, 15]
     assert found.merge is not None
-    owners = dict(zip(found.merge.source.tolist(), found.merge.target.tolist(), strict=True))
+    owners = dict(zip(found.merge.source.tolist(), found.merge.entry_target.tolist(), strict=True))
     assert (owners[2], owners[7]) == (0, 3)
     out = found.apply(torch.ones(16, 1))
     assert out.squeeze(1).tolist() == pytest.approx([1.0] * 4)  # means
     # the second stage: a third of the four, by the last token's attention
-    late = make_view((1, 1, 4), layer=16, attention=rows(6, [0.1, 0.2, 0.4, 0.3]), memo={"entered": 16})
+    late = make_view((1, 4, 4), layer=16, attention=rows([0.1, 0.2, 0.4, 0.3]), index=found.index)
     assert kept(method, late) == [2]
     assert Tap("received") in VScan().taps(QWEN)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import foveate
-from foveate.core.method import ModelInfo
+from foveate.core.view import ModelInfo
 from foveate.errors import BudgetError, ConfigurationError
 from foveate.maths.clustering import density_peaks
 from foveate.maths.copruning import select_and_merge
@@ -50,7 +50,7 @@ def test_official_is_for_llava(tiny_qwen: Tiny) -> None:
 @settings(max_examples=300, deadline=None)
 def test_budgets_shrink_and_average_to_keep(keep: float, n: int, layers: int) -> None:
     info, method = ModelInfo("llava", layers, 24, True), ViTCoP(keep=keep)
-    first, shallow, deep = method.budgets(n, info)
+    first, shallow, deep = method.counts(info, n)
     assert n >= first >= shallow >= deep >= 1
     a, b = method.layers(info)
     average = (first * a + shallow * (b - a) + deep * (layers - b)) / (layers * n)

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 import foveate
-from foveate.core.method import ModelInfo
+from foveate.core.view import ModelInfo
 from foveate.maths.clustering import density_peaks
 from foveate.maths.copruning import select_and_merge
 from foveate.methods import ViTCoP
@@ -62,7 +62,7 @@ def groups(found: foveate.Selection) -> dict[int, list[int]]:
     """Members by target (the added target itself, weight 1, is not a member)."""
     result: dict[int, set[int]] = {}
     assert found.merge is not None
-    for target, source in zip(found.merge.target.tolist(), found.merge.source.tolist(), strict=True):
+    for target, source in zip(found.merge.entry_target.tolist(), found.merge.source.tolist(), strict=True):
         result.setdefault(int(found.index[target]), set()).add(source)
     return {k: sorted(v) for k, v in result.items()}
 
@@ -83,12 +83,12 @@ def test_budgets(golden: Golden) -> None:
     for case in budgets["published"]:
         method = ViTCoP(keep=case["pruned_ratio"])
         wanted = (case["stage1_tokens"], case["shallow_token_num"], case["deep_token_num"])
-        assert method.budgets(case["image_tokens"], info) == wanted
+        assert method.counts(info, case["image_tokens"]) == wanted
         assert method.layers(info) == (budgets["shallow_pruned_layer"], budgets["deep_pruned_layer"])
-        assert method.shares(info) == (case["vision_keep_ratio"], case["cluster_percentage"])
-        assert int(method.shares(info)[1] * wanted[0]) == case["num_cluster_centers"]
+        assert method.preset(info, case["pruned_ratio"]) == (case["vision_keep_ratio"], case["cluster_percentage"])
+        assert int(method.preset(info, case["pruned_ratio"])[1] * wanted[0]) == case["num_cluster_centers"]
         exact = ViTCoP(keep=round(case["pruned_ratio"] * 9) / 9)
-        assert exact.budgets(case["image_tokens"], info) == wanted
+        assert exact.counts(info, case["image_tokens"]) == wanted
     for case in budgets["other"]:
         found = stage_budgets(
             case["pruned_ratio"], case["vision_keep_ratio"], case["stage1_tokens"], layers,

@@ -1,4 +1,4 @@
-"""Views made by hand: the visual tokens of one image, then text, in one sequence without padding."""
+"""Views made by hand, and what a method keeps of them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from foveate import Selection, Tap, View
-from foveate.core.grid import Grid
-from foveate.core.method import Choice, Method, ModelInfo, Stage
-from foveate.core.view import RowState
-from foveate.engine.layout import Group
+from foveate.core.method import Method
+from foveate.core.selection import resolve
+from foveate.core.view import ModelInfo
 
-LLAVA = ModelInfo("llava", 32, 24, True)
-QWEN = ModelInfo("qwen2_5_vl", 28, 32, False)
+LLAVA = ModelInfo("llava", 32, 24, True, 4)
+QWEN = ModelInfo("qwen2_5_vl", 28, 32, False, 4)
 
 
 def make_view(
@@ -26,44 +25,31 @@ def make_view(
     hidden: Tensor | None = None,
     text: Tensor | None = None,
     keys: Tensor | None = None,
+    text_keys: Tensor | None = None,
     attention: Tensor | None = None,
+    index: Tensor | None = None,
     info: ModelInfo = LLAVA,
     memo: dict[str, Any] | None = None,
 ) -> View:
-    """A view of `n = t*h*w` visual tokens followed by T text tokens.
-
-    Args:
-        hidden: `[n, D]`; text: `[T, D]`.
-        keys: `[H, n + T, d]` of the previous layer.
-        attention: `[n + T, n]` of each query (a row per place) over the visual tokens, for one head.
-    """
-    n = Grid(*grid).size
-    hidden = torch.zeros(n, 1) if hidden is None else hidden
-    text = torch.zeros(2, hidden.shape[1]) if text is None else text
-    visual = torch.tensor([True] * n + [False] * len(text))
-    place = torch.arange(n)
-
-    def read_keys() -> Tensor:
-        assert keys is not None
-        return keys
-
-    def rows(queries: Tensor) -> Tensor:
-        assert attention is not None
-        return torch.nn.functional.pad(attention[queries], (0, len(text)))[None]
-
-    state = RowState(torch.cat([hidden, text]), None, visual, len(text), read_keys, rows)
-    group = Group(0, 0, (Grid(*grid),), place, dict(taps or {}), place)
-    return View(info, layer, place, group.grids, 0, {} if memo is None else memo, group, place, state)
+    """`View.of`, where `hidden` may be left out and attention `[T, n]` is that of a single head."""
+    if hidden is None:
+        hidden = torch.zeros(grid[0] * grid[1] * grid[2] if index is None else len(index), 1)
+    return View.of(
+        hidden, grid=grid, layer=layer, taps=taps, text=text, keys=keys, text_keys=text_keys, index=index, info=info,
+        attention=None if attention is None else attention[None], memo=memo,
+    )  # fmt: skip
 
 
 def chosen(method: Method, view: View) -> Selection:
-    """What the method chooses at the view's layer."""
-    choice: Choice = method.select(Stage(view.layer), view)
-    if isinstance(choice, Selection):
-        return choice
-    return Selection.from_mask(choice) if choice.dtype == torch.bool else Selection(len(view), choice)
+    """What the method chooses at the view's layer, checked as a runtime checks it."""
+    return resolve([method.select(view)], [len(view)], method.name)[0]
 
 
 def kept(method: Method, view: View) -> list[int]:
     """Indices of the survivors."""
     return chosen(method, view).index.tolist()
+
+
+def number(method: Method, n: int, info: ModelInfo = LLAVA) -> list[int]:
+    """Tokens of `n` alive after each stage."""
+    return list(method.counts(info, n))

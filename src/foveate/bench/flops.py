@@ -106,8 +106,7 @@ def tokens_per_layer(trace: PrefillTrace, row: int) -> list[int]:
     for layer in range(trace.layers):
         dropped = 0
         for group in groups:
-            alive = group.alive_at(layer)
-            dropped += 0 if alive is None else len(group.columns) - len(alive)
+            dropped += group.shown - len(group.alive_at(layer))
         counts.append(own - dropped)
     return counts
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-import foveate
 from foveate.bench.flops import Flops, count
 from foveate.core.method import Method
+from foveate.engine.attach import prune
 from foveate.families.geometry import Geometry
 from foveate.specs.settings import Setting
 from foveate.trace.records import PrefillTrace
@@ -118,7 +118,7 @@ def timed_call(
     """Times of one call and its trace; the device is idle before and after."""
     clock = Clock()
     gc.collect()
-    with foveate.prune(model, method) as trace, torch.inference_mode():
+    with prune(model, method) as trace, torch.inference_mode():
         synchronise(model)
         started = time.perf_counter()
         model.generate(

@@ -8,13 +8,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from foveate.bench.job import Job
+from foveate.bench.subject import prepare
 from foveate.core.method import Method
 from foveate.errors import FoveateError
 from foveate.inference.answer import generate
@@ -26,22 +28,6 @@ PROCESS = "most resident memory of a fresh process during generate, weights and 
 
 class MeasurementError(FoveateError, RuntimeError):
     """A measurement did not come to its end."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """How a process of its own gets the same model and prompt. Paths and numbers only, so that it is JSON."""
-
-    model: str
-    tokens: int | None
-    image: str | None
-    question: str
-    batch: int
-    new_tokens: int
-    dtype: str
-    attention: str | None
-    seed: int
-    threads: int
 
 
 def cuda_peak(model: Any, inputs: dict[str, Tensor], method: Method | None, new_tokens: int) -> int:
@@ -77,8 +63,6 @@ def process_peaks(job: Job, settings: Sequence[Setting], on_done: Callable[[], N
 
 
 def _weigh(task: dict[str, Any]) -> int:
-    from foveate.bench.subject import prepare
-
     job, setting = Job(**task["job"]), Setting(**task["setting"])
     torch.set_num_threads(job.threads)
     workload = prepare(job)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from foveate.bench import memory
+from foveate.bench.job import Job
 from foveate.bench.measure import Result, measure
-from foveate.bench.memory import Job
 from foveate.bench.report import report
 from foveate.bench.subject import Workload, prepare
 from foveate.files.environment import facts

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate import zoo
-from foveate.bench.memory import Job
+from foveate.bench.job import Job
 from foveate.data.images import open_image
 from foveate.errors import ConfigurationError
 from foveate.families import presets, prompts

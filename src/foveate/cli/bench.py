@@ -38,7 +38,7 @@ def bench(
     from torch import get_num_threads
 
     from foveate import zoo
-    from foveate.bench.memory import Job
+    from foveate.bench.job import Job
     from foveate.bench.run import calls, run
     from foveate.specs.settings import grid, parse_keeps
 

@@ -20,7 +20,10 @@ Model = Annotated[str | None, typer.Option(help="Folder, Hub id or zoo name; def
 Data = Annotated[str, typer.Option(help="scenes, scenes:SPLIT, a .jsonl, .json or .parquet file, or a saved dataset.")]
 Methods = Annotated[list[str], typer.Option(help="Name, name:parameter=value,... or a foveate.json; repeatable.")]
 Keeps = Annotated[list[str], typer.Option(help="Ratios, fractions or counts, e.g. 1/9,0.5; repeatable.")]
-Metric = Annotated[str, typer.Option(help="exact_match, contains, vqa_accuracy, anls, relaxed_accuracy.")]
+Metric = Annotated[
+    str,
+    typer.Option(help="exact_match, contains, multiple_choice, vqa_accuracy, anls, relaxed_accuracy; lmms:NAME."),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use the first samples only.")]
 Batch = Annotated[int, typer.Option(min=1, help="Questions per batch.")]
 NewTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
@@ -108,8 +111,9 @@ def table(found: dict[str, Any]) -> Table:
     title = f"{found['run']['model']} on {found['run']['data']}, {found['results'][0]['samples']} samples"
     if found["skipped"]:
         title += f", {len(found['skipped'])} skipped"
-    headers = ["setting", f"{found['metric']} %", "95 %", "retained %", "tokens\nper layer", "kept %", "prefill\nms"]
-    shown = make_table([*headers, "KV kB"], title, "95 % bootstrap intervals; times are medians per sample")
+    headers = ["setting", f"{found['metric']} %", "95 %", "retained %", "tokens\nper layer", "kept %"]
+    caption = "95 % bootstrap intervals; times are medians per sample; first token: vision and prefill"
+    shown = make_table([*headers, "first token\nms", "prefill\nms", "KV kB"], title, caption)
     for row in found["results"]:
         low, high = row["score_interval"]
         add_row(
@@ -120,6 +124,7 @@ def table(found: dict[str, Any]) -> Table:
             "-" if row["retention"] is None else f"{row['retention']:.1%}",
             f"{row['kept_tokens']:.1f}",
             f"{row['kept']:.1%}",
+            f"{row['ttft_ms']:.2f}",
             f"{row['prefill_ms']:.2f}",
             f"{row['kv_bytes'] / 1000:.1f}",
         )

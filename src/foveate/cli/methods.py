@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Annotated
+import inspect
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,7 +14,7 @@ from foveate.cli.show import add_row, make_table
 def methods(name: Annotated[str | None, typer.Argument(help="Show one method in full.")] = None) -> None:
     """List the pruning methods with parameters, families and whether they are verified."""
     from foveate.families import registry as families
-    from foveate.methods import find, registry
+    from foveate.methods import find, parameters_of, registry
 
     if name is not None:
         kind = find(name)
@@ -24,14 +24,12 @@ def methods(name: Annotated[str | None, typer.Argument(help="Show one method in 
     table = make_table(headers, left=True, show_lines=True)
     served = ", ".join(sorted(families()))
     for key, kind in registry().items():
-        fields = dataclasses.fields(kind)  # type: ignore[arg-type]
-        parameters = ", ".join(f"{f.name}={_short(f)}" for f in fields)
+        parameters = ", ".join(f"{name}={_short(value)}" for name, value in parameters_of(kind).items())
         add_row(table, key, parameters, served, kind.verified or "no", kind.paper or "-")
     Console().print(table)
 
 
-def _short(field: dataclasses.Field[object]) -> str:
-    value = field.default
-    if value is dataclasses.MISSING:
+def _short(value: Any) -> str:
+    if value is inspect.Parameter.empty:
         return "?"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

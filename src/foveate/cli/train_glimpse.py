@@ -22,7 +22,7 @@ ModulePairs = Annotated[
 ]
 
 
-class Kind(StrEnum):
+class ObjectiveKind(StrEnum):
     """Training objectives."""
 
     boxes = "boxes"
@@ -43,7 +43,9 @@ def glimpse(
     model: Annotated[str, typer.Option(help="Base model: hub id, folder or zoo name.")],
     data: Annotated[str, typer.Option(help="Table (.jsonl, .json, .parquet, saved dataset) or scenes[:SPLIT].")],
     out: Annotated[Path, typer.Option(help="Folder for the module and its checkpoints.")],
-    objective: Annotated[Kind, typer.Option(help="boxes: evidence boxes; distill: no labels needed.")] = Kind.boxes,
+    objective: Annotated[
+        ObjectiveKind, typer.Option(help="boxes: evidence boxes; distill: no labels needed.")
+    ] = ObjectiveKind.boxes,
     eval_data: Annotated[str | None, typer.Option(help="Evaluate on this at every eval_steps.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first rows only.")] = None,
     eval_limit: Annotated[int, typer.Option(min=1, help="The same for evaluation.")] = 200,
@@ -59,9 +61,9 @@ def glimpse(
 ) -> None:
     """Train a glimpse module for a frozen model. bf16, checkpointing, logging and so on: --set NAME=VALUE."""
     check_packages("`foveate train glimpse`", "train", "accelerate", "yaml")
-    from foveate.training.glimpse.run import Settings, train
+    from foveate.training.glimpse.run import GlimpseSettings, train
 
-    settings = Settings(
+    settings = GlimpseSettings(
         model=model,
         data=data,
         out=out,
@@ -97,10 +99,10 @@ def _report(out: Path, metrics: dict[str, float]) -> None:
     typer.echo(f"module in {out}{kept}")
 
 
-def _objective(kind: Kind, keep_target: float, weights: list[str] | None) -> Any:
+def _objective(kind: ObjectiveKind, keep_target: float, weights: list[str] | None) -> Any:
     from foveate.training.glimpse.objectives import Objective
 
-    boxes, distill = float(kind != Kind.distill), float(kind != Kind.boxes)
+    boxes, distill = float(kind != ObjectiveKind.distill), float(kind != ObjectiveKind.boxes)
     fields = {"localization": boxes, "language": boxes, "distillation": distill, "keep_target": keep_target}
     given = {name: value(text) for name, text in pairs(weights, "--loss").items()}
     unknown = given.keys() - Objective.__dataclass_fields__.keys()

@@ -58,9 +58,9 @@ def plus(
         return
     if model is None or data is None or out is None:
         raise ConfigurationError("give --model, --data and --out, or a whole schedule with --config")
-    from foveate.training.plus.run import Settings, train
+    from foveate.training.plus.run import PlusSettings, train
 
-    settings = Settings(
+    settings = PlusSettings(
         model=model,
         data=data,
         out=out,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 CHUNK_BYTES = 64 * 1024 * 1024
 """Upper bound for one float32 block of attention scores."""
@@ -72,22 +71,3 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding in the half-split convention; `x` `[..., n, d]`, `cos`/`sin` broadcast to it."""
     half = x.shape[-1] // 2
     return x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin
-
-
-def project_heads(layer: nn.Module, hidden: Tensor, which: str, cos: Tensor, sin: Tensor) -> Tensor:
-    """Queries (`which="q"`) or keys (`"k"`) of a decoder layer for given inputs, after rotary embedding.
-
-    Args:
-        layer: decoder layer with `input_layernorm` and `self_attn.{q,k}_proj`.
-        hidden: `[n, D]` inputs of the layer.
-        cos, sin: `[n, d]`.
-
-    Returns:
-        `[H, n, d]`.
-    """
-    attn: Any = layer.self_attn
-    x = getattr(attn, f"{which}_proj")(layer.input_layernorm(hidden))  # type: ignore[operator]
-    x = x.view(hidden.shape[0], -1, attn.head_dim)
-    norm = getattr(attn, f"{which}_norm", None)  # Qwen3 normalises queries and keys per head
-    x = x if norm is None else norm(x)
-    return rotate(x.transpose(0, 1), cos.to(x.dtype), sin.to(x.dtype))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
+from numbers import Integral, Real
 from typing import Literal
 
 import torch
@@ -14,14 +15,16 @@ from foveate.errors import BudgetError
 Per = Literal["image", "prompt"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Keep:
-    """A budget of visual tokens.
+    """A budget of visual tokens. A whole number is always a number of tokens, a float always a share of them: `cap=1`
+    is one token, `cap=1.0` all of them, and the two are different budgets.
 
     Exactly one of `ratio`, `count` and `threshold` is given:
 
     Args:
-        ratio: share of the tokens, in (0, 1]; rounded down, as the papers' code does.
+        ratio: share of the tokens, in (0, 1]; rounded down, as the papers' code does, but a ratio that is k/n up to
+            rounding error keeps k of n.
         count: number of tokens, at least 1; never more than there are.
         threshold: keep tokens whose score is strictly greater; the number depends on the input.
         floor: at least this many tokens survive (the best ones fill up).
@@ -48,35 +51,92 @@ class Keep:
             )
         if self.ratio is not None:
             _check_ratio("ratio", self.ratio)
+            object.__setattr__(self, "ratio", float(self.ratio))
         if self.count is not None:
             _check_count("count", self.count, least=1)
-        if self.threshold is not None and not math.isfinite(self.threshold):
-            raise BudgetError(f"Keep(threshold={self.threshold}) must be a finite number.")
+        if self.threshold is not None:
+            if isinstance(self.threshold, bool) or not math.isfinite(self.threshold):
+                raise BudgetError(f"Keep(threshold={self.threshold}) must be a finite number.")
+            object.__setattr__(self, "threshold", float(self.threshold))
+        self._check_limits()
+
+    def _check_limits(self) -> None:
         _check_count("floor", self.floor, least=0)
         if isinstance(self.cap, float):
             _check_ratio("cap", self.cap)
         elif self.cap is not None:
             _check_count("cap", self.cap, least=1)
-        if isinstance(self.cap, int) and self.cap < self.floor:
-            raise BudgetError(f"Keep(cap={self.cap}) is below floor={self.floor}; raise the cap or lower the floor.")
+            if self.cap < self.floor:
+                raise BudgetError(
+                    f"Keep(cap={self.cap}) is below floor={self.floor}; raise the cap or lower the floor."
+                )
         if self.per not in ("image", "prompt"):
             raise BudgetError(f"Keep(per={self.per!r}) must be 'image' or 'prompt'.")
 
+    def __eq__(self, other: object) -> bool:
+        return self._key == other._key if isinstance(other, Keep) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple[object, ...]:
+        """Its values with their kinds: 1 == 1.0 in Python, one token and all tokens are not."""
+        return tuple((type(value), value) for value in astuple(self))
+
     @classmethod
     def of(cls, value: Keep | float | int, per: Per = "image") -> Keep:
-        """Read a budget as users write it: `0.11` is a ratio, `64` a count (`1` is the ratio 1.0)."""
+        """Read a budget as users write it: a float is a ratio (`0.11`; `1.0` keeps everything), a whole number is a
+        number of tokens (`64`; `1` keeps a single one).
+
+        Raises:
+            BudgetError: neither, or out of range.
+        """
         if isinstance(value, Keep):
             return value
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise BudgetError(f"keep={value!r} must be a ratio in (0, 1], a whole number of tokens or a Keep.")
-        if isinstance(value, int) and value > 1:
-            return cls(count=value, per=per)
+        if isinstance(value, Integral):
+            return cls(count=int(value), per=per)
+        if value > 1:
+            raise BudgetError(
+                f"keep={value!r} is a ratio above 1; write a number of tokens without a point (keep={value:.0f})."
+            )
         return cls(ratio=float(value), per=per)
+
+    def ratio_of(self, n: int) -> float:
+        """The budget as a share of `n` tokens.
+
+        Raises:
+            BudgetError: for a threshold, whose number depends on the scores.
+        """
+        if self.ratio is not None:
+            return self.ratio
+        if self.count is not None:
+            return min(1.0, self.count / max(n, 1))
+        raise BudgetError("A threshold budget has no share before the scores are known.")
+
+    def share(self, ratio: float) -> Keep:
+        """The same floor, cap and scope with another ratio."""
+        return replace(self, ratio=ratio, count=None, threshold=None)
+
+    @property
+    def plain(self) -> float | int | str:
+        """As users write it, for traces and tables."""
+        kind = self.ratio if self.ratio is not None else self.count
+        if kind is not None and self == (Keep(ratio=self.ratio) if self.count is None else Keep(count=self.count)):
+            return kind
+        return repr(self)
 
     @property
     def is_everything(self) -> bool:
         """Whether no token can ever be dropped, whatever the input."""
-        return self.ratio == 1.0 and self.cap is None
+        return self.ratio == 1.0 and self.caps_nothing
+
+    @property
+    def caps_nothing(self) -> bool:
+        """Whether there is no cap, or one at all tokens."""
+        return self.cap is None or (isinstance(self.cap, float) and self.cap == 1.0)
 
     def size(self, n: int) -> int:
         """Number of tokens to keep of `n` for ratio and count budgets.
@@ -87,11 +147,15 @@ class Keep:
         if n == 0:
             return 0
         if self.ratio is not None:
-            wanted = int(self.ratio * n)
+            wanted = part(self.ratio, n)
         elif self.count is not None:
             wanted = self.count
         else:
             raise BudgetError("A threshold budget has no size before the scores are known; use `choose`.")
+        return self.limited(wanted, n)
+
+    def limited(self, wanted: int, n: int) -> int:
+        """A number of tokens of `n` within floor and cap."""
         return max(min(wanted, self._cap(n)), min(self.floor, n))
 
     def choose(self, score: Tensor) -> Tensor:
@@ -115,7 +179,13 @@ class Keep:
     def _cap(self, n: int) -> int:
         if self.cap is None:
             return n
-        return min(n, int(self.cap * n) if isinstance(self.cap, float) else self.cap)
+        return min(n, part(self.cap, n) if isinstance(self.cap, float) else self.cap)
+
+
+def part(share: float, n: int) -> int:
+    """A share of `n` in whole numbers: rounded down, but k for a share that is k/n up to rounding error (0.29 of 100 is
+    29, although `0.29 * 100 < 29` in floating point)."""
+    return math.floor(share * n * (1 + 1e-9))
 
 
 def top(score: Tensor, k: int) -> Tensor:
@@ -124,7 +194,7 @@ def top(score: Tensor, k: int) -> Tensor:
 
 
 def _check_ratio(name: str, value: float) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 1:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value <= 1:
         raise BudgetError(f"Keep({name}={value!r}) must lie in (0, 1]; 1/9 keeps every ninth token on average.")
 
 

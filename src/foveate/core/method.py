@@ -6,41 +6,26 @@ import dataclasses
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from foveate.core.budget import Keep, Per
-from foveate.core.selection import Selection
-
-if TYPE_CHECKING:
-    from foveate.core.probe import Probe
-    from foveate.core.view import View
-    from foveate.engine.layout import Layout
-    from foveate.engine.masks import Later
+from foveate.core.probe import Probe
+from foveate.core.selection import Choice, Selection
+from foveate.core.view import ModelInfo, Tap, View
+from foveate.errors import ConfigurationError
 
 BEFORE_LLM = 0
 """Stage layer of the before-LLM seam: tokens dropped here enter no decoder layer."""
 
-Choice = Selection | Tensor
-"""What a method returns: a Selection, sorted indices `[m]` (int64) or a boolean mask `[n]`."""
+Positions = Literal["original", "contiguous", "index"]
+"""`"original"` keeps the position ids. The other two exist to reproduce published code: `"contiguous"` renumbers the
+survivors 0.., `"index"` numbers them by their place in the sequence that enters a stage (before its drop)."""
 
-
-@dataclass(frozen=True)
-class Tap:
-    """Something to read in the vision tower; a value per visual token that enters the language model.
-
-    Attributes:
-        kind: `"received"`: attention that a token receives (from the class token if the tower has one, else
-            from all tokens of its image), summed over heads, `[N]`. `"keys"`: key features before rotary
-            embedding, heads concatenated, `[N, D]`. `"hidden"`: output of a block, `[N, D]`.
-        block: index of the vision block; negative counts from the end. None lets the family choose its
-            best block for the purpose (last block with global attention that feeds the projector).
-    """
-
-    kind: Literal["received", "keys", "hidden"]
-    block: int | None = None
+Reads = Literal["nothing", "keys", "attention"]
+"""What a method reads in the layer before a stage: `View.keys`, or `View.attention` (and keys)."""
 
 
 @dataclass(frozen=True)
@@ -51,66 +36,103 @@ class Stage:
         layer: 0 is before the language model, k >= 1 before decoder layer k (0-based: layers k, k+1, ... see
             the survivors only). With `compact_earlier` it may be the number of layers: then all layers read
             everything and only the KV cache is pruned.
-        queries: whether `View.attention` will be called, so that layer k-1's input must be held.
+        reads: what `choose` reads of the decoder layer before; nothing else of it is held.
         compact_earlier: also remove the dropped tokens from the KV caches of layers 0..k-1.
-        positions: `"original"` keeps the position ids; the other two exist to reproduce published code:
-            `"contiguous"` renumbers the survivors 0.., `"index"` numbers them by their place in the sequence
-            that enters this stage (before its drop).
+        positions: of the survivors; None: the method's.
     """
 
     layer: int
-    queries: bool = False
+    reads: Reads = "nothing"
     compact_earlier: bool = False
-    positions: Literal["original", "contiguous", "index"] = "original"
+    positions: Positions | None = None
 
 
-@dataclass(frozen=True)
-class ModelInfo:
-    """What a method may know of the model before it sees an input.
-
-    Attributes:
-        family: name of the family adapter.
-        layers: number of decoder layers.
-        tower_blocks: number of vision blocks.
-        has_class_token: whether `Tap("received")` is the class token's attention.
-    """
-
-    family: str
-    layers: int
-    tower_blocks: int
-    has_class_token: bool
-
-
-class Method(ABC):
+@dataclass(frozen=True, eq=False)  # else a subclass that wants identity would inherit an equality of `keep` alone
+class Method:
     """Base of all methods. Subclass as a frozen dataclass: its fields are its configuration.
+
+    A method says where it selects (`stages`), which share of an image's tokens is alive after each stage (`shares`; one
+    stage needs no answer) and which tokens these are (`choose`).
 
     Class attributes:
         name: key in the registry, derived from the class name unless given.
         paper: where it is published.
         verified: by what the implementation was verified, or None.
-        per: whether a `View` holds one image (the default) or all images of a prompt.
-        decode_from_cache: decode at the positions that follow the *pruned* prompt (only to reproduce
-            published code that does so); otherwise decoding continues after the original positions.
+        adaptive: whether the number kept can depend on what is seen, other than by a threshold in `keep`.
+        takes_threshold: whether `keep` may be a threshold.
+        takes_prompt: whether `keep` may be a budget over all images of a prompt; not for methods that work on one grid.
+
+    Args:
+        keep: average number of visual tokens per decoder layer over the unpruned number, as a ratio in (0, 1]; or that
+            average number itself, as a count (1 is one token, 1.0 is everything); or a `Keep`. It always means the
+            average, wherever a method prunes. A method whose own default is None may leave it open.
+        positions: position ids of the survivors; papers' code for LLaVA renumbers them (`"contiguous"`).
+
+    Raises:
+        BudgetError: a keep that is out of range.
+        ConfigurationError: a kind of budget that the method cannot use, or unknown positions.
     """
 
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     verified: ClassVar[str | None] = None
-    per: Per = "image"
-    decode_from_cache: bool = False
+    adaptive: ClassVar[bool] = False
+    takes_threshold: ClassVar[bool] = False
+    takes_prompt: ClassVar[bool] = True
+
+    keep: Keep | float | int | None = 1 / 9
+    positions: Positions = field(default="original", kw_only=True)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:
             cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z]*[a-z])", "_", cls.__name__).lower()
 
-    @abstractmethod
+    def __post_init__(self) -> None:
+        if self.positions not in ("original", "contiguous", "index"):
+            raise ConfigurationError(
+                f"{self.name}: positions={self.positions!r} must be original, contiguous or index."
+            )
+        if self.keep is None and type(self).keep is None:
+            return
+        object.__setattr__(self, "keep", Keep.of(self.keep))  # type: ignore[arg-type]
+        if self.budget.threshold is not None and not self.takes_threshold:
+            raise ConfigurationError(f"{self.name} has no scores to compare with a threshold; give a ratio or a count.")
+        if self.budget.per == "prompt" and not self.takes_prompt:
+            raise ConfigurationError(f"{self.name} works on the grid of one image; use Keep(..., per='image').")
+
+    # -- what a subclass says ----------------------------------------------------------------------------
+
     def stages(self, info: ModelInfo) -> Sequence[Stage]:
-        """Where this method selects on such a model, in increasing order of layer.
+        """Where this method selects on such a model, in increasing order of layer; by default before the model.
 
         Raises:
             ConfigurationError: if the configuration does not fit the model.
         """
+        return (Stage(BEFORE_LLM),)
+
+    def shares(self, info: ModelInfo, keep: float) -> Sequence[float]:
+        """Share of an image's tokens alive after each stage, so that the average over all layers is `keep`.
+
+        Raises:
+            ConfigurationError: if the average cannot be met on such a model.
+        """
+        stages = self.stages(info)
+        if len(stages) != 1:
+            raise ConfigurationError(
+                f"{self.name} has {len(stages)} stages, so it must say in `shares` how its budget is spread over them "
+                "(or set keep = None and override `select`, if its number depends on what is seen)."
+            )
+        (stage,), depth = stages, info.layers
+        start = stage.layer
+        if not 0 <= start < depth + stage.compact_earlier:
+            raise ConfigurationError(
+                f"{self.name} selects before layer {start}, but the model has layers 0..{depth - 1}."
+            )
+        share = (keep * depth - start) / max(depth - start, 1)
+        if share <= 0:
+            raise ConfigurationError(unreachable(self.name, keep, start, depth, start / depth))
+        return (share,)
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
         """What this method reads in the vision tower; only these taps are installed."""
@@ -120,54 +142,104 @@ class Method(ABC):
         """Tokens to append behind the prompt; they are removed at the method's last stage."""
         return None
 
-    def later(self, layout: Layout, layer: int) -> Later | None:
-        """What tokens behind the prompt must not see in `layer` (only when a completion runs along, for training)."""
-        return None
+    def choose(self, view: View, count: int) -> Choice:
+        """Choose `count` of the view's tokens, fewer than there are; called once per image (or prompt) and stage."""
+        raise NotImplementedError(f"{type(self).__name__} must define `choose` (or `select`).")
 
-    @abstractmethod
-    def select(self, stage: Stage, view: View) -> Choice:
-        """Choose among the tokens of one view; called once per image (or prompt) and stage."""
+    # -- what a runtime asks -----------------------------------------------------------------------------
+
+    @property
+    def budget(self) -> Keep:
+        """`keep` with its kind.
+
+        Raises:
+            ConfigurationError: for a method whose `keep` was left open.
+        """
+        if self.keep is None:
+            raise ConfigurationError(f"{self.name} was given no keep; its number of tokens depends on the input.")
+        return Keep.of(self.keep)
+
+    @property
+    def per(self) -> Per:
+        """Whether a `View` holds one image or all images of a prompt."""
+        return "image" if self.keep is None else self.budget.per
+
+    @property
+    def prunes(self) -> bool:
+        """Whether anything can ever be dropped; if not, no stage, tap or probe is installed."""
+        return self.keep is None or not self.budget.is_everything
+
+    @property
+    def decode_from_cache(self) -> bool:
+        """Decode at the positions that follow the *pruned* prompt, as published code does that renumbers; else decoding
+        continues after the original positions."""
+        return self.positions != "original"
+
+    def counts(self, info: ModelInfo, entered: int) -> Sequence[int]:
+        """Tokens alive after each stage of those that the method was given.
+
+        Raises:
+            ConfigurationError: if the average cannot be met for an image of this size.
+        """
+        budget = self.budget
+        shares = self.shares(info, budget.ratio_of(entered))
+        return [budget.share(min(1.0, share)).size(entered) for share in shares]
+
+    def check(self, info: ModelInfo) -> None:
+        """Raise before a prefill what would be raised in the middle of it.
+
+        Raises:
+            ConfigurationError: the budget cannot be met on such a model.
+        """
+        if self.keep is not None and self.budget.ratio is not None:
+            self.shares(info, self.budget.ratio)
+
+    def select(self, view: View) -> Choice:
+        """The choice at `view.layer`. Override it only where the number depends on what is seen."""
+        layers = [stage.layer for stage in self.stages(view.info)]
+        count = self.counts(view.info, view.entered)[layers.index(view.layer)]
+        if count >= len(view):
+            return Selection.everything(len(view), view.device)
+        return self.choose(view, count)
 
     def parameters(self) -> dict[str, Any]:
         """The configuration as plain values, for traces and tables."""
-        if not dataclasses.is_dataclass(self):
-            return {}
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+        if "keep" in found and isinstance(found["keep"], Keep):
+            found["keep"] = found["keep"].plain
+        return {name: value for name, value in found.items() if not (name == "positions" and value == "original")}
 
     def __str__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.parameters().items())})"
 
 
-@dataclass(frozen=True)
-class Score(Method):
-    """A method that gives one number per visual token at one stage; `Keep` does the rest.
+@dataclass(frozen=True, eq=False)
+class Score(Method, ABC):
+    """A method that gives one number per visual token; its `Keep` does the rest, a threshold included.
 
-    Subclasses define `score(view) -> [n]`, higher is better, and may override `stages` and `taps`.
-
-    Args:
-        keep: budget at that stage (ratio, count or `Keep`).
-        layer: stage layer, 0 = before the language model.
+    Subclasses define `score(view) -> [n]`, higher is better. With a threshold as `keep`, every stage keeps what scores
+    above it.
     """
 
-    keep: Keep | float | int = 1 / 9
-    layer: int = BEFORE_LLM
+    takes_threshold = True
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "keep", Keep.of(self.keep))
-        object.__setattr__(self, "per", self.budget.per)
+    def choose(self, view: View, count: int) -> Choice:
+        return Keep(count=count).choose(self.score(view))
 
-    @property
-    def budget(self) -> Keep:
-        return Keep.of(self.keep)
-
-    def stages(self, info: ModelInfo) -> Sequence[Stage]:
-        return (Stage(self.layer),)
-
-    def select(self, stage: Stage, view: View) -> Choice:
-        if self.budget.is_everything:
-            return Selection.everything(len(view), view.device)
-        return self.budget.choose(self.score(view))
+    def select(self, view: View) -> Choice:
+        if self.budget.threshold is not None:
+            return self.budget.choose(self.score(view))
+        return super().select(view)
 
     @abstractmethod
     def score(self, view: View) -> Tensor:
         """Importance of each token, `[n]`, higher is better."""
+
+
+def unreachable(who: str, keep: float, first: int, layers: int, lowest: float) -> str:
+    """What is said to a budget below what the layers before the first stage read."""
+    return (
+        f"{who} cannot keep {keep:.3g} of the visual tokens on average: its first stage is before layer {first} of "
+        f"{layers}, and the layers before it read every token, so it stays above {lowest:.3g}. Raise keep, select "
+        "earlier, or put a method that prunes before the language model in front of it with Compose."
+    )

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from foveate.errors import ConfigurationError
+
 
 @dataclass(frozen=True)
 class Merge:
-    """Sparse weights of merged tokens: `out[target] = sum(weight * x[source])`.
+    """Sparse weights of merged tokens: token `target[s]` becomes the sum of `weight * x[source]` over segment `s`.
 
     Attributes:
-        target: `[nnz]` positions among the *kept* tokens whose value is replaced.
+        target: `[t]` distinct positions among the *kept* tokens whose value is replaced.
+        segment: `[nnz]` which target (0..t-1) an entry belongs to.
         source: `[nnz]` positions among the tokens *before* the selection.
         weight: `[nnz]` float32.
     """
 
     target: Tensor
+    segment: Tensor
     source: Tensor
     weight: Tensor
 
     def to(self, device: torch.device) -> Merge:
-        return Merge(self.target.to(device), self.source.to(device), self.weight.to(device))
+        return Merge(*(t.to(device) for t in (self.target, self.segment, self.source, self.weight)))
+
+    @property
+    def entry_target(self) -> Tensor:
+        """`[nnz]` the target of every entry."""
+        return self.target[self.segment]
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ class Selection:
         out = x.index_select(dim, self.index)
         if self.merge is None:
             return out
-        return mix(out.movedim(dim, 0).clone(), x.movedim(dim, 0), self.merge).movedim(0, dim)
+        return mix(out.movedim(dim, 0), x.movedim(dim, 0), self.merge).movedim(0, dim)
 
     def then(self, other: Selection) -> Selection:
         """This selection followed by `other`, which selects among this one's survivors."""
@@ -73,39 +83,41 @@ class Selection:
             return Selection(self.n, index)
         # Both as dense matrices would be n x m; instead expand other's sources through this one's rows.
         first, second = _rows(self), _rows(other)
-        start = torch.searchsorted(first.target, second.source)
-        stop = torch.searchsorted(first.target, second.source, right=True)
+        start = torch.searchsorted(first.segment, second.source)
+        stop = torch.searchsorted(first.segment, second.source, right=True)
         counts = stop - start
         pick = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
         offset = torch.arange(len(pick), device=counts.device) - (counts.cumsum(0) - counts)[pick]
         entry = start[pick] + offset
-        merge = Merge(second.target[pick], first.source[entry], second.weight[pick] * first.weight[entry])
-        return Selection(self.n, index, merge)
+        weight = second.weight[pick] * first.weight[entry]
+        return Selection(self.n, index, Merge(second.target, second.segment[pick], first.source[entry], weight))
 
 
 def mix(out: Tensor, x: Tensor, merge: Merge) -> Tensor:
     """Overwrite the rows `merge.target` of `out` `[m, ...]` with mixtures of rows of `x` `[n, ...]`.
 
-    Sums in float32 whatever the dtype, so that bf16 means of many tokens do not drift.
+    Sums in float32 at least, so that bf16 means of many tokens do not drift. Its gradient is that of the weighted sums,
+    as no row is written twice.
     """
-    rows = torch.zeros_like(out, dtype=torch.float32)
-    weight = merge.weight.view(-1, *(1,) * (x.dim() - 1))
-    rows.index_add_(0, merge.target, x.index_select(0, merge.source).float() * weight)
-    out.index_copy_(0, merge.target, rows.index_select(0, merge.target).to(out.dtype))
-    return out
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    rows = torch.zeros(len(merge.target), *out.shape[1:], dtype=dtype, device=out.device)
+    weight = merge.weight.to(dtype).view(-1, *(1,) * (x.dim() - 1))
+    rows = rows.index_add(0, merge.segment, x.index_select(0, merge.source).to(dtype) * weight)
+    return out.index_copy(0, merge.target, rows.to(out.dtype))
 
 
 def _rows(selection: Selection) -> Merge:
-    """Every survivor as a weighted row, targets ascending: plain survivors become weight-1 rows."""
+    """Every survivor as a weighted row, in order: target and segment are the survivors' places, plain ones have
+    weight 1."""
     m = torch.arange(len(selection), device=selection.index.device)
     if selection.merge is None:
-        return Merge(m, selection.index, torch.ones(len(m), device=m.device))
+        return Merge(m, m, selection.index, torch.ones(len(m), device=m.device))
     plain = ~torch.isin(m, selection.merge.target)
-    target = torch.cat([m[plain], selection.merge.target])
+    target = torch.cat([m[plain], selection.merge.entry_target])
     source = torch.cat([selection.index[plain], selection.merge.source])
     weight = torch.cat([torch.ones(int(plain.sum()), device=m.device), selection.merge.weight])
     order = target.argsort(stable=True)
-    return Merge(target[order], source[order], weight[order])
+    return Merge(m, target[order], source[order], weight[order])
 
 
 @dataclass(frozen=True)
@@ -137,10 +149,10 @@ class Packed:
         out = self.gather(x)
         if self.valid is not None:
             out = out.masked_fill(~self.valid.to(out.device)[..., None], 0)
-        for row, merge in enumerate(self.merges):
-            if merge is not None:
-                out[row] = mix(out[row].clone(), x[row], merge.to(x.device))
-        return out
+        if not any(self.merges):
+            return out
+        rows = [out[row] if m is None else mix(out[row], x[row], m.to(x.device)) for row, m in enumerate(self.merges)]
+        return torch.stack(rows)
 
 
 def pack(rows: list[Selection]) -> Packed:
@@ -154,3 +166,85 @@ def pack(rows: list[Selection]) -> Packed:
         left = torch.tensor(pads, device=index.device)[:, None]
         valid = torch.arange(length, device=index.device)[None] >= left
     return Packed(index, valid, merges)
+
+
+Choice = Selection | Tensor
+"""What a method returns: a Selection, sorted indices `[m]` (int64) or a boolean mask `[n]`."""
+
+
+def resolve(choices: Sequence[Choice], sizes: Sequence[int], who: str) -> list[Selection]:
+    """Turn what a method returns into selections, with one device-to-host copy for all masks together.
+
+    Everything that can be seen without another copy is checked: kinds and sizes always, values where they are on the
+    host.
+
+    Args:
+        choices: one for each image (or prompt).
+        sizes: how many tokens each was made for.
+        who: name of the method, for the error.
+
+    Raises:
+        ConfigurationError: for a choice that does not fit the tokens it was made for.
+    """
+    for choice, size in zip(choices, sizes, strict=True):
+        if fault := _fault(choice, size):
+            raise ConfigurationError(
+                f"{who} chose {fault} of {size} tokens; `choose` must return sorted, distinct indices (int64) of the "
+                "view's tokens, a boolean mask over them, or a Selection."
+            )
+    masks = [c for c in choices if isinstance(c, Tensor) and c.dtype == torch.bool]
+    hosted = iter(torch.cat(masks).cpu().split([len(m) for m in masks]) if masks else [])  # the one sync
+    result = []
+    for choice, size in zip(choices, sizes, strict=True):
+        if isinstance(choice, Selection):
+            result.append(choice)
+        elif choice.dtype == torch.bool:
+            result.append(Selection.from_mask(next(hosted)).to(choice.device))
+        else:
+            result.append(Selection(size, choice))
+    return result
+
+
+def _fault(choice: object, size: int) -> str:
+    """What is wrong with a choice, or an empty text."""
+    if isinstance(choice, Selection):
+        if choice.n != size:
+            return f"from {choice.n} tokens instead"
+        return _index_fault(choice.index, size) or (_merge_fault(choice.merge, choice) if choice.merge else "")
+    if not isinstance(choice, Tensor):
+        return f"a {type(choice).__name__}"
+    if choice.dtype == torch.bool:
+        return "" if choice.shape == (size,) else f"a mask of shape {list(choice.shape)}"
+    return _index_fault(choice, size)
+
+
+def _index_fault(index: Tensor, size: int) -> str:
+    if index.dtype != torch.int64 or index.dim() != 1:
+        return f"{str(index.dtype).removeprefix('torch.')} indices of shape {list(index.shape)}"
+    if len(index) > size:
+        return f"{len(index)} indices"
+    if index.device.type != "cpu" or len(index) == 0:
+        return ""
+    low, high = (int(end) for end in index.aminmax())
+    if low < 0 or high >= size:
+        return f"indices from {low} to {high}"
+    steps = index.diff()
+    return "unsorted or repeated indices" if len(steps) and int(steps.min()) <= 0 else ""
+
+
+def _merge_fault(merge: Merge, selection: Selection) -> str:
+    entries = {len(merge.segment), len(merge.source), len(merge.weight)}
+    integers = all(t.dtype == torch.int64 and t.dim() == 1 for t in (merge.target, merge.segment, merge.source))
+    if len(entries) != 1 or not integers or not merge.weight.is_floating_point() or merge.weight.dim() != 1:
+        return "merges whose targets, segments, sources and weights do not fit each other"
+    if merge.target.device.type != "cpu":
+        return ""
+    limits = (
+        ("targets", merge.target, len(selection)),
+        ("segments", merge.segment, len(merge.target)),
+        ("sources", merge.source, selection.n),
+    )
+    for name, values, limit in limits:
+        if len(values) and (int(values.min()) < 0 or int(values.max()) >= limit):
+            return f"merges with {name} outside 0..{limit - 1}"
+    return "merges that write a target twice" if len(merge.target.unique()) < len(merge.target) else ""

@@ -1,39 +1,80 @@
-"""What a method may read at a seam, for one sample. Methods never see a batch."""
+"""What a method may read at a seam, for one sample. Methods never see a batch, and do not know what fills a View."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from foveate.core.grid import Grid
-from foveate.core.method import ModelInfo, Tap
-from foveate.core.probe import Reading
-from foveate.engine.layout import Group
+from foveate.errors import MissingTapError
 
 
 @dataclass(frozen=True)
-class RowState:
-    """The current sequence of one row at a seam; tensors stay on the layer's device.
+class Tap:
+    """Something to read in the vision tower; a value per visual token that enters the language model.
 
     Attributes:
-        hidden: `[n, D]` tokens about to enter the layer, padding included.
-        valid: `[n]` bool or None when nothing is padding.
-        visual: `[n]` bool, True on visual tokens (of every image of the row).
-        text: number of text tokens.
-        keys: returns keys after rotary embedding of the previous layer, `[H_kv, n, d]`.
-        attention: `(query positions [Q]) -> [H, Q, n]`, probabilities of the previous layer over this block.
+        kind: `"received"`: attention that a token receives (from the class token if the tower has one, else
+            from all tokens of its image), summed over heads, `[N]`. `"keys"`: key features before rotary
+            embedding, heads concatenated, `[N, D]`. `"hidden"`: output of a block, `[N, D]`.
+        block: index of the vision block; negative counts from the end. None lets the family choose its
+            best block for the purpose (last block with global attention that feeds the projector).
     """
 
-    hidden: Tensor
-    valid: Tensor | None
-    visual: Tensor
-    text: int
-    keys: Callable[[], Tensor]
-    attention: Callable[[Tensor], Tensor]
+    kind: Literal["received", "keys", "hidden"]
+    block: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a method may know of the model before it sees an input.
+
+    Attributes:
+        family: name of the family adapter.
+        layers: number of decoder layers.
+        tower_blocks: number of vision blocks.
+        has_class_token: whether `Tap("received")` is the class token's attention.
+        tower_heads: attention heads of a vision block, 0 if unknown.
+    """
+
+    family: str = "tensors"
+    layers: int = 1
+    tower_blocks: int = 1
+    has_class_token: bool = False
+    tower_heads: int = 0
+
+
+class Source(Protocol):
+    """What fills a `View`: the transformers engine, another runtime, or plain tensors (`View.of`).
+
+    All tensors are about one image (or all images of one prompt) and on one device; `n` tokens are alive of `N`.
+    Each raises `MissingTapError` for what it cannot give.
+    """
+
+    def hidden(self) -> Tensor:
+        """`[n, D]` hidden states of the visual tokens entering the stage's layer."""
+
+    def text(self) -> Tensor:
+        """`[T, D]` hidden states of the prompt's text tokens, in order."""
+
+    def keys(self) -> Tensor:
+        """`[H_kv, n, d]` keys of the visual tokens in the layer before."""
+
+    def text_keys(self) -> Tensor:
+        """`[H_kv, T, d]` keys of the text tokens in the layer before."""
+
+    def attention(self, queries: Tensor | None) -> Tensor:
+        """`[H, Q, n]` attention of text tokens (indices into `text`; None: the last) in the layer before."""
+
+    def probe(self, layer: int, log_probabilities: bool) -> Tensor:
+        """`[H, P, n]` attention of the method's probe at a layer."""
+
+    def tap(self, tap: Tap) -> Tensor:
+        """`[N, ...]` a reading of the vision tower, for all tokens of the image."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +88,12 @@ class View:
         layer: stage layer; 0 is before the language model.
         index: `[n]` which of the image's `N` tokens are alive, increasing.
         grids: merged grids (frames, rows, columns) of the image(s) this view covers.
+        total: `N`.
+        entered: tokens that the method was given at its first stage, which its budget refers to: `N`, unless other
+            methods come before it.
+        source: where readings come from.
         image: index of the (first) image within the row.
+        row: row of the batch: only for methods that were given something for each sample.
         memo: survives from one stage of a forward pass to the next; for what a method computed earlier.
     """
 
@@ -55,12 +101,54 @@ class View:
     layer: int
     index: Tensor
     grids: tuple[Grid, ...]
-    image: int
-    memo: dict[str, Any]
-    _group: Group = field(repr=False)
-    _place: Tensor = field(repr=False)
-    _row: RowState = field(repr=False)
-    _readings: dict[int, Reading] = field(repr=False, default_factory=dict)
+    total: int
+    entered: int
+    source: Source = field(repr=False)
+    image: int = 0
+    row: int = 0
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        hidden: Tensor | None = None,
+        *,
+        grid: Grid | tuple[int, int, int] | None = None,
+        text: Tensor | None = None,
+        keys: Tensor | None = None,
+        text_keys: Tensor | None = None,
+        attention: Tensor | None = None,
+        taps: Mapping[Tap, Tensor] | None = None,
+        index: Tensor | None = None,
+        info: ModelInfo | None = None,
+        layer: int = 0,
+        image: int = 0,
+        memo: dict[Any, Any] | None = None,
+    ) -> View:
+        """A view from plain tensors: to try a method, to test one, or to run it inside another runtime.
+
+        Args:
+            hidden: `[n, D]` visual tokens as they enter the layer (before the language model: projected features).
+            grid: (frames, rows, columns); by default one row of all tokens.
+            text: `[T, D]` text tokens.
+            keys, text_keys: `[H_kv, n | T, d]` of the layer before.
+            attention: `[H, T, n]` of the text tokens over the visual ones in the layer before.
+            taps: readings of the vision tower, `[N, ...]` each.
+            index: `[n]` which of the `N` tokens are alive; by default all.
+            info: facts about the model, as far as the method asks.
+
+        What is not given raises `MissingTapError` when a method reads it.
+        """
+        given = [t for t in (hidden, None if keys is None else keys[0]) if t is not None]
+        whole = list((taps or {}).values())
+        sizes = ([len(index)] if index is not None else []) + [len(t) for t in given + whole]
+        if not sizes:
+            raise MissingTapError("View.of needs at least one tensor about the visual tokens (hidden, keys or a tap).")
+        grid = Grid(*grid) if grid is not None else Grid(1, 1, len(whole[0]) if whole else sizes[0])
+        alive = torch.arange(grid.size, device=(given + whole)[0].device) if index is None else index
+        source = TensorSource(hidden, text, keys, text_keys, attention, dict(taps or {}))
+        memo = {} if memo is None else memo  # an empty one is the caller's all the same
+        return cls(info or ModelInfo(), layer, alive, (grid,), grid.size, grid.size, source, image=image, memo=memo)
 
     def __len__(self) -> int:
         return self.index.shape[0]
@@ -75,54 +163,35 @@ class View:
         return self.grids[0]
 
     @property
-    def row(self) -> int:
-        """Row of the batch: only for methods that were given something for each sample."""
-        return self._group.row
-
-    @property
-    def total(self) -> int:
-        """`N`: number of tokens in the unpruned prompt."""
-        return self._group.total
-
-    @property
     def hidden(self) -> Tensor:
         """`[n, D]` hidden states entering the layer (at layer 0: the projected visual features)."""
-        return self._row.hidden[self._place]
-
-    @property
-    def text_places(self) -> Tensor:
-        """`[T]` places of the row's text tokens in the current sequence, without padding; queries for `attention`."""
-        text = ~self._row.visual if self._row.valid is None else ~self._row.visual & self._row.valid
-        # their number is known, so a stable sort finds them without a synchronisation
-        return text.to(torch.int8).argsort(descending=True, stable=True)[: self._row.text]
+        return self.source.hidden()
 
     @property
     def text(self) -> Tensor:
-        """`[T, D]` hidden states of the row's text tokens, in order, without padding."""
-        return self._row.hidden[self.text_places]
-
-    @property
-    def text_keys(self) -> Tensor:
-        """`[H_kv, T, d]` keys of the previous layer for the row's text tokens."""
-        return self._row.keys()[:, self.text_places]
+        """`[T, D]` hidden states of the prompt's text tokens, in order, without padding."""
+        return self.source.text()
 
     @property
     def keys(self) -> Tensor:
         """`[H_kv, n, d]` keys of the previous layer after rotary embedding, KV heads not repeated."""
-        return self._row.keys()[:, self._place]
+        return self.source.keys()
+
+    @property
+    def text_keys(self) -> Tensor:
+        """`[H_kv, T, d]` keys of the previous layer for the prompt's text tokens."""
+        return self.source.text_keys()
 
     def attention(self, queries: Tensor | None = None) -> Tensor:
-        """Attention of a few query tokens over this view's tokens in the previous layer.
+        """Attention of a few text tokens over this view's tokens in the previous layer.
 
         Args:
-            queries: `[Q]` places in the current sequence; default is its last token.
+            queries: `[Q]` indices into `text`; by default the prompt's last token.
 
         Returns:
             `[H, Q, n]` float32; each row is part of a softmax over the whole causal, unpadded sequence.
         """
-        if queries is None:
-            queries = torch.tensor([self._row.hidden.shape[0] - 1], device=self.device)
-        return self._row.attention(queries)[..., self._place]
+        return self.source.attention(queries)
 
     def probe(self, layer: int, log_probabilities: bool = False) -> Tensor:
         """Attention of the method's probe over this view's tokens at a layer in `Probe.reads`.
@@ -133,13 +202,52 @@ class View:
         Returns:
             `[H, P, n]` float32.
         """
-        columns = self._group.columns[self.index].to(self.device)
-        return self._readings[layer].at(self._group.row, columns, log_probabilities).to(self.device)
+        return self.source.probe(layer, log_probabilities)
 
     def tap(self, tap: Tap) -> Tensor:
         """Value of a declared vision-tower tap for the tokens alive, `[n, ...]`."""
-        return self._group.taps[tap].to(self.device)[self.index]
+        return self.source.tap(tap).to(self.device)[self.index]
 
     def positions(self) -> Tensor:
         """`[n, 3]` (frame, row, column) of every token within its own image, int64."""
         return torch.cat([grid.coordinates(self.device) for grid in self.grids])[self.index]
+
+
+@dataclass(frozen=True)
+class TensorSource:
+    """Readings that are plain tensors; see `View.of`."""
+
+    given_hidden: Tensor | None
+    given_text: Tensor | None
+    given_keys: Tensor | None
+    given_text_keys: Tensor | None
+    given_attention: Tensor | None
+    taps: Mapping[Tap, Tensor]
+
+    def hidden(self) -> Tensor:
+        return _given(self.given_hidden, "hidden states of the visual tokens", "hidden")
+
+    def text(self) -> Tensor:
+        return _given(self.given_text, "the text tokens", "text")
+
+    def keys(self) -> Tensor:
+        return _given(self.given_keys, "keys of the previous layer", "keys")
+
+    def text_keys(self) -> Tensor:
+        return _given(self.given_text_keys, "keys of the text tokens", "text_keys")
+
+    def attention(self, queries: Tensor | None) -> Tensor:
+        rows = _given(self.given_attention, "attention of the previous layer", "attention")
+        return rows[:, -1:] if queries is None else rows[:, queries]
+
+    def probe(self, layer: int, log_probabilities: bool) -> Tensor:
+        raise MissingTapError("A view of plain tensors has no probe; run the method on a model.")
+
+    def tap(self, tap: Tap) -> Tensor:
+        return _given(self.taps.get(tap), f"{tap}", "taps")
+
+
+def _given(tensor: Tensor | None, what: str, argument: str) -> Tensor:
+    if tensor is None:
+        raise MissingTapError(f"This method reads {what}, which View.of was not given (argument {argument!r}).")
+    return tensor

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 from PIL import Image
@@ -33,9 +34,9 @@ def open_image(source: Any, *, folder: Path | None = None, max_pixels: int = MAX
     """An image as 8-bit RGB: upright according to its EXIF orientation, transparency laid on white.
 
     Args:
-        source: a path, a data URI (`data:image/png;base64,...`), an encoded file's bytes, a binary file object, a PIL
-            image, an array (see `pixels.from_array`; depths: `pixels.eight_bits`) or a Hugging Face image column's
-            `{"bytes": ..., "path": ...}`.
+        source: a path or `file://` address, a data URI (`data:image/png;base64,...`), an encoded file's bytes, a
+            binary file object, a PIL image, an array (see `pixels.from_array`; depths: `pixels.eight_bits`) or a
+            Hugging Face image column's `{"bytes": ..., "path": ...}`.
         folder: what relative paths are relative to; default: the working directory.
 
     Raises:
@@ -78,6 +79,18 @@ def is_data_uri(text: str) -> bool:
     return text[:5].lower() == "data:"
 
 
+def is_address(source: Any) -> bool:
+    """Whether it names a picture on the network."""
+    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
+
+
+def is_path(source: Any) -> bool:
+    """Whether opening it reads a file that it names."""
+    if isinstance(source, Mapping):
+        source = source.get("bytes") or source.get("path")
+    return isinstance(source, PathLike) or (isinstance(source, str) and not is_data_uri(source))
+
+
 @contextmanager
 def _opened(source: Any, folder: Path | None, name: str) -> Iterator[Image.Image]:
     """The image before it is decoded. Only what was opened here is closed."""
@@ -118,8 +131,10 @@ def _file(source: Any, folder: Path | None, name: str) -> bytes | Path:
 
 
 def _path(source: str | PathLike[str], folder: Path | None) -> Path:
-    if str(source).lower().startswith(("http://", "https://")):
+    if is_address(source):
         raise ImageError(f"{source} is an address; foveate does not fetch images. Download it and give the file.")
+    if isinstance(source, str) and source[:7].lower() == "file://":
+        source = url2pathname(urlsplit(source).path)
     path = Path(source) if folder is None else folder / source
     try:
         size = path.stat().st_size if path.is_file() else None

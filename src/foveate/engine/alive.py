@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foveate.core.method import Choice
 from foveate.core.selection import Merge, Packed, Selection, pack
 from foveate.engine.layout import Group, Layout
 from foveate.engine.masks import Later
-from foveate.errors import ConfigurationError
 
 
 @dataclass
@@ -39,17 +37,6 @@ class Alive:
         valid = None if layout.valid is None else layout.valid.to(device)
         return cls(layout, None, valid, layout.counts())
 
-    def append(self, tokens: int, device: torch.device) -> None:
-        """Probe tokens follow the last column of every row."""
-        rows, n = self.layout.rows, self.length
-        columns = torch.arange(n, device=device).expand(rows, -1) if self.index is None else self.index
-        tail = torch.arange(self.layout.length, self.layout.length + tokens, device=device).expand(rows, -1)
-        self.index = torch.cat([columns, tail], dim=1)
-        if self.valid is not None:
-            self.valid = torch.cat([self.valid, self.valid.new_ones(rows, tokens)], dim=1)
-        self.counts = [count + tokens for count in self.counts]
-        self.probe = tokens
-
     @property
     def length(self) -> int:
         return self.layout.length if self.index is None else self.index.shape[1]
@@ -61,11 +48,12 @@ class Alive:
         if self.valid is not None:
             self.valid = self.valid.to(device)
         for group in self.layout.groups:
-            group.columns, group.alive = group.columns.to(device), group.alive.to(device)
+            for name in ("columns", "alive", "fixed", "visible"):
+                setattr(group, name, getattr(group, name).to(device))
 
-    def places(self, group: Group) -> Tensor:
-        """`[n]` where the group's living tokens stand in the current sequence."""
-        columns = group.columns[group.alive]
+    def places(self, group: Group, tokens: Tensor) -> Tensor:
+        """`[n]` where tokens of the group (of its `N`, all alive) stand in the current sequence."""
+        columns = group.columns[tokens]
         if self.index is None:
             return columns
         return torch.searchsorted(self.index[group.row].contiguous(), columns.contiguous())
@@ -75,7 +63,7 @@ class Alive:
         mask = torch.zeros(self.length, dtype=torch.bool, device=device)
         for group in self.layout.groups:
             if group.row == row:
-                mask[self.places(group)] = True
+                mask[self.places(group, torch.cat([group.alive, group.fixed]))] = True
         return mask
 
     def later(self, whole: Later, device: torch.device) -> Later:
@@ -84,15 +72,6 @@ class Alive:
             return Later(whole.queries.to(device), whole.hidden.to(device))
         index = self.index.clamp(min=0).to(device)
         return Later(whole.queries.to(device).gather(1, index), whole.hidden.to(device).gather(1, index))
-
-    def scatter(self, hidden: Tensor) -> Tensor:
-        """Hidden states `[B, n, D]` of the living tokens -> `[B, length, D]`, zero where a token was dropped."""
-        if self.index is None:
-            return hidden
-        index, length = self.index.to(hidden.device), self.layout.length
-        places = torch.where(index >= 0, index, length)[..., None].expand_as(hidden)  # padding goes one too far
-        full = hidden.new_zeros(hidden.shape[0], length + 1, hidden.shape[2]).scatter(1, places, hidden)
-        return full[:, :length]
 
     def drop(self, selections: Sequence[Selection], probe: int = 0) -> Packed | None:
         """Apply one selection per group; returns how to re-pack the batch, or None if nothing changes.
@@ -120,7 +99,7 @@ class Alive:
         keep = torch.ones(n, dtype=torch.int8, device=device)
         if self.valid is not None:
             keep = self.valid[row].to(torch.int8)
-        places = [self.places(group) for group, _ in chosen]
+        places = [self.places(group, group.alive) for group, _ in chosen]
         for place, (_, selection) in zip(places, chosen, strict=True):
             keep[place] = 0
             keep[place[selection.index]] = 1
@@ -132,7 +111,7 @@ class Alive:
         index = keep.argsort(descending=True, stable=True)[: self.counts[row]]
         rank = keep.long().cumsum(0) - 1
         merges = [
-            Merge(rank[place[s.index[s.merge.target]]], place[s.merge.source], s.merge.weight)
+            Merge(rank[place[s.index[s.merge.target]]], s.merge.segment, place[s.merge.source], s.merge.weight)
             for place, (_, s) in zip(places, chosen, strict=True)
             if s.merge is not None
         ]
@@ -146,36 +125,24 @@ class Alive:
         self.drops += 1
 
 
+def scatter(hidden: Tensor, index: Tensor | None, length: int) -> Tensor:
+    """Hidden states `[B, n, D]` of the tokens in columns `index` -> `[B, length, D]`, zero where one was dropped."""
+    if index is None:
+        return hidden
+    index = index.to(hidden.device)
+    places = torch.where(index >= 0, index, length)[..., None].expand_as(hidden)  # padding goes one too far
+    full = hidden.new_zeros(hidden.shape[0], length + 1, hidden.shape[2]).scatter(1, places, hidden)
+    return full[:, :length]
+
+
 def _join(merges: list[Merge]) -> Merge | None:
+    """The merges of a row's images as one."""
     if not merges:
         return None
+    starts = [sum(len(m.target) for m in merges[:number]) for number in range(len(merges))]
     return Merge(
         torch.cat([m.target for m in merges]),
+        torch.cat([m.segment + start for m, start in zip(merges, starts, strict=True)]),
         torch.cat([m.source for m in merges]),
         torch.cat([m.weight for m in merges]),
     )
-
-
-def resolve(choices: Sequence[Choice], sizes: Sequence[int], who: str) -> list[Selection]:
-    """Turn what methods return into selections, with one device-to-host copy for all masks together.
-
-    Raises:
-        ConfigurationError: for a choice that does not fit the tokens it was made for.
-    """
-    masks = [c for c in choices if isinstance(c, Tensor) and c.dtype == torch.bool]
-    hosted = iter(torch.cat(masks).cpu().split([len(m) for m in masks]) if masks else ())  # the one sync
-    result = []
-    for choice, size in zip(choices, sizes, strict=True):
-        if isinstance(choice, Selection):
-            selection = choice
-        elif choice.dtype == torch.bool:
-            selection = Selection.from_mask(next(hosted)).to(choice.device)
-        else:
-            selection = Selection(size, choice)
-        if selection.n != size or len(selection) > size:
-            raise ConfigurationError(
-                f"{who} selected {len(selection)} of {selection.n} tokens of an image that has {size} alive; "
-                "`select` must index exactly the tokens of the view it is given."
-            )
-        result.append(selection)
-    return result

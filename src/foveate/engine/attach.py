@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -12,11 +13,14 @@ from foveate.engine.hooks import hooks_of
 from foveate.engine.session import Session, close_session, open_session, sessions_on
 from foveate.errors import ConfigurationError, SessionError, UnsupportedModelError
 from foveate.families import adapt
-from foveate.trace.records import Trace
+from foveate.families.base import Family
+from foveate.trace.trace import Trace
 
 
 @contextmanager
-def prune(model: nn.Module, method: Method | None, *, full_length: bool = False) -> Iterator[Trace]:
+def prune(
+    model: nn.Module, method: Method | None, *, full_length: bool = False, every_thread: bool = False
+) -> Iterator[Trace]:
     """Prune visual tokens of `model` within a `with` block.
 
     Args:
@@ -25,48 +29,59 @@ def prune(model: nn.Module, method: Method | None, *, full_length: bool = False)
         full_length: return hidden states and logits of the unpruned length, zero where a token was dropped, so that
             `labels` fit: for training. Gradients flow through; run the backward pass inside the block if layers
             are checkpointed.
+        every_thread: also prune calls in threads that opened no block themselves. Otherwise a worker thread is only
+            concerned if it runs in this context (`Thread(target=contextvars.copy_context().run, args=(f,))`).
 
     Yields:
         A `Trace`, filled by every prefill inside the block.
 
-    The innermost block of the current thread wins. A thread that opened none follows the attached method or
-    the only open block, so that `generate` may stream from a worker thread.
+    The innermost block of the current context wins.
 
     Raises:
         UnsupportedModelError: unknown family, compiled model, or a part is missing.
         ConfigurationError: the method's configuration does not fit the model.
         MissingTapError: the family cannot give what the method reads.
     """
-    session = _session(model, method, attached=False, full_length=full_length)
+    session = _session(model, method, full_length)
+    session.every_thread = every_thread
     hooks = hooks_of(session.family.parts.base)
     hooks.acquire(session)
     open_session(session)
     try:
         yield session.trace
     finally:
-        close_session(session)
-        hooks.release(session)
+        _close(session)
 
 
-def attach(model: nn.Module, method: Method | None, *, full_length: bool = False) -> Trace:
+@dataclass(frozen=True)
+class Attached:
+    """A method in force on a model for every thread, until `detach`."""
+
+    session: Session
+
+    @property
+    def trace(self) -> Trace:
+        """The latest prefill of the current thread: requests in other threads have their own."""
+        return self.session.local.trace or Trace(self.session.trace.method, self.session.trace.layers)
+
+
+def attach(model: nn.Module, method: Method | None, *, full_length: bool = False) -> Attached:
     """Put a method in force until `detach`, for every thread: the form for servers.
 
     Args:
         model, method, full_length: as in `prune`.
 
-    Returns:
-        A `Trace` that holds the latest prefill.
-
     Raises:
         SessionError: if a method is attached already; otherwise as `prune`.
     """
-    session = _session(model, method, attached=True, full_length=full_length)
+    session = _session(model, method, full_length)
+    session.attached = True
     base = session.family.parts.base
     if any(other.attached for other in sessions_on(base)):
         raise SessionError("A method is attached to this model already; call foveate.detach(model) first.")
     hooks_of(base).acquire(session)
     open_session(session)
-    return session.trace
+    return Attached(session)
 
 
 def detach(model: nn.Module) -> None:
@@ -75,16 +90,24 @@ def detach(model: nn.Module) -> None:
     Raises:
         SessionError: if nothing is attached.
     """
-    base = adapt(model).parts.base
-    for session in sessions_on(base):
+    for session in sessions_on(adapt(model).parts.base):
         if session.attached:
-            close_session(session)
-            hooks_of(base).release(session)
+            _close(session)
             return
     raise SessionError("Nothing is attached to this model.")
 
 
-def _session(model: nn.Module, method: Method | None, attached: bool, full_length: bool) -> Session:
+def _close(session: Session) -> None:
+    base = session.family.parts.base
+    close_session(session)
+    hooks_of(base).release(session)
+    if session.rope_deltas is not None and not sessions_on(base):  # stock code continues its last conversation by them
+        base.rope_deltas = session.rope_deltas
+    for prefill in session.trace.prefills[-1:]:
+        prefill.to_host()
+
+
+def _session(model: nn.Module, method: Method | None, full_length: bool) -> Session:
     if method is not None and not isinstance(method, Method):
         raise ConfigurationError(
             f"method must be a foveate Method (for example ViTCoP(keep=1/9)) or None, got {type(method).__name__}."
@@ -97,16 +120,24 @@ def _session(model: nn.Module, method: Method | None, attached: bool, full_lengt
                 "before torch.compile."
             )
     family = adapt(model)
-    if method is not None:
-        stages = method.stages(family.info)  # a bad configuration shows here, not in the middle of a prefill
-        layers = [stage.layer for stage in stages]
-        last = family.info.layers - (0 if stages and stages[-1].compact_earlier else 1)
-        if layers != sorted(set(layers)) or any(not 0 <= k <= last for k in layers):
-            raise ConfigurationError(
-                f"{method} selects before layers {layers}; they must increase and lie in 0..{family.info.layers - 1} "
-                f"({family.info.layers} decoder layers; 0 is before the language model)."
-            )
-        for tap in method.taps(family.info):
-            family.block_of(tap)
+    prunes = method is not None and method.prunes
+    if method is not None and prunes:
+        _check(family, method)
     trace = Trace(str(method) if method else "none", family.info.layers)
-    return Session(family, method, trace, attached, full_length)
+    return Session(family, method if prunes else None, trace, full_length=full_length)
+
+
+def _check(family: Family, method: Method) -> None:
+    """A bad configuration shows here, not in the middle of a prefill."""
+    info = family.info
+    stages = method.stages(info)
+    layers = [stage.layer for stage in stages]
+    last = info.layers - (0 if stages and stages[-1].compact_earlier else 1)
+    if layers != sorted(set(layers)) or any(not 0 <= k <= last for k in layers):
+        raise ConfigurationError(
+            f"{method} selects before layers {layers}; they must increase and lie in 0..{info.layers - 1} "
+            f"({info.layers} decoder layers; 0 is before the language model)."
+        )
+    method.check(info)
+    for tap in method.taps(info):
+        family.block_of(tap)

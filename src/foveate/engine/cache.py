@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from foveate.engine.conversation import Conversation
 from foveate.errors import CacheStateError, UnsupportedCacheError
 
 
@@ -22,11 +23,13 @@ class Kept:
         index: `[B, m]` logical indices, increasing; -1 is padding (always on the left of a block).
         until: number of logical tokens this covers; later tokens are all held, in order.
         padded: whether any entry is -1 (known on the host, to spare a synchronisation).
+        masks: what decoding masks of these columns were made, so that a step need not make them again.
     """
 
     index: Tensor
     until: int
     padded: bool
+    masks: dict[Any, Tensor] = field(default_factory=dict, repr=False)
 
     def full(self, length: int) -> Tensor:
         """`[B, m + length - until]` logical index of everything held when `length` tokens were seen."""
@@ -43,21 +46,24 @@ class FoveatedCache(DynamicCache):
 
     Attributes:
         kept: per layer, what it holds; None if it holds everything.
-        rows: facts per row of the batch, `[B, ...]`: `images` seen so far, M-RoPE `rope_deltas` `[B, 1]` (stock
-            models keep the latter on the model, where the next chat overwrites them).
+        conversation: which images each row has seen, and where its positions go on (stock models keep the latter on
+            the model, where the next chat overwrites them).
         decode_from_cache: decode at positions that follow the pruned prompt (published code that does so).
+        in_pass: whether a forward pass of ours is using it; only then may stock code ask for mask sizes.
     """
 
     kept: list[Kept | None]
-    rows: dict[str, Tensor]
+    conversation: Conversation
     decode_from_cache: bool
+    in_pass: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._start()
 
     def _start(self) -> None:
-        self.kept, self.rows, self.decode_from_cache = [], {}, False
+        self.kept, self.conversation = [], Conversation()
+        self.decode_from_cache = self.in_pass = False
 
     @classmethod
     def adopt(cls, cache: Cache) -> FoveatedCache:
@@ -94,13 +100,15 @@ class FoveatedCache(DynamicCache):
         return physical if kept is None else kept.until + physical - kept.index.shape[1]
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        # Stock code only asks when it builds its own mask, that is, when no hook of ours took over.
-        if self.is_pruned:
-            raise CacheStateError(
-                "This KV cache was pruned and is now used outside foveate, where its shorter layers would be "
-                "misread. Continue inside `with foveate.prune(model, method):` (method=None prunes nothing new)."
-            )
-        return super().get_mask_sizes(query_length, layer_idx)
+        if not self.is_pruned:
+            return super().get_mask_sizes(query_length, layer_idx)
+        # Stock code makes its mask for the whole conversation; hooks take every layer's columns out of it.
+        if self.in_pass:
+            return self.get_seq_length(layer_idx) + query_length, 0
+        raise CacheStateError(
+            "This KV cache was pruned and is now used outside foveate, where its shorter layers would be "
+            "misread. Continue inside `with foveate.prune(model, method):` (method=None prunes nothing new)."
+        )
 
     def nbytes(self) -> int:
         """Bytes of all key and value tensors."""
@@ -116,19 +124,22 @@ class FoveatedCache(DynamicCache):
             if kept is not None and id(kept) not in done:
                 done[id(kept)] = Kept(change(kept.index), kept.until, kept.padded)
         self.kept = [None if kept is None else done[id(kept)] for kept in self.kept]
-        self.rows = {name: change(value) for name, value in self.rows.items()}
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
         self._map_rows(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
+        self.conversation.select(beam_idx.tolist())
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
         self._map_rows(lambda rows: rows.repeat_interleave(repeats, dim=0))
+        self.conversation.repeat(repeats)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
         self._map_rows(lambda rows: rows[indices.to(rows.device)])
+        places = indices.nonzero().squeeze(1) if indices.dtype == torch.bool else indices
+        self.conversation.select(places.tolist())
 
     def reset(self) -> None:
         super().reset()
@@ -138,7 +149,8 @@ class FoveatedCache(DynamicCache):
         self._start()
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last `-tokens_to_remove` tokens *of the conversation*, however many of them are held.
+        """Forget the last `-tokens_to_remove` tokens *of the conversation*, however many of them are held, with the
+        images that stood there.
 
         Raises:
             CacheStateError: for a positive number (stock caches count what to remove, as a negative number).
@@ -150,15 +162,27 @@ class FoveatedCache(DynamicCache):
             raise CacheStateError(f"crop({tokens_to_remove}): only {self.get_seq_length()} tokens were seen.")
         if tokens_to_remove == 0:
             return
-        cropped: dict[int, Kept] = {}
+        self.conversation.crop(length)
+        cropped: dict[int, tuple[Tensor, Kept | None]] = {}
         for number, layer in enumerate(self.layers):
             kept = self.held(number)
             if kept is None or length >= kept.until:
                 layer.crop(tokens_to_remove)
                 continue
-            columns, shorter = _crop_columns(kept, length)
-            layer.keys, layer.values = _take(layer.keys, columns), _take(layer.values, columns)
-            self.kept[number] = cropped.setdefault(id(kept), shorter)
+            if id(kept) not in cropped:
+                cropped[id(kept)] = _crop_columns(kept, length)
+            columns, shorter = cropped[id(kept)]
+            layer.keys, layer.values = take_columns(layer.keys, columns), take_columns(layer.values, columns)
+            self.kept[number] = shorter
+
+
+def can_adopt(cache: object) -> bool:
+    """Whether `cache` is a plain growing cache, which `FoveatedCache.adopt` takes."""
+    try:
+        check_cache(cache)
+    except UnsupportedCacheError:
+        return False
+    return True
 
 
 def check_cache(cache: object) -> None:
@@ -183,23 +207,27 @@ def select_columns(cache: FoveatedCache, layer: int, columns: Tensor, valid: Ten
     """Keep only `columns` `[B, m]` of a layer's tensors; entries where `valid` is False become zero."""
     entry = cache.layers[layer]
     for name in ("keys", "values"):
-        kept = _take(getattr(entry, name), columns)
+        kept = take_columns(getattr(entry, name), columns)
         if valid is not None:
             kept = kept.masked_fill(~valid.to(kept.device)[:, None, :, None], 0)
         setattr(entry, name, kept)
 
 
-def _take(states: Tensor, columns: Tensor) -> Tensor:
+def take_columns(states: Tensor, columns: Tensor) -> Tensor:
     """`[B, H, n, d]` and `[B, m]` -> `[B, H, m, d]`."""
     columns = columns.to(states.device)[:, None, :, None]
     return states.gather(2, columns.expand(-1, states.shape[1], -1, states.shape[3]))
 
 
-def _crop_columns(kept: Kept, length: int) -> tuple[Tensor, Kept]:
+def _crop_columns(kept: Kept, length: int) -> tuple[Tensor, Kept | None]:
     """Columns of a layer that hold tokens before `length`, right-aligned so that rows stay left-padded."""
     alive = (kept.index >= 0) & (kept.index < length)
-    counts = alive.sum(1)
+    counts = alive.sum(1).tolist()
+    most, padded = max(counts), min(counts) < max(counts)
     order = alive.to(torch.int8).argsort(dim=1, stable=True)  # dropped first, survivors last, both in order
-    columns = order[:, order.shape[1] - int(counts.max()) :]
-    index = kept.index.gather(1, columns).masked_fill(~alive.gather(1, columns), -1)
-    return columns, Kept(index, length, True)
+    columns = order[:, order.shape[1] - most :]
+    if most == length and not padded:
+        return columns, None  # everything that is left is held
+    index = kept.index.gather(1, columns)
+    index = index.masked_fill(~alive.gather(1, columns), -1) if padded else index
+    return columns, Kept(index, length, padded)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from foveate.core.method import Method, Stage
-from foveate.core.probe import Reading, read_probe
-from foveate.core.selection import Packed
-from foveate.core.view import RowState, View
-from foveate.engine.alive import Alive, resolve
+from foveate.core.selection import Packed, resolve
+from foveate.core.view import View
+from foveate.engine.align import aligned
+from foveate.engine.alive import Alive
 from foveate.engine.cache import FoveatedCache, Kept, select_columns
+from foveate.engine.capture import AttentionCall
 from foveate.engine.layout import Group, Layout
-from foveate.engine.masks import causal_mask
-from foveate.engine.reader import LayerReader
+from foveate.engine.masks import Later, causal_mask, continued_mask, gathered_mask
+from foveate.engine.reading import Reading, read_probe, text_attention
+from foveate.engine.replay import Replay
+from foveate.engine.view import GroupSource, RowState
 from foveate.families.base import Family
 from foveate.trace.records import PrefillTrace
 
@@ -31,14 +36,14 @@ class Block(NamedTuple):
 class ForwardPass:
     """State of one call of the text model.
 
-    It *takes over* masks and positions of the decoder layers as soon as anything was dropped, in this pass
+    It *takes over* masks and aligned arguments of the decoder layers as soon as anything was dropped, in this pass
     or in the cache it continues; before that, the stock model runs untouched, bit for bit.
 
     Args:
         family: adapter of the model.
         layout: the unpruned batch (without groups while decoding).
         mask: `[B, past + n]` bool attention mask on the device, or None if every token is real.
-        cache: None without `use_cache`.
+        cache: None without `use_cache`; only referred to weakly, so that an interrupted pass keeps none alive.
         trace: where to record a prefill; None while decoding.
     """
 
@@ -52,119 +57,195 @@ class ForwardPass:
         trace: PrefillTrace | None,
         device: torch.device,
     ) -> None:
-        self.family, self.method, self.layout, self.cache, self.trace = family, method, layout, cache, trace
+        self.family, self.method, self.layout, self.trace = family, method, layout, trace
+        self._cache = None if cache is None else weakref.ref(cache)
         self.mask = mask
         self.alive = Alive.start(layout, device)
         stages = method.stages(family.info) if method is not None and layout.groups else ()
         self.stages = {stage.layer: stage for stage in stages}
-        self.position_embeddings: tuple[Tensor, Tensor] | None = None
         self.entered: list[Block] = []  # what each layer was given in this pass
-        self.reader: LayerReader | None = None  # of the layer before
-        self._masks: dict[tuple[Any, ...], Any] = {}
+        self.rotary: Any = None  # rotary embeddings of renumbered survivors
         self.probe = method.probe(family.info) if method is not None and self.stages else None
-        layers = range(family.info.layers) if method is not None and self.stages else ()
-        self.later = {k: later for k in layers if (later := method.later(layout, k)) is not None}  # type: ignore[union-attr]
+        self.appended = 0  # probe tokens
+        self.later: dict[int, Later] = {}
+        if isinstance(method, Replay) and self.stages:
+            found = {k: method.later(layout, k) for k in range(family.info.layers)}
+            self.later = {k: later for k, later in found.items() if later is not None}
         self.readings: dict[int, Reading] = {}
+        self._heard: AttentionCall | None = None  # of the layer before
+        self._masks: dict[tuple[Any, ...], Any] = {}
+        self._aligned: dict[tuple[int, int], tuple[Any, Any]] = {}
+
+    @property
+    def cache(self) -> FoveatedCache | None:
+        return None if self._cache is None else self._cache()
 
     @property
     def took_over(self) -> bool:
-        pruned = self.alive.index is not None or (self.cache is not None and self.cache.is_pruned)
-        return pruned or bool(self.later)
+        if self.alive.index is not None or self.later:
+            return True
+        cache = self.cache
+        return cache is not None and cache.is_pruned
+
+    def append(self, tokens: int) -> None:
+        """Probe tokens follow the last column of every row."""
+        layout, alive = self.layout, self.alive
+        layout.length += tokens
+        layout.visual = F.pad(layout.visual, (0, tokens))
+        if layout.valid is not None:
+            layout.valid = F.pad(layout.valid, (0, tokens), value=True)
+        if alive.valid is not None:
+            alive.valid = F.pad(alive.valid, (0, tokens), value=True)
+        if self.mask is not None:
+            self.mask = F.pad(self.mask, (0, tokens), value=True)
+        alive.counts = [count + tokens for count in alive.counts]
+        alive.probe = self.appended = tokens
 
     # -- selecting ---------------------------------------------------------------------------------------
 
+    def hear(self, layer: int, call: AttentionCall) -> None:
+        """The attention of `layer`, which runs now; kept only if somebody reads it before the next layer."""
+        probe = self.probe
+        if probe is not None and layer in probe.reads and layer not in self.readings:
+            valid = self._valid(layer, call.k.shape[2] - call.q.shape[2])
+            with torch.no_grad():
+                self.readings[layer] = read_probe(call, probe.length, valid, self.alive.index)
+        stage = self.stages.get(layer + 1)
+        if stage is not None and stage.reads != "nothing":
+            self._heard = call
+
     def select(self, layer: int, hidden: Tensor) -> Packed | None:
         """Run the stage before `layer`, if there is one; returns how to re-pack the batch."""
-        self._read_probe()
         stage = self.stages.get(layer)
         if stage is None or self.method is None or self.trace is None:
             return None
         self.alive.to(hidden.device)
         groups = self.layout.groups
         with self.trace.selecting.span(hidden.device), torch.no_grad():
-            rows = {row: self._row_state(row, hidden) for row in {group.row for group in groups}}
-            choices = [self.method.select(stage, self._view(stage, group, rows)) for group in groups]
+            rows = {row: self._row_state(row, layer, hidden) for row in {group.row for group in groups}}
+            choices = [self.method.select(self._view(stage, group, rows)) for group in groups]
             selections = resolve(choices, [len(g.alive) for g in groups], self.method.name)
-            self.trace.record(layer, groups, selections)
+            self.trace.record(layer, [g.alive for g in groups], selections)
             if self.probe is not None and layer > max(self.probe.reads):
                 self.probe = None  # it has read all it should
-            packed = self.alive.drop(selections, probe=self.probe.length if self.probe and layer else 0)
+            packed = self.alive.drop(selections, probe=self.alive.probe if self.probe else 0)
+        self._heard = None
         if packed is not None and stage.compact_earlier and self.cache is not None:
             for earlier in range(layer):
                 self._compact(earlier)
         return packed
 
     def _view(self, stage: Stage, group: Group, rows: dict[int, RowState]) -> View:
+        place = self.alive.places(group, group.alive)
         return View(
             info=self.family.info,
             layer=stage.layer,
             index=group.alive,
             grids=group.grids,
+            total=group.total,
+            entered=len(group.visible),
+            source=GroupSource(group, place, rows[group.row], self.readings),
             image=group.image,
+            row=group.row,
             memo=group.memo,
-            _group=group,
-            _place=self.alive.places(group),
-            _row=rows[group.row],
-            _readings=self.readings,
         )
 
-    def _row_state(self, row: int, hidden: Tensor) -> RowState:
+    def _row_state(self, row: int, layer: int, hidden: Tensor) -> RowState:
         tokens = self.alive.length - self.alive.probe
-        visual = sum(len(group.alive) for group in self.layout.groups if group.row == row)
+        visual = sum(group.standing for group in self.layout.groups if group.row == row)
         return RowState(
             hidden=hidden[row, :tokens],
             valid=None if self.alive.valid is None else self.alive.valid[row, :tokens],
             visual=self.alive.visual(row, hidden.device)[:tokens],
-            text=self.alive.counts[row] - self.alive.probe - visual,
-            keys=lambda: self._keys(row).to(hidden.device),
-            attention=lambda queries: self._attention(row, queries),
+            texts=self.alive.counts[row] - self.alive.probe - visual,
+            keys=lambda: self._keys(row)[:, :tokens].to(hidden.device),
+            attention=lambda places: self._attention(row, layer - 1, tokens, places).to(hidden.device),
         )
 
     def _keys(self, row: int) -> Tensor:
-        assert self.reader is not None, "keys exist from layer 1 on"
-        return self.reader.keys(row)[:, self.reader.past :]
+        heard = self._heard
+        assert heard is not None, "declare Stage(reads='keys') to read keys"
+        return heard.k[row][:, heard.k.shape[2] - heard.q.shape[2] :]
 
-    def _attention(self, row: int, queries: Tensor) -> Tensor:
-        reader = self.reader
-        assert reader is not None, "attention exists from layer 1 on"
-        valid = self._valid(reader.layer, reader.past)
-        return reader.attention(row, queries, None if valid is None else valid[row])
-
-    @torch.no_grad()
-    def _read_probe(self) -> None:
-        """Record the probe's attention in the layer that has just run, if the method reads it there."""
-        reader = self.reader
-        if self.probe is None or reader is None or reader.layer not in self.probe.reads:
-            return
-        if reader.layer not in self.readings:
-            valid = self._valid(reader.layer, reader.past)
-            self.readings[reader.layer] = read_probe(
-                reader, self.probe.length, valid, self.alive.index, self.layout.rows
-            )
+    def _attention(self, row: int, layer: int, tokens: int, places: Tensor | None) -> Tensor:
+        heard = self._heard
+        assert heard is not None, "declare Stage(reads='attention') to read attention"
+        valid = self._valid(layer, heard.k.shape[2] - heard.q.shape[2])
+        if places is None:
+            places = torch.tensor([tokens - 1], device=heard.q.device)
+        return text_attention(heard, row, places, None if valid is None else valid[row])[..., :tokens]
 
     # -- what a layer sees -------------------------------------------------------------------------------
 
-    def enter(self, layer: int, hidden: Tensor, embeddings: tuple[Tensor, Tensor]) -> None:
-        """Note that `layer` is about to run on `hidden`."""
+    def enter(self, layer: int) -> None:
+        """Note that `layer` is about to run."""
         del self.entered[layer:]  # a layer may run twice (gradient checkpointing)
         self.entered.append(Block(self.alive.index, self.alive.length, self.alive.valid is not None))
-        following = self.stages.get(layer + 1)
-        reads = following is not None and (following.queries or self.cache is None)
-        reads = reads or (self.probe is not None and layer in self.probe.reads)
-        held = (hidden, embeddings) if reads else None
-        self.reader = LayerReader(self.family, layer, self.alive.length, self.cache, held)
 
-    def layer_mask(self, layer: int, hidden: Tensor) -> Any:
-        """The attention mask of a layer; layers that hold the same tokens share one."""
-        held = None if self.cache is None else self.cache.held(layer)
-        past = 0 if self.cache is None else self.cache.physical_length(layer)
+    def align(self, value: Any) -> Any:
+        """A layer's argument, made for the unpruned sequence, for the tokens alive."""
+        index = self.alive.index
+        if index is None or value is None:
+            return value
+        key = (id(value), self.alive.drops)
+        if key not in self._aligned:  # the value is kept too, so that its id stays its own
+            self._aligned[key] = value, aligned(value, index.clamp(min=0), self.layout.length)
+        return self._aligned[key][1]
+
+    def layer_mask(self, layer: int, hidden: Tensor, given: Any) -> Any:
+        """The attention mask of a layer; layers that hold the same tokens share one.
+
+        Args:
+            given: what stock code made for the unpruned sequence.
+        """
+        cache = self.cache
+        held = None if cache is None else cache.held(layer)
+        past = 0 if cache is None else cache.physical_length(layer)
         later = self.later.get(layer)
-        key = (id(held), past, self.alive.drops, hidden.device, id(later))
+        key = (id(held), past, self.alive.drops, hidden.device, id(later), id(given))
         if key not in self._masks:
-            config = self.family.parts.text.config
-            now = None if later is None else self.alive.later(later, hidden.device)
-            self._masks[key] = causal_mask(config, hidden, past, self._valid(layer, past), now)
+            self._masks[key] = self._mask(layer, hidden, given, held, past)
         return self._masks[key]
+
+    def _mask(self, layer: int, hidden: Tensor, given: Any, held: Kept | None, past: int) -> Any:
+        later = self.later.get(layer)
+        if isinstance(given, Tensor) and later is None:
+            if self.alive.index is not None:
+                rows, columns = self.alive.index, self._columns(held)
+                return gathered_mask(given, rows, columns, self.layout.past, self.layout.length)
+            return given if held is None else continued_mask(self._tail(given, held), held, self.mask)
+        if given is None and held is not None and later is None and self._decodes_with_sdpa(hidden):
+            return continued_mask(self._tail(None, held), held, self.mask) if held.padded else None
+        config = self.family.parts.text.config
+        now = None if later is None else self.alive.later(later, hidden.device)
+        return causal_mask(config, hidden, past, self._valid(layer, past), now)
+
+    def _decodes_with_sdpa(self, hidden: Tensor) -> bool:
+        config: Any = self.family.parts.text.config
+        implementation = config._attn_implementation
+        return hidden.shape[1] == 1 and self.alive.index is None and implementation == "sdpa" and self.mask is None
+
+    def _tail(self, given: Tensor | None, held: Kept) -> Tensor:
+        """The part of a continued pass's mask that is about what came after the pruned prompt."""
+        key = ("tail", id(given), held.until)
+        if key not in self._masks:
+            if given is None:
+                shape = (self.layout.rows, 1, 1, self.layout.past + self.layout.length - held.until)
+                self._masks[key] = torch.ones(shape, dtype=torch.bool, device=held.index.device)
+            else:
+                self._masks[key] = given[..., held.until :]
+        found: Tensor = self._masks[key]
+        return found
+
+    def _columns(self, held: Kept | None) -> Tensor:
+        """`[B, past + n]` logical index of everything that a layer's attention reads, -1 on padding."""
+        index, past = self.alive.index, self.layout.past
+        assert index is not None
+        now = torch.where(index >= 0, index + past, -1)
+        if not past:
+            return now
+        before = torch.arange(past, device=now.device).expand(now.shape[0], -1)
+        return torch.cat([before if held is None else held.full(past).to(now.device), now], dim=1)
 
     def _valid(self, layer: int, past: int) -> Tensor | None:
         """`[B, past + n]` which columns of a layer are real tokens, None if all are."""
@@ -179,8 +260,8 @@ class ForwardPass:
         return torch.cat([before, now], dim=1)
 
     def _past_valid(self, layer: int) -> Tensor | None:
-        past = self.layout.past
-        held = None if self.cache is None else self.cache.held(layer)
+        past, cache = self.layout.past, self.cache
+        held = None if cache is None else cache.held(layer)
         logical = None if self.mask is None else self.mask[:, :past]
         if held is None:
             return logical
@@ -193,29 +274,31 @@ class ForwardPass:
 
     def _compact(self, layer: int) -> None:
         """Remove from an earlier layer's block the tokens that are no longer alive."""
-        assert self.cache is not None
+        cache = self.cache
+        assert cache is not None
         index, length, _ = self.entered[layer]
         now = self.alive.index
         assert now is not None
-        past = self.cache.physical_length(layer) - length
+        past = cache.physical_length(layer) - length
         places = now.clamp(min=0) if index is None else torch.searchsorted(index.contiguous(), now.contiguous())
         before = torch.arange(past, device=now.device).expand(now.shape[0], -1)
         columns = torch.cat([before, past + places.clamp(max=length - 1)], dim=1)
         valid = self.alive.valid
         if valid is not None:
             valid = torch.cat([torch.ones_like(before, dtype=torch.bool), valid], dim=1)
-        select_columns(self.cache, layer, columns, valid)
+        select_columns(cache, layer, columns, valid)
         self.entered[layer] = Block(now, self.alive.length, valid is not None)
 
     def finish(self) -> None:
         """After the last layer: tell the cache what its layers hold."""
-        if self.cache is None or not any(block.columns is not None for block in self.entered):
+        cache = self.cache
+        if cache is None or not any(block.columns is not None for block in self.entered):
             return
-        past, until = self.layout.past, self.layout.past + self.layout.length
+        past, until = self.layout.past, self.layout.past + self.layout.length - self.appended
         made: dict[tuple[int, int], Kept] = {}
         kept: list[Kept | None] = []
         for layer, block in enumerate(self.entered):
-            old = self.cache.held(layer)
+            old = cache.held(layer)
             if block.columns is None and old is None:
                 kept.append(None)
                 continue
@@ -223,8 +306,8 @@ class ForwardPass:
             if key not in made:
                 made[key] = self._held_now(old, block, past, until)
             kept.append(made[key])
-        self.cache.kept = kept
-        self.cache.decode_from_cache |= bool(self.method and self.method.decode_from_cache)
+        cache.kept = kept
+        cache.decode_from_cache |= bool(self.method and self.method.decode_from_cache)
 
     def _held_now(self, old: Kept | None, block: Block, past: int, until: int) -> Kept:
         rows = self.layout.rows

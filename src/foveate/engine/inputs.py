@@ -3,22 +3,68 @@
 from __future__ import annotations
 
 import copy
+import inspect
+from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveate.core.grid import Grid
+from foveate.engine.cache import FoveatedCache
+from foveate.engine.call import Call, Kind
 from foveate.engine.layout import EncodedImage, assign
-from foveate.engine.session import Call
 from foveate.errors import InputError
 from foveate.families.base import Family
+
+Kwargs = dict[str, Any]
+
+
+@cache
+def _names(kind: type[nn.Module]) -> tuple[str, ...]:
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
+
+
+def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> Kwargs:
+    """The arguments of a call with the names that `module.forward` gives to positional ones."""
+    if not args:
+        return kwargs
+    names = _names(type(module))  # type: ignore[arg-type]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def read_call(family: Family, kwargs: Kwargs) -> tuple[Call, Kwargs]:
+    """What a call of the base model is, and its arguments without the images that the cache has seen.
+
+    A follow-up turn of `generate` comes with the images of the whole conversation.
+
+    Raises:
+        InputError: images without placeholders, or of other sizes than their placeholders.
+    """
+    cache_ = kwargs.get("past_key_values")
+    known = isinstance(cache_, FoveatedCache) and (cache_.is_pruned or bool(cache_.conversation.rows))
+    text = Kind.CONTINUATION if known else Kind.PLAIN
+    outputs = kwargs.get("mm_encoder_outputs")
+    call = Call(text, features=encoded_features(outputs), incoming=family.incoming(kwargs))
+    if not any(call.sizes.values()):
+        return call, kwargs
+    call.visual = placeholders(family, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+    seen = cache_.conversation.images() if isinstance(cache_, FoveatedCache) else None
+    call.fresh = fresh_images(call.visual, call.sizes, seen)
+    if any(call.fresh.values()):
+        call.kind = Kind.PREFILL
+    if all(len(call.fresh[modality]) == len(given) for modality, given in call.sizes.items()):
+        return call, kwargs
+    if call.features:
+        kept = keep_fresh(outputs, call.fresh)
+        return call, {**kwargs, "mm_encoder_outputs": kept or None}
+    return call, kwargs | family.take(kwargs, call.fresh)
 
 
 def placeholders(family: Family, ids: Tensor | None, embeds: Tensor | None) -> dict[str, Tensor]:
     """Per modality, `[B, n]` bool on the host: where visual tokens stand. One synchronisation."""
     given = embeds if ids is None else ids
-    if given is None or given.shape[1] == 1:  # decoding: never a placeholder, so do not wait for the device
+    if given is None:
         return {}
     if ids is not None:
         masks = [ids == token for token in family.token_ids.values()]
@@ -39,24 +85,25 @@ def encoded_features(outputs: Any) -> dict[str, list[Tensor]]:
     return found
 
 
-def fresh_images(visual: dict[str, Tensor], sizes: dict[str, list[int]], seen: Tensor | None) -> dict[str, list[int]]:
+def fresh_images(
+    visual: dict[str, Tensor], sizes: dict[str, list[int]], seen: list[int] | None
+) -> dict[str, list[int]]:
     """Which of the given images stand in the tokens of this call.
-
-    A follow-up turn comes with the images of the full conversation, of which `seen` `[B]` per row are cached.
 
     Args:
         visual: per modality, `[B, n]` bool on the host.
         sizes: per modality, tokens of every image given.
+        seen: images that each row of the conversation has seen; None if nothing is known.
     """
     fresh = {modality: list(range(len(given))) for modality, given in sizes.items()}
     if seen is None or len(sizes) != 1:
         return fresh
-    (modality, given), cached = next(iter(sizes.items())), seen.tolist()
+    modality, given = next(iter(sizes.items()))
     counts = visual[modality].sum(1).tolist() if modality in visual else []
-    if len(counts) != len(cached) or sum(given) == sum(counts):
+    if len(counts) != len(seen) or sum(given) == sum(counts):
         return fresh  # only the new images were given
     found, at = [], 0
-    for skip, wanted in zip(cached, counts, strict=True):
+    for skip, wanted in zip(seen, counts, strict=True):
         at += skip
         while wanted > 0 and at < len(given):
             found.append(at)
@@ -69,6 +116,8 @@ def keep_fresh(outputs: Any, fresh: dict[str, list[int]]) -> dict[str, Any]:
     """Pre-encoded outputs with the fresh images only; the caller's objects stay as they are."""
     kept = {}
     for modality, output in outputs.items():
+        if modality in fresh and not fresh[modality]:
+            continue  # all of them are cached
         kept[modality] = copy.copy(output)
         if modality in fresh:
             kept[modality].pooler_output = [output.pooler_output[i] for i in fresh[modality]]
@@ -77,10 +126,16 @@ def keep_fresh(outputs: Any, fresh: dict[str, list[int]]) -> dict[str, Any]:
 
 def check_placeholders(call: Call) -> None:
     """Raise `InputError` early, where the sizes of the images are known before they are encoded."""
-    for modality, mask in call.visual.items():
-        given = call.sizes.get(modality, [])
-        if given:
-            assign(modality, mask, [given[i] for i in call.fresh[modality]])
+    for modality, given in call.sizes.items():
+        mask = call.visual.get(modality)
+        if mask is None or (given and not bool(mask.any()) and call.fresh[modality]):
+            raise InputError(
+                f"{len(given)} {modality}(s) were given, but the prompt has no {modality} placeholder tokens: "
+                f"{modality.capitalize()} features and {modality} tokens do not match, so there is nothing to prune. "
+                "Build the prompt with the processor's chat template; models that join images otherwise (Q-Formers "
+                "with cross attention) cannot be pruned."
+            )
+        assign(modality, mask, [given[i] for i in call.fresh[modality]])
 
 
 def match_images(call: Call, encoded: list[EncodedImage]) -> dict[str, list[EncodedImage]]:
@@ -120,7 +175,7 @@ def _by_identity(modality: str, features: list[Tensor], own: list[EncodedImage])
     return images
 
 
-def padding_mask(mask: Any, embeds: Tensor, past: int) -> Tensor | None:
+def padding_mask(mask: Any, rows: int, new: int, past: int) -> Tensor | None:
     """The 2-D attention mask as bool `[B, past + n]`, or None if every token is real. One synchronisation.
 
     Raises:
@@ -134,11 +189,10 @@ def padding_mask(mask: Any, embeds: Tensor, past: int) -> Tensor | None:
             f"attention_mask is a {kind}; pruning needs the plain 2-D padding mask [batch, tokens]. Prepared masks "
             "come from static caches or compiled generation: use the default dynamic cache."
         )
-    expected = past + embeds.shape[1]
-    if mask.shape[1] != expected:
+    if mask.shape[1] != past + new:
         raise InputError(
-            f"attention_mask covers {mask.shape[1]} tokens, but {past} cached and {embeds.shape[1]} new ones make "
-            f"{expected}. Pass the mask of the full conversation."
+            f"attention_mask covers {mask.shape[1]} tokens, but {past} cached and {new} new ones make "
+            f"{past + new}. Pass the mask of the full conversation."
         )
     return None if bool(mask.all()) else mask.bool()
 
@@ -153,21 +207,3 @@ def check_padding_side(valid: Tensor | None, caching: bool) -> None:
             f"Row(s) {wrong} are padded on the right; generation needs left padding. Set "
             "`processor.tokenizer.padding_side = 'left'`, or pass use_cache=False for a plain forward pass."
         )
-
-
-def continued_positions(given: Tensor, mask: Tensor | None, past: int, deltas: Tensor) -> Tensor:
-    """M-RoPE positions of new text tokens, from the deltas of *this* conversation.
-
-    Args:
-        given: `[1 | 3 | 4, B, n]` positions as stock code made them; with 4 axes the first is the plain text
-            position. They are wrong if another conversation used the model in between.
-        mask: `[B, past + n]` bool or None.
-        deltas: `[B, 1]`.
-    """
-    axes, rows, n = given.shape
-    if mask is None:
-        text = torch.arange(past, past + n, device=given.device).expand(rows, -1)
-    else:
-        text = (mask.long().cumsum(1) - 1).clamp(min=0)[:, past:]
-    moved = (text + deltas.to(text.device)).expand(min(axes, 3), -1, -1)
-    return torch.cat([text[None], moved]) if axes == 4 else moved

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveate.core.budget import Per
 from foveate.core.grid import Grid
-from foveate.core.method import Tap
+from foveate.core.view import Tap
 from foveate.errors import InputError
 
 
@@ -33,7 +33,10 @@ class Group:
         grids: one grid per image.
         columns: `[N]` their places in the unpruned rows of this forward pass.
         taps: vision-tower readings, `[N, ...]` each.
-        alive: `[n]` which of the `N` are alive now.
+        visible: `[v]` which of the `N` a method may choose among: not those that the attention mask hides, which are
+            padding, nor those that always stay.
+        fixed: `[f]` which of the `N` always stay: the prompt's last token, from which the answer is predicted.
+        alive: `[n]` which of the visible ones are alive now.
         memo: the method's scratch space.
     """
 
@@ -42,12 +45,19 @@ class Group:
     grids: tuple[Grid, ...]
     columns: Tensor
     taps: dict[Tap, Tensor]
+    visible: Tensor
+    fixed: Tensor
     alive: Tensor
-    memo: dict[str, Any] = field(default_factory=dict)
+    memo: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
         return self.columns.shape[0]
+
+    @property
+    def standing(self) -> int:
+        """Visual tokens of this group in the sequence now."""
+        return len(self.alive) + len(self.fixed)
 
 
 @dataclass
@@ -55,11 +65,12 @@ class Layout:
     """The unpruned batch of one forward pass.
 
     Attributes:
-        length: tokens per row, padding included.
+        length: tokens per row, padding and probe tokens included.
         past: logical tokens that were in the cache before.
-        visual: `[B, length]` bool on the host.
+        visual: `[B, length]` bool on the host: placeholders, hidden ones included.
         valid: `[B, length]` bool on the host, or None if nothing is padding.
-        groups: all groups of all rows.
+        groups: all groups of all rows in which something can be chosen.
+        spans: per row, (first, past the last) column of every image.
         memo: scratch space of the method.
     """
 
@@ -68,18 +79,12 @@ class Layout:
     visual: Tensor
     valid: Tensor | None
     groups: list[Group]
+    spans: list[list[tuple[int, int]]] = field(default_factory=list)
     memo: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
         return self.visual.shape[0]
-
-    def images_per_row(self) -> Tensor:
-        """`[B]` number of images in each row."""
-        counts = torch.zeros(self.rows, dtype=torch.long)
-        for group in self.groups:
-            counts[group.row] += len(group.grids)
-        return counts
 
     def counts(self) -> list[int]:
         """Number of real tokens of every row."""
@@ -108,17 +113,18 @@ def build_layout(
         modality: assign(modality, mask, [image.grid.size for image in images.get(modality, ())])
         for modality, mask in visual.items()
     }
-    groups: list[Group] = []
-    for row in range(next(iter(visual.values())).shape[0]):
+    union = torch.stack(list(visual.values())).any(0)
+    layout = Layout(union.shape[1], past, union, valid, [])
+    for row in range(union.shape[0]):
         found: list[tuple[Tensor, EncodedImage]] = []
         for modality, mask in visual.items():
             own = [images[modality][number] for number in owners[modality][row]]
             columns = mask[row].nonzero().squeeze(1).split([image.grid.size for image in own])
             found += zip(columns, own, strict=True)
         found.sort(key=lambda pair: int(pair[0][0]))
-        groups += _row_groups(row, found, per, device)
-    union = torch.stack(list(visual.values())).any(0)
-    return Layout(union.shape[1], past, union, valid, groups)
+        layout.spans.append([(int(columns[0]), int(columns[-1]) + 1) for columns, _ in found])
+        layout.groups += _row_groups(layout, row, found, per, device)
+    return layout
 
 
 def assign(modality: str, mask: Tensor, sizes: Sequence[int]) -> list[list[int]]:
@@ -148,20 +154,28 @@ def assign(modality: str, mask: Tensor, sizes: Sequence[int]) -> list[list[int]]
 
 def placeholder_mismatch(modality: str, mask: Tensor, sizes: Sequence[int], row: int | None) -> InputError:
     where = "" if row is None else f" (row {row} cannot be filled)"
+    title = modality.capitalize()
     return InputError(
-        f"The prompt has {int(mask.sum())} {modality} placeholder tokens, but {len(sizes)} {modality}(s) were given "
-        f"that make {sum(sizes)} visual tokens {sizes}{where}. Put one {modality} marker per {modality} into the "
-        "prompt and let the processor expand it."
+        f"{title} features and {modality} tokens do not match: the prompt has {int(mask.sum())} {modality} placeholder "
+        f"tokens, but {len(sizes)} {modality}(s) were given that make {sum(sizes)} visual tokens {list(sizes)}{where}. "
+        f"Put one {modality} marker per {modality} into the prompt and let the processor expand it."
     )
 
 
-def _row_groups(row: int, found: Sequence[tuple[Tensor, EncodedImage]], per: Per, device: torch.device) -> list[Group]:
+def _row_groups(
+    layout: Layout, row: int, found: Sequence[tuple[Tensor, EncodedImage]], per: Per, device: torch.device
+) -> list[Group]:
     bundles = [found] if per == "prompt" and found else [[pair] for pair in found]
+    shown = torch.ones(layout.length, dtype=torch.bool) if layout.valid is None else layout.valid[row]
+    last = int(shown.nonzero()[-1]) if bool(shown.any()) else -1
     groups: list[Group] = []
     for number, bundle in enumerate(bundles):
-        columns = torch.cat([own for own, _ in bundle]).to(device)
+        columns = torch.cat([own for own, _ in bundle])
         encoded = [image for _, image in bundle]
         taps = {tap: torch.cat([image.taps[tap] for image in encoded]) for tap in encoded[0].taps}
-        grids = tuple(image.grid for image in encoded)
-        groups.append(Group(row, number, grids, columns, taps, torch.arange(len(columns), device=device)))
+        free = (shown[columns] & (columns != last)).nonzero().squeeze(1).to(device)
+        fixed = (columns == last).nonzero().squeeze(1).to(device)
+        if len(free):
+            grids = tuple(image.grid for image in encoded)
+            groups.append(Group(row, number, grids, columns.to(device), taps, free, fixed, free))
     return groups

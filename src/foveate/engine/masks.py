@@ -1,4 +1,4 @@
-"""Causal masks for layers whose caches have their own lengths."""
+"""Attention masks for layers whose caches have their own lengths."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
+from foveate.engine.cache import Kept
 from foveate.errors import ConfigurationError
-
-STAND_IN = (1, 1, 1, 1)
-"""Shape of a 4-D mask handed to the stock text model: it passes 4-D masks through instead of building one for
-lengths that no layer has; every layer gets its own mask from us."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class _PastOf:
 
 
 def causal_mask(config: Any, hidden: Tensor, past: int, valid: Tensor | None, later: Later | None = None) -> Any:
-    """The mask that the model's attention backend expects.
+    """A causal mask as the model's attention backend expects it.
 
     Args:
         config: text configuration (names the attention backend).
@@ -82,5 +79,52 @@ def causal_mask(config: Any, hidden: Tensor, past: int, valid: Tensor | None, la
     )
 
 
-def stand_in(device: torch.device) -> Tensor:
-    return torch.zeros(STAND_IN, dtype=torch.bool, device=device)
+def gathered_mask(given: Tensor, rows: Tensor, columns: Tensor, past: int, length: int) -> Tensor:
+    """What stock code prepared for the whole sequence, for the tokens that a layer sees.
+
+    Args:
+        given: `[B | 1, 1, length, m]` bool or additive, or `[B, m]`, over the last `m` tokens of the conversation.
+        rows: `[B, q]` columns of the unpruned rows of this pass; -1 on padding.
+        columns: `[B, k]` logical indices of what the layer's attention reads, this pass's tokens last; -1 on padding.
+        past: logical tokens before this pass.
+        length: tokens of the unpruned pass.
+    """
+    offset = past + length - given.shape[-1]
+    at = (columns - offset).clamp(min=0).to(given.device)
+    dead = (columns < 0).to(given.device)
+    if given.dim() == 2:
+        return given.gather(1, at).masked_fill(dead, 0)
+    full = given.expand(rows.shape[0], *given.shape[1:])
+    batch = torch.arange(rows.shape[0], device=given.device)[:, None, None]
+    queries = rows.clamp(min=0).to(given.device)[:, :, None]
+    made = full[batch, :, queries, at[:, None, :]].permute(0, 3, 1, 2)
+    return made.masked_fill(dead[:, None, None], _hidden_value(given))
+
+
+def continued_mask(tail: Tensor, kept: Kept, mask: Tensor | None) -> Tensor:
+    """The same for new text behind a pruned conversation: the part about the past is made once.
+
+    Args:
+        tail: `[B | 1, 1, n, t]` or `[B, t]` over everything behind the first `kept.until` tokens.
+        kept: what the layer holds of those.
+        mask: `[B, m]` bool padding mask of the conversation, None if every token is real.
+    """
+    key = (tail.dim(), tail.dtype, tail.device)
+    if key not in kept.masks:
+        seen = (kept.index >= 0).to(tail.device)
+        if mask is not None:
+            seen = seen & mask.to(tail.device).gather(1, kept.index.clamp(min=0).to(tail.device))
+        made = seen.to(tail.dtype)
+        if tail.is_floating_point():
+            made = torch.zeros_like(made).masked_fill(~seen, _hidden_value(tail))
+        kept.masks[key] = made if tail.dim() == 2 else made[:, None, None]
+    prefix = kept.masks[key]
+    if tail.dim() == 4 and tail.shape[2] > 1:
+        prefix = prefix.expand(-1, -1, tail.shape[2], -1)
+    if tail.shape[0] != prefix.shape[0]:
+        tail = tail.expand(prefix.shape[0], *tail.shape[1:])
+    return torch.cat([prefix, tail], dim=-1)
+
+
+def _hidden_value(given: Tensor) -> float | bool:
+    return False if given.dtype == torch.bool else torch.finfo(given.dtype).min

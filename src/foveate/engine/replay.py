@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from foveate.core.budget import Per
-from foveate.core.method import Choice, Method, ModelInfo, Stage
+from foveate.core.method import Choice, Method, Stage
 from foveate.core.selection import Selection
-from foveate.core.view import View
+from foveate.core.view import ModelInfo, View
 from foveate.engine.layout import Layout
 from foveate.engine.masks import Later
 from foveate.errors import ConfigurationError
@@ -38,17 +39,19 @@ class RowChoices:
 
 def row_choices(prefill: PrefillTrace, method: Method, info: ModelInfo) -> list[RowChoices]:
     """The choices of every row of a recorded prefill under `method`."""
-    stages = tuple(method.stages(info))
+    stages = tuple(replace(s, reads="nothing", positions=s.positions or method.positions) for s in method.stages(info))
     rows = []
     for row in range(prefill.rows):
         groups = [group for group in prefill.groups if group.row == row]
-        found = {(step.layer, group.image): step.selection for group in groups for step in group.steps}
-        kept = sum(len(group.columns if not group.steps else group.steps[-1].alive) for group in groups)
+        choices = {(step.layer, group.image): step.selection for group in groups for step in group.steps}
+        kept = sum(len(group.alive_at(prefill.layers)) for group in groups)
         length = prefill.length - prefill.padding[row]
-        rows.append(RowChoices(stages, found, length, kept, sum(len(group.columns) for group in groups), method.per))
+        total = sum(group.shown for group in groups)
+        rows.append(RowChoices(stages, choices, length, kept, total, method.per))
     return rows
 
 
+@dataclass(frozen=True, eq=False)
 class Replay(Method):
     """Repeats recorded choices, row by row, on prompts that may have grown at their end.
 
@@ -63,17 +66,32 @@ class Replay(Method):
         ConfigurationError: no rows, or rows of different methods.
     """
 
-    name = "replay"
+    keep: None = field(default=None, init=False, repr=False)
+    rows: Sequence[RowChoices] = ()
 
-    def __init__(self, rows: Sequence[RowChoices]) -> None:
-        if not rows:
+    def __post_init__(self) -> None:
+        if not self.rows:
             raise ConfigurationError("Replay needs the choices of at least one row.")
-        self.rows, self.per = list(rows), rows[0].per
-        if any(row.stages != rows[0].stages or row.per != self.per for row in rows):
+        first = self.rows[0]
+        if any(row.stages != first.stages or row.per != first.per for row in self.rows):
             raise ConfigurationError("Replay was given rows of different methods; replay them one method at a time.")
 
+    @property
+    def per(self) -> Per:
+        return self.rows[0].per
+
+    @property
+    def prunes(self) -> bool:
+        return True
+
+    def check(self, info: ModelInfo) -> None:
+        """Nothing can be wrong: the choices were made on such a model."""
+
+    def parameters(self) -> dict[str, Any]:
+        return {"rows": len(self.rows)}
+
     def stages(self, info: ModelInfo) -> Sequence[Stage]:
-        return [replace(stage, queries=False) for stage in self.rows[0].stages]
+        return self.rows[0].stages
 
     def later(self, layout: Layout, layer: int) -> Later | None:
         removing = tuple(stage.layer for stage in self.rows[0].stages if stage.compact_earlier and stage.layer > layer)
@@ -90,7 +108,7 @@ class Replay(Method):
         ends = first + torch.tensor([row.length for row in self.rows[: layout.rows]])
         hidden = torch.zeros_like(layout.visual)
         for group in layout.groups:
-            alive = torch.arange(group.total)
+            alive = group.visible.cpu()
             for stage in self.rows[group.row].stages:
                 selection = self._recorded(group.row, group.image, stage.layer)
                 survivors = alive[selection.index.cpu()]
@@ -100,8 +118,11 @@ class Replay(Method):
                 alive = survivors
         return Later(torch.arange(layout.length)[None] >= ends[:, None], hidden)
 
-    def select(self, stage: Stage, view: View) -> Choice:
-        return self._recorded(view.row, view.image, stage.layer).to(view.device)
+    def choose(self, view: View, count: int) -> Choice:
+        raise AssertionError("a replay repeats whole choices")
+
+    def select(self, view: View) -> Choice:
+        return self._recorded(view.row, view.image, view.layer).to(view.device)
 
     def _recorded(self, row: int, image: int, layer: int) -> Selection:
         if row >= len(self.rows) or (layer, image) not in self.rows[row].selections:

@@ -1,273 +1,214 @@
-"""What happens at each seam, in the order in which a forward pass meets them."""
+"""What happens at the seams of the language model, in the order in which a forward pass meets them."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from foveate.core.method import Tap
 from foveate.core.selection import Packed
-from foveate.engine import inputs
-from foveate.engine.cache import FoveatedCache, check_cache
+from foveate.engine import prefill, recording
+from foveate.engine.alive import scatter
+from foveate.engine.call import Call, Kind
+from foveate.engine.capture import AttentionCall
+from foveate.engine.draft import read_prompt_first
 from foveate.engine.forward import ForwardPass
-from foveate.engine.layout import EncodedImage, Layout, build_layout
-from foveate.engine.masks import stand_in
+from foveate.engine.inputs import by_name, check_placeholders, read_call
 from foveate.engine.positions import renumber
 from foveate.engine.recompute import Entry, remember, repeat
-from foveate.engine.session import Call, Session
-from foveate.errors import MissingTapError
+from foveate.engine.session import Session
+from foveate.errors import ConfigurationError
 
 Kwargs = dict[str, Any]
 PreHook = Callable[[Session, nn.Module, tuple[Any, ...], Kwargs], Any]
-PostHook = Callable[[Session, Any], None]
+PostHook = Callable[[Session, nn.Module, Any, Any], Any]
 
 
-# -- seam 1: the vision tower is read
+# -- around the whole model: what its head will do with the hidden states
 
 
-def before_tower(session: Session, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> None:
-    local = session.local
-    if local.used:
-        local.encoded, local.used = [], False
-    local.readings = {}
-    local.grids = session.family.tower_grids(args, kwargs)
-    local.started = local.vision.start(next(module.parameters()).device)
-
-
-def attention_reader(tap: Tap) -> PreHook:
-    @torch.no_grad()
-    def read(session: Session, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> None:
-        local = session.local
-        if tap in session.taps and local.started is not None:  # not when a backward pass recomputes the block
-            with local.tapping.span(next(module.parameters()).device):
-                local.readings[tap] = session.family.read_attention(tap, module, args, kwargs, local.grids)
-
-    return read
-
-
-def hidden_reader(tap: Tap) -> PostHook:
-    @torch.no_grad()
-    def read(session: Session, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
-        local = session.local
-        if tap in session.taps and local.started is not None:  # not when a backward pass recomputes the block
-            with local.tapping.span(hidden.device):
-                local.readings[tap] = session.family.read_hidden(hidden, local.grids)
-
-    return read
-
-
-def after_tower(session: Session, output: Any) -> None:
-    local = session.local
-    for number, grid in enumerate(local.grids):
-        taps = {tap: values[number] for tap, values in local.readings.items()}
-        local.encoded.append(EncodedImage(grid, taps))
-    if local.started is not None:
-        local.vision.stop(local.started)
-        local.started = None
+def before_head(session: Session, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> None:
+    """Assisted decoding asks for the logits of its draft and of the token before it, which says how long it is."""
+    given = by_name(module, args, kwargs)
+    keep = given.get("logits_to_keep")
+    session.local.draft = max(keep - 1, 0) if isinstance(keep, int) else 0
+    if session.method is None or session.full_length:
+        return
+    for name, value in (("labels", given.get("labels")), ("logits_to_keep", keep)):
+        if isinstance(value, Tensor):
+            raise ConfigurationError(
+                f"`{name}` refers to tokens of the unpruned prompt, of which some are dropped; open the block with "
+                "`foveate.prune(model, method, full_length=True)`, which gives all places back."
+            )
 
 
 # -- around the base model
 
 
 def before_base(session: Session, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> Any:
-    ids = kwargs.get("input_ids", args[0] if args else None)
-    outputs, cache = kwargs.get("mm_encoder_outputs"), kwargs.get("past_key_values")
-    visual = inputs.placeholders(session.family, ids, kwargs.get("inputs_embeds"))
-    call = Call(visual, inputs.encoded_features(outputs), session.family.incoming(kwargs))
-    seen = cache.rows.get("images") if isinstance(cache, FoveatedCache) else None
-    call.fresh = inputs.fresh_images(visual, call.sizes, seen)
-    inputs.check_placeholders(call)
-    session.local.calls.append(call)
-    if all(len(call.fresh[modality]) == len(given) for modality, given in call.sizes.items()):
-        return None
-    if call.features:
-        return args, {**kwargs, "mm_encoder_outputs": inputs.keep_fresh(outputs, call.fresh)}
-    return args, kwargs | session.family.take(kwargs, call.fresh)
+    """Decide what this call is; leave out images that the cache has seen."""
+    local = session.local
+    local.call = local.prompt_states = None
+    given = by_name(module, args, kwargs)
+    call, kept = read_call(session.family, given)
+    if session.method is not None:
+        if call.kind is Kind.PREFILL:
+            check_placeholders(call)
+            kept = read_prompt_first(session, module, kept)
+            if local.prompt_states is not None:  # the prompt is in the cache now, its draft follows
+                call = Call(Kind.CONTINUATION)
+        elif given.get("inputs_embeds") is not None and given.get("input_ids") is None:
+            _warn_about_embeddings(given)
+    local.call = call
+    return None if kept is given else ((), kept)
 
 
-def after_base(session: Session, output: Any) -> None:
-    if session.local.calls:
-        session.local.calls.pop()
+def _warn_about_embeddings(kwargs: Kwargs) -> None:
+    cache = kwargs.get("past_key_values")
+    if kwargs["inputs_embeds"].shape[1] > 1 and (cache is None or cache.get_seq_length() == 0):
+        warnings.warn(
+            "inputs_embeds came without images, so foveate cannot tell visual tokens from text and prunes nothing. "
+            "Pass input_ids and pixel_values (or mm_encoder_outputs) instead.",
+            stacklevel=2,
+        )
+
+
+def after_base(session: Session, module: nn.Module, args: Any, output: Any) -> None:
+    """Join the hidden states of a prompt with those of its draft; positions belong to conversations, not to the
+    model."""
+    local = session.local
+    call, local.call = local.call, None
+    if output is not None and local.prompt_states is not None:
+        output.last_hidden_state = torch.cat([local.prompt_states, output.last_hidden_state], dim=1)
+    local.prompt_states = None
+    deltas = getattr(module, "rope_deltas", None)
+    if call is not None and call.kind is not Kind.PLAIN and isinstance(deltas, Tensor) and bool(deltas.numel()):
+        session.rope_deltas = deltas
+        module.rope_deltas = deltas.new_zeros(1, 1)
 
 
 # -- seam 2: before the language model
 
 
 def before_text(session: Session, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> Any:
-    calls = session.local.calls
-    if not calls or kwargs.get("inputs_embeds") is None:
+    """Begin a pass. Nothing is dropped here: stock code prepares the whole sequence, every layer takes its part."""
+    call = session.local.call
+    if call is None or call.kind is Kind.PLAIN:
         return None
-    call, cache = calls[-1], kwargs.get("past_key_values")
-    continues = isinstance(cache, FoveatedCache) and cache.is_pruned
-    prefill = call.has_images
-    if not prefill and not continues:
-        return None
-    if prefill:
-        cache = _own_cache(module, cache, kwargs)
-    call.forward = _begin(session, call, cache, kwargs, prefill)
-    kwargs = {**kwargs, "past_key_values": cache}
-    _keep_row_facts(call.forward, kwargs)
-    return args, _enter_text(call.forward, kwargs)
-
-
-def _own_cache(text: nn.Module, cache: Any, kwargs: Kwargs) -> FoveatedCache | None:
-    if cache is not None:
-        return FoveatedCache.adopt(cache)
-    config: Any = text.config
-    use_cache = kwargs.get("use_cache")
-    if not (config.use_cache if use_cache is None else use_cache):
-        return None
-    own = FoveatedCache(config=config)
-    check_cache(own)
-    return own
-
-
-def _begin(session: Session, call: Call, cache: FoveatedCache | None, kwargs: Kwargs, prefill: bool) -> ForwardPass:
-    embeds: Tensor = kwargs["inputs_embeds"]
-    past = 0 if cache is None else cache.get_seq_length()
-    mask = inputs.padding_mask(kwargs.get("attention_mask"), embeds, past)
-    local, trace = session.local, None
-    if prefill:
-        valid = None if mask is None else mask[:, past:].cpu()
-        inputs.check_padding_side(valid, cache is not None)
-        images = inputs.match_images(call, local.encoded)
-        local.used = True
-        per = session.method.per if session.method else "image"
-        layout = build_layout(call.visual, valid, images, past, per, embeds.device)
-        _check_taps(session, layout)
-        trace = session.new_trace()
-        trace.begin(layout)
-        call.started = trace.prefill.start(embeds.device)
+    given = by_name(module, args, kwargs)
+    if call.kind is Kind.PREFILL:
+        kwargs = prefill.begin(session, call, module, given)
     else:
-        layout = Layout(embeds.shape[1], past, torch.zeros(embeds.shape[:2], dtype=torch.bool), None, [])
-    forward = ForwardPass(session.family, session.method, layout, mask, cache, trace, embeds.device)
-    if not prefill and mask is not None:
-        forward.alive.valid = mask[:, past:]
-    return forward
+        kwargs = prefill.go_on(session, call, given)
+    return None if kwargs is given else ((), kwargs)
 
 
-def _keep_row_facts(forward: ForwardPass, kwargs: Kwargs) -> None:
-    """What stock models keep on themselves, kept per conversation."""
-    cache, positions = forward.cache, kwargs.get("position_ids")
-    if cache is None:
+def after_text(session: Session, module: nn.Module, args: Any, output: Any) -> None:
+    """End a pass. `output` is None if it raised."""
+    call = session.local.call
+    if call is None or (forward := call.forward) is None:
         return
-    if forward.trace is not None:
-        counts = forward.layout.images_per_row()
-        cache.rows["images"] = cache.rows.get("images", torch.zeros_like(counts)) + counts
-    if positions is None or positions.dim() != 3:
-        return
-    past, mask = forward.layout.past, forward.mask
-    if forward.trace is not None:
-        length = past + positions.shape[-1] if mask is None else mask.sum(1, keepdim=True)
-        cache.rows["rope_deltas"] = positions[-3:].amax((0, 2))[:, None] + 1 - length
-    elif "rope_deltas" in cache.rows:
-        deltas = cache.rows["rope_deltas"]
-        kwargs["position_ids"] = inputs.continued_positions(positions, mask, past, deltas)
-
-
-def _check_taps(session: Session, layout: Layout) -> None:
-    method = session.method
-    for tap in method.taps(session.family.info) if method else ():
-        if any(tap not in group.taps for group in layout.groups):
-            raise MissingTapError(
-                f"{method} needs {tap}, but the images were encoded outside foveate (or before it was "
-                "active), so nothing was read in the vision tower. Pass `pixel_values` inside "
-                "`foveate.prune`, or use a method that needs no taps."
-            )
-
-
-def _enter_text(forward: ForwardPass, kwargs: Kwargs) -> Kwargs:
-    embeds: Tensor = kwargs["inputs_embeds"]
-    positions: Any = kwargs.get("position_ids")
-    before, length = forward.alive.valid, embeds.shape[1]
-    packed = forward.select(0, embeds)
-    if positions is None and (packed is not None or forward.probe is not None):
-        past = forward.layout.past
-        positions = torch.arange(past, past + length, device=embeds.device)[None]
-    if packed is not None:
-        embeds = packed.apply(embeds)
-        positions = packed.gather(positions, batch_dim=-2, dim=-1)
-        mode = forward.stages[0].positions
-        if mode != "original":
-            positions = renumber(packed, before, mode, length).to(positions.device)
-    elif forward.cache is not None and forward.cache.decode_from_cache and forward.trace is None:
-        start = forward.cache.physical_length(0)
-        positions = torch.arange(start, start + length, device=embeds.device).expand(embeds.shape[0], -1)
-    if forward.probe is not None:
-        forward.alive.append(forward.probe.length, embeds.device)
-        embeds, positions = forward.probe.append(embeds), forward.probe.append_positions(positions)
-    if forward.took_over:
-        kwargs["attention_mask"] = stand_in(embeds.device)
-    return {**kwargs, "inputs_embeds": embeds, "position_ids": positions}
-
-
-def after_text(session: Session, output: Any) -> None:
-    calls = session.local.calls
-    if not calls or (forward := calls[-1].forward) is None:
-        return
-    if output is not None:  # None: the forward pass raised
+    call.forward = None
+    cache = forward.cache
+    if cache is not None:
+        cache.in_pass = False
+    if forward.trace is not None and call.started is not None:
+        call_started, call.started = call.started, None
+    else:
+        call_started = None
+    if output is not None:
         packed = forward.select(len(session.family.parts.layers), output.last_hidden_state)
         if packed is not None:
             output.last_hidden_state = packed.apply(output.last_hidden_state)
         if session.full_length:
-            output.last_hidden_state = forward.alive.scatter(output.last_hidden_state)
+            _restore_length(forward, output)
         forward.finish()
         if forward.trace is not None:
-            forward.trace.end(forward.cache)
-    if forward.trace is not None and calls[-1].started is not None:
-        forward.trace.prefill.stop(calls[-1].started)
-    calls[-1].forward = None
+            recording.end(forward.trace, cache)
+    if forward.trace is not None and call_started is not None:
+        forward.trace.prefill.stop(call_started)
+
+
+def _restore_length(forward: ForwardPass, output: Any) -> None:
+    """Hidden states at the unpruned length."""
+    length = forward.layout.length - forward.appended
+    output.last_hidden_state = scatter(output.last_hidden_state, forward.alive.index, length)
+    states = output.get("hidden_states")
+    if states is None:
+        return
+    by_length = {block.length: block.columns for block in reversed(forward.entered)}
+    by_length[forward.alive.length] = forward.alive.index
+    full = [scatter(state, by_length.get(state.shape[1]), length) for state in states[:-1]]
+    output.hidden_states = (*full, output.last_hidden_state)
 
 
 # -- seam 3: before every decoder layer
 
 
+def heard(layer: int, session: Session, call: AttentionCall) -> None:
+    """Queries and keys of a decoder layer."""
+    forward = session.local.call.forward if session.local.call else None
+    if forward is not None:
+        forward.hear(layer, call)
+
+
 def before_layer(number: int) -> PreHook:
+    """Select, if this layer is a stage; give the layer its part of what runs along the sequence."""
+
     def hook(session: Session, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> Any:
-        calls = session.local.calls
-        forward = calls[-1].forward if calls else None
+        forward = session.local.call.forward if session.local.call else None
         if forward is None:
             return repeat(number, args, kwargs)
-        hidden = args[0] if args else kwargs["hidden_states"]
-        embeddings = forward.position_embeddings or kwargs["position_embeddings"]
-        entry = Entry(probe=forward.probe)
-        if number > 0:
-            hidden, embeddings, entry.packed = _shrink(session, forward, number, hidden, embeddings)
-            entry.probe = forward.probe  # the last stage removes it
-        if entry.probe is not None:
-            hidden = entry.probe.add(number, hidden)
-        forward.enter(number, hidden, embeddings)
-        if not forward.took_over:
+        if not (forward.stages or forward.took_over):
             return None
-        forward.position_embeddings = embeddings
-        entry.arguments = {
-            "position_embeddings": tuple(t.to(hidden.device) for t in embeddings),
-            "attention_mask": forward.layer_mask(number, hidden),
-            "position_ids": None,  # only read to detect packed sequences: gaps would look like borders
-        }
-        remember(number, module, kwargs, entry)
-        kwargs = {k: v for k, v in kwargs.items() if k != "hidden_states"}
-        return (hidden, *args[1:]), kwargs | entry.arguments
+        given = by_name(module, args, kwargs)
+        hidden = given["hidden_states"]
+        before = forward.alive.valid
+        packed = forward.select(number, hidden)
+        if packed is not None:
+            hidden = packed.apply(hidden)
+            _renumber(forward, number, hidden, packed, before)
+        if forward.probe is not None:
+            hidden = forward.probe.add(number, hidden)
+        forward.enter(number)
+        entry = Entry(packed, forward.probe)
+        if forward.took_over:
+            entry.arguments = _arguments(forward, number, hidden, given)
+        elif forward.probe is None:
+            return None
+        remember(number, module, given, entry)
+        rest = {k: v for k, v in given.items() if k != "hidden_states"}
+        return (hidden,), rest | entry.arguments
 
     return hook
 
 
-def _shrink(
-    session: Session, forward: ForwardPass, number: int, hidden: Tensor, embeddings: tuple[Tensor, Tensor]
-) -> tuple[Tensor, tuple[Tensor, Tensor], Packed | None]:
-    before, length = forward.alive.valid, forward.alive.length
-    packed = forward.select(number, hidden)
-    if packed is None:
-        return hidden, embeddings, None
-    shorter = packed.apply(hidden)
-    mode = forward.stages[number].positions
-    if mode == "original":
-        cos, sin = (packed.gather(t, batch_dim=-3, dim=-2) for t in embeddings)
-    else:
-        rotary: Any = session.family.parts.text.rotary_emb
-        cos, sin = rotary(shorter, renumber(packed, before, mode, length).to(shorter.device))
-    return shorter, (cos, sin), packed
+def _renumber(forward: ForwardPass, number: int, hidden: Tensor, packed: Packed, before: Tensor | None) -> None:
+    """Rotary embeddings of the survivors, where the method does not keep the original positions."""
+    assert forward.method is not None
+    mode = forward.stages[number].positions or forward.method.positions
+    if mode != "original":
+        forward.rotary = forward.family.rotary(hidden, renumber(packed, before, mode).to(hidden.device))
+    elif forward.rotary is not None:
+        forward.rotary = tuple(packed.gather(t, batch_dim=-3, dim=-2) for t in forward.rotary)
+
+
+def _arguments(forward: ForwardPass, number: int, hidden: Tensor, given: Kwargs) -> Kwargs:
+    """The layer's arguments that differ from what stock code made for the whole sequence."""
+    own: Kwargs = {}
+    for name, value in given.items():
+        if name in ("hidden_states", "past_key_values", "attention_mask") or value is None:
+            continue
+        if name == "position_embeddings" and forward.rotary is not None:
+            own[name] = tuple(t.to(hidden.device) for t in forward.rotary)
+            continue
+        fitting = forward.align(value)
+        if fitting is not value:
+            own[name] = fitting
+    if "position_ids" in given and "position_embeddings" in given:
+        own["position_ids"] = None  # only read to detect packed sequences: gaps would look like borders
+    own["attention_mask"] = forward.layer_mask(number, hidden, given.get("attention_mask"))
+    return own

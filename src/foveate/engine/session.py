@@ -6,68 +6,88 @@ import threading
 import weakref
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from foveate.core.grid import Grid
-from foveate.core.method import Method, Tap
+from foveate.core.method import Method
 from foveate.core.timing import Stopwatch
-from foveate.engine.forward import ForwardPass
+from foveate.core.view import Tap
+from foveate.engine.call import Call
 from foveate.engine.layout import EncodedImage
 from foveate.errors import SessionError
 from foveate.families.base import Family
-from foveate.trace.records import PrefillTrace, Trace
+from foveate.trace.records import PrefillTrace
+from foveate.trace.trace import Trace
+
+MAX_UNUSED = 16
+"""Calls of the tower whose readings are kept although nobody holds their features and no text followed."""
+
+
+@dataclass(frozen=True)
+class LayerReads:
+    """Queries and keys of a decoder layer are to be read."""
+
+    layer: int
+
+
+Need = Literal["seams"] | Tap | LayerReads
 
 
 @dataclass
-class Call:
-    """One call of the base model, from its pre-hook to its post-hook.
+class TowerCall:
+    """One finished call of the vision tower.
 
     Attributes:
-        visual: per modality, `[B, n]` bool on the host: the placeholder tokens.
-        features: per modality, pre-encoded features of each image (`generate` encodes before it calls).
-        incoming: per modality, grids of the raw images that were given to this call.
-        fresh: per modality, which of these images stand in this call's tokens (the others are cached).
+        images: what it encoded.
+        output: the tensor that it returned, as long as somebody holds it.
     """
 
-    visual: dict[str, Tensor]
-    features: dict[str, list[Tensor]]
-    incoming: dict[str, list[Grid]]
-    fresh: dict[str, list[int]] = field(default_factory=dict)
-    forward: ForwardPass | None = None
-    started: float | torch.cuda.Event | None = None
+    images: list[EncodedImage]
+    output: weakref.ref[Tensor] | None
 
     @property
-    def sizes(self) -> dict[str, list[int]]:
-        """Per modality, tokens of every image given."""
-        encoded = {modality: [len(f) for f in features] for modality, features in self.features.items()}
-        return encoded | {modality: [grid.size for grid in grids] for modality, grids in self.incoming.items()}
-
-    @property
-    def has_images(self) -> bool:
-        return any(bool(mask.any()) for mask in self.visual.values())
+    def is_held(self) -> bool:
+        return self.output is not None and self.output() is not None
 
 
 class Local(threading.local):
     """What one thread is doing with one session.
 
     Attributes:
-        calls: stack of calls of the base model.
-        encoded: images that went through the tower and are not superseded by newer ones.
+        call: the call of the base model in progress, or the latest.
+        draft: tokens behind the prompt in the call of the head in progress (assisted decoding).
+        prompt_states: hidden states of a prompt that was read apart from the draft behind it.
+        tower_calls: images that went through the tower and were not joined with text yet.
         grids, readings: of the tower call in progress.
-        used: whether `encoded` was already joined with text (then the next tower call starts afresh).
+        started: start of the tower call in progress.
+        trace: under `attach`: of this thread's latest prefill.
     """
 
     def __init__(self) -> None:
-        self.calls: list[Call] = []
-        self.encoded: list[EncodedImage] = []
-        self.used = True
+        self.call: Call | None = None
+        self.draft = 0
+        self.prompt_states: Tensor | None = None
+        self.tower_calls: list[TowerCall] = []
         self.grids: list[Grid] = []
         self.readings: dict[Tap, list[Tensor]] = {}
         self.started: float | torch.cuda.Event | None = None
         self.vision = Stopwatch()
         self.tapping = Stopwatch()
+        self.trace: Trace | None = None
+
+    @property
+    def encoded(self) -> list[EncodedImage]:
+        """Images that wait for their text, in the order in which they were encoded."""
+        return [image for call in self.tower_calls for image in call.images]
+
+    def remember(self, call: TowerCall) -> None:
+        """Keep what a tower call read; forget old calls whose features nobody holds any more."""
+        self.tower_calls.append(call)
+        old, recent = self.tower_calls[:-MAX_UNUSED], self.tower_calls[-MAX_UNUSED:]
+        self.tower_calls = [found for found in old if found.is_held] + recent
 
 
 @dataclass(eq=False)
@@ -75,6 +95,9 @@ class Session:
     """A method in force on a model, from `prune` or `attach` on until it is closed.
 
     Attributes:
+        method: None if nothing can be dropped.
+        attached: in force for every thread until `detach`.
+        every_thread: also applies to threads that opened no session of their own.
         full_length: give hidden states back at the unpruned length, zero where a token was dropped.
     """
 
@@ -82,25 +105,35 @@ class Session:
     method: Method | None
     trace: Trace
     attached: bool = False
+    every_thread: bool = False
     full_length: bool = False
+    closed: bool = False
+    rope_deltas: Tensor | None = None
     local: Local = field(default_factory=Local)
     taps: tuple[Tap, ...] = ()
+    needs: tuple[Need, ...] = ("seams",)
 
     def __post_init__(self) -> None:
-        if self.method is not None:
-            self.taps = tuple(dict.fromkeys(self.method.taps(self.family.info)))
+        if self.method is None:
+            return
+        info = self.family.info
+        self.taps = tuple(dict.fromkeys(self.method.taps(info)))
+        reads = {stage.layer - 1 for stage in self.method.stages(info) if stage.reads != "nothing" and stage.layer}
+        probe = self.method.probe(info)
+        layers = sorted(reads | set(probe.reads if probe is not None else ()))
+        self.needs = ("seams", *self.taps, *(LayerReads(layer) for layer in layers))
 
-    @property
-    def needs(self) -> tuple[str | Tap, ...]:
-        """The hooks it needs: those of the three seams, and one per tap."""
-        return ("seams", *self.taps)
-
-    def new_trace(self) -> PrefillTrace:
+    def new_prefill(self) -> PrefillTrace:
+        """The record of a prefill that begins now."""
         prefill = PrefillTrace(self.trace.method, self.trace.layers)
         prefill.vision, prefill.tapping = self.local.vision, self.local.tapping
         self.local.vision, self.local.tapping = Stopwatch(), Stopwatch()
-        if self.attached:  # a server runs for weeks: remember the last prefill only
-            self.trace.prefills.clear()
+        if self.attached:  # a server runs for weeks, in many threads: each remembers its last prefill only
+            self.local.trace = Trace(self.trace.method, self.trace.layers)
+            self.local.trace.prefills.append(prefill)
+            return prefill
+        if self.trace.prefills:  # what is finished needs no device memory
+            self.trace.prefills[-1].to_host()
         self.trace.prefills.append(prefill)
         return prefill
 
@@ -120,6 +153,7 @@ def open_session(session: Session) -> None:
 def close_session(session: Session) -> None:
     with _lock:
         _live[session.family.parts.base].remove(session)
+    session.closed = True
     _own.set(tuple(s for s in _own.get() if s is not session))
 
 
@@ -129,22 +163,22 @@ def sessions_on(base: nn.Module) -> list[Session]:
 
 
 def current_session(base: nn.Module) -> Session | None:
-    """The session that applies here and now: the innermost one opened in this thread, else the attached one,
-    else the only one there is (so that `generate` may run in a worker thread while streaming).
+    """The session that applies here and now: the innermost one opened in this context, else the attached one, else the
+    one that was opened for every thread.
 
     Raises:
-        SessionError: other threads prune this model in different ways and this one has not said how it wants it.
+        SessionError: several were opened for every thread, and this one has not said which it wants.
     """
     for session in reversed(_own.get()):
-        if session.family.parts.base is base:
+        if session.family.parts.base is base and not session.closed:
             return session
-    live = sessions_on(base)
+    live = [session for session in sessions_on(base) if session.attached or session.every_thread]
     attached = [session for session in live if session.attached]
     if attached:
         return attached[-1]
     if len(live) > 1:
         raise SessionError(
-            f"{len(live)} prunings are active on this model, none of them opened in this thread. Open one here "
+            f"{len(live)} prunings are active for every thread on this model. Open one in this thread "
             "(`with foveate.prune(model, method):`, method=None for no pruning), or start the thread with "
             "`contextvars.copy_context().run`."
         )

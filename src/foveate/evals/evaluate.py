@@ -12,7 +12,6 @@ from typing import Any
 
 from foveate.data.rows import Rows
 from foveate.evals import questions, runner
-from foveate.evals.metrics import metric
 from foveate.evals.store import Store
 from foveate.evals.summary import Answers, collect, summarise
 from foveate.files.atomic import replacing, write_text
@@ -20,6 +19,7 @@ from foveate.files.environment import facts
 from foveate.files.outputs import check_folder
 from foveate.inference.answer import Asker
 from foveate.inference.weights import warn_if_tuned_elsewhere
+from foveate.scoring import metric
 from foveate.specs.settings import Setting
 
 DEFINITIONS = {
@@ -30,6 +30,9 @@ DEFINITIONS = {
     "kept": "kept_tokens over the sample's visual tokens, mean over samples",
     "prefill_ms": "decoder layers over the prompt, selection included: the batch's time over its rows, median",
     "select_ms, vision_ms": "likewise: choosing tokens; the vision tower",
+    "ttft_ms": "time to first token: vision_ms + prefill_ms, median",
+    "ttft_ratio": "ttft_ms over the unpruned model's on the same sample, median; interval: one-sided 95 % bounds from "
+    "order statistics, a batch counted once",
     "kv_bytes": "keys and values after the prefill: the batch's over its rows, mean",
 }
 
@@ -141,7 +144,7 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     flat = []
     for row in rows:
         line = {k: v for k, v in row.items() if k != "by_type" and not k.endswith("_interval")}
-        for name in ("score_interval", "retention_interval"):
+        for name in ("score_interval", "retention_interval", "ttft_ratio_interval"):
             low, high = row[name] or (None, None)
             line |= {f"{name}_low": low, f"{name}_high": high}
         line |= {f"score_{kind}": values["score"] for kind, values in row["by_type"].items()}

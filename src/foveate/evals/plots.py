@@ -1,4 +1,4 @@
-"""Pareto plots: accuracy against visual tokens and against prefill time."""
+"""Pareto plots: accuracy against visual tokens and against time to first token."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pareto(rows: Sequence[Row], title: str, metric: str) -> Any:
     left, right = drawn.subplots(1, 2, sharey=True)
     sides = (
         (left, "kept_tokens", "visual tokens, average over layers"),
-        (right, "prefill_ms", "LLM prefill ms, median"),
+        (right, "ttft_ms", "time to first token ms, median (vision and prefill)"),
     )
     for axes, column, label in sides:
         _points(axes, rows, column)

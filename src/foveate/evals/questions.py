@@ -10,10 +10,8 @@ from torch import Tensor
 
 from foveate.data.reading import read_rows
 from foveate.data.rows import Row, Rows, Rules
-from foveate.errors import DataError
-from foveate.families import adapt
-from foveate.inference.batches import REFUSALS, build_batch
-from foveate.inference.placeholders import check_text, placeholders
+from foveate.errors import DataError, FoveateError
+from foveate.inference.answer import Asker
 
 _RULES = Rules(box_format=None, needs_boxes=False, opens_images=False)
 
@@ -37,7 +35,7 @@ def load(data: str, limit: int | None = None, prompt: str = "{question}", skip_b
 
 
 def prepare(
-    model: Any, processor: Any, rows: Sequence[Row], skip_bad: bool, skipped: list[str]
+    asker: Asker, rows: Sequence[Row], skip_bad: bool, skipped: list[str]
 ) -> tuple[list[Row], dict[str, Tensor]]:
     """The rows that can be asked, and their model inputs in one batch (none if there are no such rows).
 
@@ -48,41 +46,39 @@ def prepare(
         DataError: the first row that cannot be asked, unless `skip_bad`: unreadable images, a placeholder in the
             question, or anything that the processor refuses (an extreme aspect ratio).
     """
-    marks = placeholders(adapt(model), processor.tokenizer)
-    good: list[tuple[Row, Any]] = []
+    good: list[tuple[Row, list[Any]]] = []
 
-    def bad(row: Row, problem: str, cause: Exception) -> None:
+    def bad(problem: str, cause: Exception) -> None:
         if not skip_bad:
             raise DataError(f"{problem} Use --skip-bad to leave such rows out and count them.") from cause
         skipped.append(problem)
 
     for row in rows:
         try:
-            check_text(row.question, marks, f"{row.where}: the question")
             good.append((row, row.load_images()))
         except DataError as error:
-            bad(row, str(error), error)
+            bad(str(error), error)
     try:
-        return [row for row, _ in good], _batch(model, processor, good)
-    except REFUSALS as error:
-        if not (found := _refused(model, processor, good)):
+        return [row for row, _ in good], _batch(asker, good)
+    except FoveateError as error:
+        if not (found := _refused(asker, good)):
             raise error
     for row, refusal in found:
-        bad(row, f"{row.where}: the model's processor refuses it: {refusal}", refusal)
+        bad(f"{row.where}: {refusal}", refusal)
     good = [(row, images) for row, images in good if all(row is not other for other, _ in found)]
-    return [row for row, _ in good], _batch(model, processor, good)
+    return [row for row, _ in good], _batch(asker, good)
 
 
-def _batch(model: Any, processor: Any, rows: Sequence[tuple[Row, Any]]) -> dict[str, Tensor]:
-    return build_batch(model, processor, [(images, row.question) for row, images in rows]) if rows else {}
+def _batch(asker: Asker, rows: Sequence[tuple[Row, list[Any]]]) -> dict[str, Tensor]:
+    return asker.questions([(images, row.question) for row, images in rows]) if rows else {}
 
 
-def _refused(model: Any, processor: Any, rows: Sequence[tuple[Row, Any]]) -> list[tuple[Row, Exception]]:
-    """The rows that the processor does not take even alone."""
-    found = list[tuple[Row, Exception]]()
+def _refused(asker: Asker, rows: Sequence[tuple[Row, list[Any]]]) -> list[tuple[Row, FoveateError]]:
+    """The rows that cannot be prepared even alone."""
+    found = list[tuple[Row, FoveateError]]()
     for one in rows:
         try:
-            _batch(model, processor, [one])
-        except REFUSALS as error:
+            _batch(asker, [one])
+        except FoveateError as error:
             found.append((one[0], error))
     return found

@@ -18,7 +18,7 @@ from foveate.specs.settings import Setting
 
 
 @dataclass
-class Run:
+class Answered:
     """What happened.
 
     Attributes:
@@ -52,7 +52,7 @@ def run(
     batch: int = 1,
     skip_bad: bool = False,
     on_answers: Callable[[int], None] = lambda n: None,
-) -> Run:
+) -> Answered:
     """Answer what the store does not hold yet.
 
     All settings see a batch before the next batch comes, so that their times can be compared. A batch whose
@@ -67,12 +67,12 @@ def run(
         DataError: a sample that cannot be asked, unless `skip_bad`.
     """
     methods = [(setting.describe(), setting, setting.make()) for setting in settings]
-    done, warm = Run([]), False
+    done, warm = Answered([]), False
     for start in range(0, len(task.ids), batch):
         some = task[start : start + batch]
         ids = some.ids
         missing = [m for m in methods if any((m[0], sample) not in store for sample in ids)]
-        rows, inputs = prepare(asker.model, asker.processor, some, skip_bad, done.skipped) if missing else ([], {})
+        rows, inputs = prepare(asker, some, skip_bad, done.skipped) if missing else ([], {})
         on_answers(len(ids) * (len(methods) - (len(missing) if rows else 0)))
         if not rows:
             continue
@@ -80,7 +80,8 @@ def run(
             _warm_up(asker, inputs, [method for _, _, method in methods])
             warm = True
         for key, setting, method in missing:
-            store.append(_records(key, setting, rows, asker.answer(inputs, method)))
+            answers = asker.answer(inputs, method)
+            store.append(_records(key, setting, rows, answers))
             done.computed += len(rows)
             on_answers(len(ids))
     return done

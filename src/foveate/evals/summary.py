@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import DataError
-from foveate.evals.metrics import MetricError, metric
+from foveate.evals.latency import compared, first_token_ms
 from foveate.evals.store import Record, Store
+from foveate.scoring import MetricError, metric
 
 RESAMPLES = 2000
 Floats = NDArray[np.float64]
@@ -82,7 +83,9 @@ def summarise(answers: Sequence[Answers], seed: int = 0) -> list[dict[str, Any]]
     """One row per setting; the first setting is the reference for `retention`.
 
     `score` and `retention` come with bootstrap 95 % intervals over samples; `retention_low` is the one-sided
-    95 % lower bound that `foveate tune` uses. Times are medians per sample (a batch's time over its rows).
+    95 % lower bound that `foveate tune` uses. Times are medians per sample (a batch's time over its rows); `ttft_ms` is
+    that of the time to first token, `ttft_ratio` the median of its ratio to the reference's on the same sample, with
+    one-sided 95 % bounds (`latency.median_bounds`).
     """
     draws = resamples(len(answers[0].scores), seed)
     reference = answers[0].scores
@@ -110,6 +113,8 @@ def summarise(answers: Sequence[Answers], seed: int = 0) -> list[dict[str, Any]]
                 "kept": float(np.mean([r["kept_tokens"] / max(r["visual_tokens"], 1) for r in one.records])),
                 "kv_bytes": one.mean("kv_bytes"),
                 **{name: one.median(name) for name in ("vision_ms", "select_ms", "prefill_ms")},
+                "ttft_ms": float(np.median([first_token_ms(record) for record in one.records])),
+                **compared(one.records, answers[0].records),
             }
         )
     return rows

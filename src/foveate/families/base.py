@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from foveate.core.grid import Grid
-from foveate.core.method import ModelInfo, Tap
+from foveate.core.view import ModelInfo, Tap
 from foveate.errors import MissingTapError, UnsupportedModelError
 
 
@@ -24,6 +24,7 @@ class Parts:
         blocks: its transformer blocks.
         text: language model without head; called with keyword arguments.
         layers: its decoder layers.
+        head: the model with its LM head, None if the base model was given alone.
     """
 
     base: nn.Module
@@ -31,6 +32,7 @@ class Parts:
     blocks: nn.ModuleList
     text: nn.Module
     layers: nn.ModuleList
+    head: nn.Module | None
 
 
 class Family(ABC):
@@ -48,6 +50,7 @@ class Family(ABC):
     has_class_token: ClassVar[bool] = False
     wants_token_types: ClassVar[bool] = False
     """Whether the model needs `mm_token_type_ids` (M-RoPE) from the processor."""
+    tower_heads: int = 0
     default_template: ClassVar[str | None] = None
     """Chat template for checkpoints that come without one."""
 
@@ -61,9 +64,8 @@ class Family(ABC):
             blocks=self._part(base, f"{self.tower_path}.{self.blocks_path}", nn.ModuleList),
             text=self._part(base, self.text_path, nn.Module),
             layers=self._part(base, f"{self.text_path}.layers", nn.ModuleList),
+            head=None if base is model else model,
         )
-        for path in ("self_attn.q_proj", "self_attn.k_proj", "input_layernorm"):
-            self._part(self.parts.layers[0], path, nn.Module)
 
     def _part(self, root: nn.Module, path: str, kind: type) -> Any:
         part: Any = root
@@ -78,7 +80,9 @@ class Family(ABC):
 
     @property
     def info(self) -> ModelInfo:
-        return ModelInfo(self.name, len(self.parts.layers), len(self.parts.blocks), self.has_class_token)
+        return ModelInfo(
+            self.name, len(self.parts.layers), len(self.parts.blocks), self.has_class_token, self.tower_heads
+        )
 
     @property
     @abstractmethod
@@ -98,27 +102,41 @@ class Family(ABC):
         """The raw-image arguments of such a call with only the chosen images of each modality."""
 
     @abstractmethod
+    def without_images(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of such a call with no images at all."""
+
+    # -- reading -----------------------------------------------------------------------------------------
+
+    @abstractmethod
     def block_of(self, tap: Tap) -> int:
         """Index of the vision block that a tap reads (resolves None and negative numbers)."""
 
     @abstractmethod
-    def attention_module(self, block: nn.Module) -> nn.Module:
-        """The attention module of a vision block, called with its (normalised) input."""
+    def block_attention(self, block: nn.Module) -> nn.Module:
+        """The module of a vision block that calls the attention function."""
 
     @abstractmethod
-    def read_attention(
-        self,
-        tap: Tap,
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        grids: Sequence[Grid],
-    ) -> list[Tensor]:
-        """Value of a `received` or `keys` tap, computed from the attention module's inputs, per image."""
+    def key_features(self, block: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+        """The module of a vision block whose output holds its keys before rotary embedding, and how to take them out,
+        heads concatenated."""
 
     @abstractmethod
-    def read_hidden(self, output: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
-        """Value of a `hidden` tap from a block's output, per image `[N, D]` in raster order."""
+    def to_tokens(self, tap: Tap, values: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+        """Values per patch, as the tower orders them, as values per visual token in raster order, a tensor per image.
+
+        Args:
+            values: `[B, S]` (received) or the tower's own shape with features last (keys, hidden).
+        """
+
+    def layer_attention(self, layer: int) -> nn.Module:
+        """The module of a decoder layer that calls the attention function."""
+        module: Any = self.parts.layers[layer]
+        return module.self_attn
+
+    def rotary(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotary embeddings (cos, sin) of text positions `[B, n]`."""
+        module: Any = self.parts.text.rotary_emb
+        return module(hidden, positions)
 
     def resolve_block(self, tap: Tap, default: int) -> int:
         blocks = len(self.parts.blocks)

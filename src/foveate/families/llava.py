@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from foveate.core.attention import attention_rows
 from foveate.core.grid import Grid
-from foveate.core.method import Tap
+from foveate.core.view import Tap
 from foveate.errors import UnsupportedModelError
 from foveate.families.base import Family
 
@@ -61,7 +59,10 @@ class Llava(Family):
         return {} if pixels is None else {"image": [self._grid(pixels)] * pixels.shape[0]}
 
     def take(self, kwargs: dict[str, Any], chosen: dict[str, list[int]]) -> dict[str, Any]:
-        return {"pixel_values": kwargs["pixel_values"][chosen["image"]]}
+        return {"pixel_values": kwargs["pixel_values"][chosen["image"]] if chosen["image"] else None}
+
+    def without_images(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {**kwargs, "pixel_values": None, "mm_encoder_outputs": None}
 
     def block_of(self, tap: Tap) -> int:
         # hidden_states[-2], the projector's input, is the output of the second-last block
@@ -69,27 +70,11 @@ class Llava(Family):
         last = feature[-1] if isinstance(feature, list | tuple) else feature
         return self.resolve_block(tap, last if last < 0 else last - 1)
 
-    def attention_module(self, block: nn.Module) -> nn.Module:
+    def block_attention(self, block: nn.Module) -> nn.Module:
         return block.self_attn  # type: ignore[return-value]
 
-    def read_attention(
-        self,
-        tap: Tap,
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        grids: Sequence[Grid],
-    ) -> list[Tensor]:
-        attn: Any = module
-        hidden = args[0] if args else kwargs["hidden_states"]
-        keys = attn.k_proj(hidden)
-        if tap.kind == "keys":
-            return list(keys[:, 1:])
-        heads = (-1, attn.head_dim)
-        q = attn.q_proj(hidden[:, :1]).unflatten(-1, heads).transpose(1, 2)
-        k = keys.unflatten(-1, heads).transpose(1, 2)
-        rows = torch.stack([attention_rows(qi, ki, attn.scale, None) for qi, ki in zip(q, k, strict=True)])
-        return list(rows[:, :, 0, 1:].sum(1))
+    def key_features(self, block: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+        return block.self_attn.k_proj, lambda keys: keys  # type: ignore[union-attr,return-value]
 
-    def read_hidden(self, output: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
-        return list(output[:, 1:])
+    def to_tokens(self, tap: Tap, values: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+        return list(values[:, 1:])

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from foveate.core.attention import received_attention, rotate
 from foveate.core.grid import Grid
-from foveate.core.method import Tap
+from foveate.core.view import Tap
 from foveate.families.base import Family
 
 SOURCES = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
@@ -54,39 +53,33 @@ class Qwen25VL(Family):
         taken: dict[str, Any] = {}
         for modality, numbers in chosen.items():
             pixels, grid = SOURCES[modality]
+            if not numbers:
+                taken |= {pixels: None, grid: None}
+                continue
             parts = kwargs[pixels].split(kwargs[grid].prod(-1).tolist())
-            none = kwargs[pixels][:0]
-            taken |= {pixels: torch.cat([none, *(parts[i] for i in numbers)]), grid: kwargs[grid][numbers]}
+            taken |= {pixels: torch.cat([parts[i] for i in numbers]), grid: kwargs[grid][numbers]}
         return taken
+
+    def without_images(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {**kwargs, "mm_encoder_outputs": None} | {name: None for pair in SOURCES.values() for name in pair}
 
     def block_of(self, tap: Tap) -> int:
         # windowed blocks cannot compare tokens of different windows: take the last block with full attention
         return self.resolve_block(tap, max(self.config.vision_config.fullatt_block_indexes))
 
-    def attention_module(self, block: nn.Module) -> nn.Module:
+    def block_attention(self, block: nn.Module) -> nn.Module:
         return block.attn  # type: ignore[return-value]
 
-    def read_attention(
-        self,
-        tap: Tap,
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        grids: Sequence[Grid],
-    ) -> list[Tensor]:
-        attn: Any = module
-        hidden = args[0] if args else kwargs["hidden_states"]
-        q, k, _ = attn.qkv(hidden).unflatten(-1, (3, attn.num_heads, -1)).unbind(1)  # [S, H, d] each
-        if tap.kind == "keys":
-            return self._units(k.flatten(1), grids).mean_per_image()
-        cos, sin = (t.unsqueeze(1).to(q.dtype) for t in kwargs["position_embeddings"])
-        bounds = kwargs["cu_seqlens"] if "cu_seqlens" in kwargs else args[1]
-        q, k = rotate(q, cos, sin).transpose(0, 1), rotate(k, cos, sin).transpose(0, 1)
-        received = received_attention(q, k, attn.head_dim**-0.5, bounds.diff().tolist())
-        return [x.squeeze(1) for x in self._units(received[:, None], grids).mean_per_image()]
+    def key_features(self, block: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+        return block.attn.qkv, lambda joined: joined.unflatten(-1, (3, -1))[..., 1, :]  # type: ignore[union-attr,return-value]
 
-    def read_hidden(self, output: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
-        return self._units(output, grids).mean_per_image()
+    def to_tokens(self, tap: Tap, values: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+        if tap.kind == "received":
+            return [value.squeeze(1) for value in self._units(values[0, :, None], grids).mean_per_image()]
+        return self._units(values, grids).mean_per_image()
+
+    def rotary(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return super().rotary(hidden, positions.expand(3, *positions.shape))
 
     def _units(self, patches: Tensor, grids: Sequence[Grid]) -> _Units:
         window = self.config.vision_config.window_size // self.config.vision_config.patch_size // self._merge

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 import transformers
 
+from foveate.version import __version__
+
 
 def facts(model: Any) -> dict[str, Any]:
     """Versions, hardware, dtype and attention backend, as JSON values."""
-    import foveate
-
     parameter = next(model.parameters())
     device = parameter.device
     hardware: dict[str, Any] = {"device": str(device), "processor": _processor(), "cores": os.cpu_count()}
@@ -23,7 +23,7 @@ def facts(model: Any) -> dict[str, Any]:
         properties = torch.cuda.get_device_properties(device)
         hardware |= {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory, "cuda": torch.version.cuda}
     return {
-        "foveate": foveate.__version__,
+        "foveate": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),

@@ -73,6 +73,8 @@ class GlimpseConfig:
     def __post_init__(self) -> None:
         for name in _SEQUENCES:  # JSON has lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.max_keep is not None:  # a share: a JSON writer may have made 1 of 1.0, which is not one token
+            object.__setattr__(self, "max_keep", float(self.max_keep))
         self._check_layers()
         width = self.vip_width + self.vip_cond_width
         if self.vip_width % self.vip_heads or width % (4 * self.vip_heads):

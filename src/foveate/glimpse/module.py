@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from foveate.core.grid import Grid
 from foveate.errors import CheckpointError
 from foveate.glimpse.config import GlimpseConfig
-from foveate.glimpse.geometry import Grid, window_ids
+from foveate.glimpse.geometry import window_ids
 from foveate.glimpse.vip import VIP
 
 WEIGHTS = "model.safetensors"
@@ -69,20 +70,6 @@ class GlimpseModule(  # type: ignore[call-arg]
     def for_model(cls, model: nn.Module, **overrides: Any) -> Self:
         """A freshly initialised module for `model`; `overrides` go to `GlimpseConfig.for_model`."""
         return cls(GlimpseConfig.for_model(model.config, **overrides))
-
-    @classmethod
-    def from_official(cls, folder: str | Path) -> Self:
-        """Read a released GlimpsePrune checkpoint (`config.json` + `new_modules_gp.pt`).
-
-        Raises:
-            CheckpointError: missing, truncated or malicious file, missing key, wrong shape.
-        """
-        from foveate.glimpse.official import read_official  # it builds a module to learn the expected shapes
-
-        config, state = read_official(Path(folder))
-        module = cls(config)
-        module.load_state_dict(state)
-        return module.eval()
 
     def check_fits(self, model: nn.Module) -> None:
         """Refuse a base model whose sizes differ from the ones this module was made for.

@@ -38,8 +38,20 @@ def load_module(source: str | Path | GlimpseModule) -> GlimpseModule:
     if isinstance(source, GlimpseModule):
         return source
     if is_official(Path(source)):
-        return GlimpseModule.from_official(source)
+        return load_official(source)
     return GlimpseModule.from_pretrained(str(source))
+
+
+def load_official(folder: str | Path) -> GlimpseModule:
+    """Read a released GlimpsePrune checkpoint (`config.json` + `new_modules_gp.pt`), for inference.
+
+    Raises:
+        CheckpointError: missing, truncated or malicious file, missing key, wrong shape.
+    """
+    config, state = read_official(Path(folder))
+    module = GlimpseModule(config)
+    module.load_state_dict(state)
+    return module.eval()
 
 
 def convert(source: str | Path, destination: str | Path) -> GlimpseModule:
@@ -51,7 +63,7 @@ def convert(source: str | Path, destination: str | Path) -> GlimpseModule:
     destination = Path(destination)
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise CheckpointError(f"{destination} already exists and is not an empty folder; choose another one")
-    module = GlimpseModule.from_official(source)
+    module = load_official(source)
     module.save_pretrained(destination)
     return module
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
-from foveate.glimpse.geometry import Grid, frame_ids, image_ids, raster_positions
+from foveate.core.grid import Grid
+from foveate.glimpse.geometry import frame_ids, image_ids, raster_positions
 
 
 class Segments:

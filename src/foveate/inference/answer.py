@@ -13,11 +13,14 @@ from torch import Tensor
 from foveate.core.method import Method
 from foveate.engine import attach as engine
 from foveate.errors import InputError
+from foveate.families import adapt
 from foveate.inference.batches import encode
 from foveate.inference.chats import user
 from foveate.inference.loading import load
+from foveate.inference.placeholders import check_text, placeholders
 from foveate.inference.streaming import Stream
-from foveate.trace.records import PrefillTrace, Trace
+from foveate.trace.records import PrefillTrace
+from foveate.trace.trace import Trace
 
 GREEDY = {"do_sample": False, "num_beams": 1}
 Stop = Literal["end", "length", "stop string"]
@@ -49,7 +52,7 @@ class Answer:
     @property
     def visual_tokens(self) -> int:
         """Visual tokens of this row's unpruned prompt."""
-        return sum(len(group.columns) for group in self.prefill.groups if group.row == self.row)
+        return sum(group.shown for group in self.prefill.groups if group.row == self.row)
 
     @property
     def kept_tokens(self) -> float:
@@ -94,6 +97,14 @@ class Asker:
             InputError, ImageError: what cannot be prepared.
         """
         return encode(self.model, self.processor, chats, remote=remote, local=local)
+
+    def check_text(self, text: str, name: str) -> None:
+        """Refuse text that goes to the model past `inputs` (a continuation) if the model would see an image in it.
+
+        Raises:
+            InputError: naming the text, and the placeholder in it.
+        """
+        check_text(text, placeholders(adapt(self.model), self.processor.tokenizer), name)
 
     def questions(self, rows: Sequence[tuple[Sequence[Any], str]]) -> dict[str, Tensor]:
         """Model inputs of one user turn per row, `(images, question)`."""

@@ -20,10 +20,10 @@ FLAT = frozenset(name for name in ProcessingKwargs.__annotations__ if name not i
 IMAGES = frozenset(ImagesKwargs.__annotations__)
 STANDARDISED = frozenset({"min_pixels", "max_pixels", "default_to_square", "disable_grouping", "return_tensors"})
 """Read before the images are processed, or only about speed."""
-READING = ("input_data_format", "do_rescale", "rescale_factor", "do_normalize", "do_convert_rgb")
-"""Say how the values of an array are to be read."""
 PAIRED = ("text_pair", "text_target", "text_pair_target")
 COUNTS = ("max_length", "stride", "pad_to_multiple_of")
+ABOUT_ARRAYS = frozenset({"do_rescale", "rescale_factor", "input_data_format"})
+"""Options that say what the values of an array mean; without them an array is opened as any other picture."""
 TEMPLATE = frozenset(
     {"tools", "documents", "add_generation_prompt", "continue_final_message", "return_assistant_tokens_mask",
      "tokenize", "return_tensors", "return_dict", "processor_kwargs", "sanitize_control_tokens"}
@@ -56,10 +56,10 @@ def check(image_processor: Any, given: Mapping[str, Any]) -> None:
             _check_one(image_processor, name, value, TEXT | FLAT | IMAGES | honoured, honoured, "")
 
 
-def says_how_to_read(given: Mapping[str, Any]) -> bool:
-    """Whether arrays come with words about their values, so that they are not to be read as pictures."""
-    groups = [given, *(given.get(group) or {} for group in ("images_kwargs", "common_kwargs"))]
-    return any(name in group for group in groups for name in READING)
+def about_arrays(given: Mapping[str, Any]) -> bool:
+    """Whether some option says what the values of arrays mean."""
+    groups = (given, *(given[name] for name in ("images_kwargs", "common_kwargs") if given.get(name)))
+    return any(group.get(name) is not None for group in groups for name in ABOUT_ARRAYS)
 
 
 def pixels_as_size(image_processor: Any, given: dict[str, Any]) -> dict[str, Any]:

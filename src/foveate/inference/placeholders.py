@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from foveate.errors import DataError
+from foveate.errors import InputError
 from foveate.families.base import Family
 
 
@@ -21,8 +22,23 @@ def check_text(text: str, marks: tuple[str, ...], name: str) -> None:
         name: of the text, for the message.
 
     Raises:
-        DataError: a placeholder stands in it.
+        InputError: a placeholder stands in it.
     """
     for mark in marks:
         if mark in text:
-            raise DataError(f"{name} holds {mark}, which stands for an image in this model's prompts; remove it")
+            raise InputError(f"{name} holds {mark}, which stands for an image in this model's prompts; remove it")
+
+
+def check_chat(chat: Iterable[Mapping[str, Any]], marks: tuple[str, ...]) -> None:
+    """The same for every text of a conversation.
+
+    Raises:
+        InputError: a placeholder stands in one.
+    """
+    for message in chat:
+        content = message.get("content") or ()
+        parts = [{"text": content}] if isinstance(content, str) else content
+        name = "the question" if message["role"] == "user" else f"the {message['role']} message"
+        for part in parts:
+            if isinstance(part.get("text"), str):
+                check_text(part["text"], marks, name)

@@ -10,13 +10,14 @@ from typing import Any
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
-from transformers.image_utils import is_valid_image
 
 from foveate.errors import FoveateError, InputError
 from foveate.families.base import Family
 from foveate.inference import options
-from foveate.inference.batches import REFUSALS
 from foveate.inference.chats import is_batch, open_chat, open_picture
+
+REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError)
+"""What processors raise for an input that they do not take. Not: what a device or the memory raises."""
 
 
 def load_processor(source: str, family: Family) -> Any:
@@ -91,9 +92,8 @@ class ImageTextProcessor(ProcessorMixin):
         """Model inputs for prompts whose image markers are still single tokens.
 
         Args:
-            images: one, a list, or a list per prompt, of anything that can be opened. With an option that says how
-                raw values are to be read (`input_data_format`, `do_rescale`, ...) arrays go to the image processor as
-                they are.
+            images: one, a list, or a list per prompt, of anything that `open_picture` takes. With options that are
+                about the values of arrays (`ABOUT_ARRAYS`), arrays and tensors go to the image processor as they are.
             text: a prompt or a list of them.
             kwargs: options as a stock processor takes them, directly or in `text_kwargs` and `images_kwargs`.
 
@@ -109,7 +109,7 @@ class ImageTextProcessor(ProcessorMixin):
         kwargs = options.pixels_as_size(self.image_processor, kwargs)
         kwargs.setdefault("return_mm_token_type_ids", self.family.wants_token_types)
         try:
-            opened = self._opened(images, options.says_how_to_read(kwargs))
+            opened = self._opened(images, options.about_arrays(kwargs))
             found = super().__call__(images=opened if _count(opened) else None, text=text, **kwargs)
         except FoveateError:
             raise
@@ -119,12 +119,10 @@ class ImageTextProcessor(ProcessorMixin):
         return found
 
     def _opened(self, images: Any, raw: bool) -> Any:
-        if images is None:
-            return None
+        if images is None or (raw and hasattr(images, "shape")):
+            return images
         if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
             return [self._opened(image, raw) for image in images]
-        if raw and hasattr(images, "shape") and is_valid_image(images):
-            return images
         return open_picture(images, self.remote)
 
     def validate_inputs(self, images: Any = None, text: Any = None, **kwargs: Any) -> None:
@@ -195,7 +193,7 @@ def _count(images: Any) -> int:
         return 0
     if isinstance(images, list | tuple):
         return sum(_count(image) for image in images)
-    return 1
+    return images.shape[0] if getattr(images, "ndim", 0) == 4 else 1
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from foveate.errors import ConfigurationError
 from foveate.inference.weights import warn_if_tuned_elsewhere
 from foveate.specs import tuned
 from foveate.specs.choose import choose_method
-from foveate.trace.records import Trace
+from foveate.trace.trace import Trace
 
 Choice = Method | str | Path | None
 """What users may give as a method."""
@@ -28,6 +28,7 @@ def prune(
     *,
     keep: float | int | None = None,
     full_length: bool = False,
+    every_thread: bool = False,
     **parameters: Any,
 ) -> Iterator[Trace]:
     """Prune visual tokens of `model` within a `with` block.
@@ -40,6 +41,7 @@ def prune(
         full_length: return hidden states and logits of the unpruned length, zero where a token was dropped, so that
             `labels` fit: for training. Gradients flow through; run the backward pass inside the block if layers
             are checkpointed.
+        every_thread: also prune calls in threads that opened no block themselves.
         parameters: with a name, the method's other parameters.
 
     Yields:
@@ -53,7 +55,8 @@ def prune(
         ConfigurationError: unknown name or parameter, or a configuration that does not fit the model.
         MissingTapError: the family cannot give what the method reads.
     """
-    with engine.prune(model, resolve(model, method, keep, **parameters), full_length=full_length) as trace:
+    chosen = resolve(model, method, keep, **parameters)
+    with engine.prune(model, chosen, full_length=full_length, every_thread=every_thread) as trace:
         yield trace
 
 
@@ -64,14 +67,14 @@ def attach(
     keep: float | int | None = None,
     full_length: bool = False,
     **parameters: Any,
-) -> Trace:
+) -> engine.Attached:
     """Put a method in force until `detach`, for every thread: the form for servers.
 
     Args:
         model, method, keep, full_length, parameters: as in `prune`.
 
     Returns:
-        A `Trace` that holds the latest prefill.
+        A handle; its `trace` holds the latest prefill of the current thread.
 
     Raises:
         SessionError: if a method is attached already; otherwise as `prune`.

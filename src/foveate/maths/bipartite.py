@@ -15,7 +15,7 @@ def match(metric: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     Args:
         metric: `[n, d]`.
-        count: number of pairs, at most `n // 2`.
+        count: number of pairs, at most as many as there are even places.
 
     Returns:
         sources `[count]` (even places) and targets `[count]` (odd places).
@@ -51,4 +51,5 @@ def bipartite_merge(metric: Tensor, count: int) -> Selection:
         label = rank[parent[label]]
         place, size = place[alive], size[alive]
         x = total[alive] / size[:, None]
-    return Selection(n, place, Merge(label, torch.arange(n, device=device), 1 / size[label]))
+    everyone = torch.arange(n, device=device)
+    return Selection(n, place, Merge(everyone[: len(place)], label, everyone, 1 / size[label]))

@@ -79,9 +79,9 @@ def _merge_groups(group: Tensor, single: Tensor, add_target: bool) -> Selection:
     keep = single.clone()
     keep[middle] = True
     rank = keep.long().cumsum(0) - 1
-    which = torch.repeat_interleave(torch.arange(len(present)), size)
-    target, source, weight = rank[middle][which], order, 1 / size[which].float()
+    segment = torch.repeat_interleave(torch.arange(len(present)), size)
+    source, weight = order, 1 / size[segment].float()
     if add_target:
-        target, source = torch.cat([target, rank[middle]]), torch.cat([source, middle])
-        weight = torch.cat([weight, torch.ones(len(middle))])
-    return Selection(len(group), keep.nonzero().squeeze(1), Merge(target, source, weight))
+        segment = torch.cat([segment, torch.arange(len(present))])
+        source, weight = torch.cat([source, middle]), torch.cat([weight, torch.ones(len(middle))])
+    return Selection(len(group), keep.nonzero().squeeze(1), Merge(rank[middle], segment, source, weight))

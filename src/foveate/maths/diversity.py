@@ -49,7 +49,7 @@ def max_min(x: Tensor, count: int) -> Tensor:
     Starts with the token whose nearest neighbour is farthest (DivPrune, arXiv 2503.02175, algorithm 1).
 
     Args:
-        x: `[n, d]`.
+        x: `[n, d]`. Rows that are not finite count as similar to nothing (cosine 0 to all others).
 
     Returns:
         `[count]` indices in order of choice.
@@ -75,14 +75,14 @@ def greedy_map(x: Tensor, quality: Tensor, count: int) -> Tensor:
     among the tokens left.
 
     Args:
-        x: `[n, d]`.
-        quality: `[n]`, non-negative.
+        x: `[n, d]`. Rows that are not finite count as similar to nothing.
+        quality: `[n]`, non-negative; 0 where it is not finite.
 
     Returns:
         `[count]` indices in order of choice.
     """
     similarity = Similarity(x, count)
-    quality = quality.float()
+    quality = quality.float().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     fresh = quality.square()  # what a first token would add
     gain, tiny = fresh.clone(), 1e-6 * fresh.amax()
     factor = torch.zeros(min(count, x.shape[1]), x.shape[0], device=x.device)

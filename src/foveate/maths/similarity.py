@@ -13,8 +13,14 @@ CHUNK_BYTES = 64 * 1024 * 1024
 
 
 def unit(x: Tensor) -> Tensor:
-    """`[n, d]` rows of length 1, float32."""
-    return F.normalize(x.float(), dim=-1)
+    """`[n, d]` rows of length 1, float32. A row with a value that is not finite becomes zeros, similar to nothing, so
+    that choices made in an order stay distinct."""
+    return F.normalize(x.float(), dim=-1).nan_to_num(nan=0.0)
+
+
+def head_mean(keys: Tensor, heads: int) -> Tensor:
+    """`[n, d]` mean over heads of keys `[n, heads * d]`; with 0 heads (unknown) the keys as they are."""
+    return keys.float().unflatten(1, (heads, -1)).mean(1) if heads else keys
 
 
 def nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,23 +40,26 @@ def complement(n: int, kept: Tensor) -> Tensor:
     return taken.argsort(stable=True)[: n - kept.shape[0]]
 
 
-def merge_into(n: int, kept: Tensor, receivers: Tensor, sources: Tensor, owner: Tensor) -> Selection:
+def merge_into(
+    n: int, kept: Tensor, receivers: Tensor, sources: Tensor, owner: Tensor, add_target: bool = False
+) -> Selection:
     """Keep some of `n` tokens, some of which become the mean of themselves and of the tokens they take in.
 
     Args:
         kept: `[m]` sorted indices of the survivors.
-        receivers: `[r]` those of them that take tokens in.
+        receivers: `[r]` those of them that take tokens in, each once.
         sources: `[s]` the tokens taken in.
         owner: `[s]` for each source, which receiver takes it (0..r-1).
+        add_target: a receiver becomes itself plus the mean of what it takes in, as some published code does.
     """
-    size = torch.ones(len(receivers), device=kept.device)
-    size.index_add_(0, owner, torch.ones(len(sources), device=kept.device))
-    rank = torch.searchsorted(kept, receivers)
-    return Selection(
-        n,
-        kept,
-        Merge(torch.cat([rank, rank[owner]]), torch.cat([receivers, sources]), 1 / torch.cat([size, size[owner]])),
-    )
+    r, device = len(receivers), kept.device
+    size = torch.zeros(r, device=device).index_add_(0, owner, torch.ones(len(sources), device=device))
+    segment = torch.cat([torch.arange(r, device=device), owner])
+    weight = 1 / (size + 1)[segment]
+    if add_target:
+        weight = torch.cat([torch.ones(r, device=device), 1 / size[owner]])
+    target = torch.searchsorted(kept, receivers)
+    return Selection(n, kept, Merge(target, segment, torch.cat([receivers, sources]), weight))
 
 
 def rank_within(score: Tensor, group: Tensor, groups: int) -> Tensor:

@@ -1,20 +1,56 @@
-"""Pruning methods. A new method is one file here: the registry, the CLI and the docs find it."""
+"""Pruning methods. A new method is one file here, or a class that another package names under the entry-point group
+`foveate.methods`: the registry, the CLI and the docs find it."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import inspect
 import pkgutil
+import warnings
 from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from inspect import isabstract
 from typing import Any
 
 from foveate.core.method import Method
 from foveate.errors import ConfigurationError
 
+GROUP = "foveate.methods"
+"""Entry points of this group name a concrete subclass of `Method`: `"package.module:Class"`."""
+
 
 @cache
 def registry() -> dict[str, type[Method]]:
-    """All methods of this package by name."""
+    """All methods by name: those of this package, and those that installed packages name as entry points.
+
+    An entry point that cannot be loaded is left out with a warning.
+
+    Raises:
+        ConfigurationError: two packages give methods of one name.
+    """
+    found, owners = dict(_built_in()), dict.fromkeys(_built_in(), "foveate")
+    for entry in entry_points(group=GROUP):
+        owner = _owner(entry)
+        try:
+            kind = _load(entry)
+        except Exception as error:  # whatever it is, it must not take the others with it
+            warnings.warn(
+                f"The method {entry.name!r} of {owner} ({entry.value}) cannot be loaded and is left out: {error!r}.",
+                stacklevel=2,
+            )
+            continue
+        if found.get(kind.name, kind) is not kind:
+            raise ConfigurationError(
+                f"{owners[kind.name]} and {owner} both have a method {kind.name!r}; uninstall one of them, or give the "
+                "class another `name`."
+            )
+        found[kind.name], owners[kind.name] = kind, owners.get(kind.name, owner)
+    return dict(sorted(found.items()))
+
+
+@cache
+def _built_in() -> dict[str, type[Method]]:
     found: dict[str, type[Method]] = {}
     for module in pkgutil.iter_modules(__path__):
         imported = importlib.import_module(f"{__name__}.{module.name}")
@@ -22,7 +58,20 @@ def registry() -> dict[str, type[Method]]:
             own = isinstance(thing, type) and thing.__module__ == imported.__name__
             if own and issubclass(thing, Method) and not isabstract(thing):
                 found[thing.name] = thing
-    return dict(sorted(found.items()))
+    return found
+
+
+def _owner(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else entry.value.partition(":")[0]
+
+
+def _load(entry: EntryPoint) -> type[Method]:
+    kind = entry.load()
+    if not (isinstance(kind, type) and issubclass(kind, Method)) or isabstract(kind):
+        raise TypeError("it is no concrete subclass of foveate.Method")
+    if not dataclasses.is_dataclass(kind) or not kind.name:
+        raise TypeError("it is no dataclass with a name")
+    return kind
 
 
 def find(name: str) -> type[Method]:
@@ -42,22 +91,37 @@ def make(name: str, **parameters: Any) -> Method:
     """A configured method by its registry name, e.g. `make("vitcop", keep=1/9)`.
 
     Raises:
-        ConfigurationError: unknown name or parameter (both lists are in the message).
+        ConfigurationError: unknown name or parameter (both lists are in the message), or one that is missing.
     """
     kind = find(name)
-    known = list(getattr(kind, "__dataclass_fields__", {}))
+    known = parameters_of(kind)
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         raise ConfigurationError(f"{kind.name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}.")
+    needed = [key for key, value in known.items() if value is inspect.Parameter.empty and key not in parameters]
+    if needed:
+        raise ConfigurationError(f"{kind.name} needs {', '.join(needed)}, for example {kind.name}:{needed[0]}=...")
     return kind(**parameters)
+
+
+def parameters_of(kind: type[Method]) -> dict[str, Any]:
+    """What a method can be given by name, with defaults (`inspect.Parameter.empty` for what must be given)."""
+    found = inspect.signature(kind).parameters.values()
+    return {p.name: p.default for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+
+
+def takes_keep(kind: type[Method]) -> bool:
+    """Whether a method is configured by `keep` (GlimpsePrune is not: how much it keeps depends on the input)."""
+    return "keep" in parameters_of(kind)
 
 
 def __getattr__(name: str) -> Any:
     """`from foveate.methods import ViTCoP` without listing the classes here."""
     if not name.startswith("_"):
-        for kind in registry().values():
-            if kind.__name__ == name:
-                return kind
+        for methods in (_built_in, registry):  # a plugin that imports one of ours must not load the plugins again
+            for kind in methods().values():
+                if kind.__name__ == name:
+                    return kind
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

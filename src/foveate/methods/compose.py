@@ -8,12 +8,11 @@ from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
-from foveate.core.budget import Keep
-from foveate.core.method import Choice, Method, ModelInfo, Stage, Tap
+from foveate.core.budget import Keep, Per
+from foveate.core.method import Choice, Method, Positions, Stage
 from foveate.core.probe import Probe
-from foveate.core.view import View
+from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
-from foveate.maths.schedule import Schedule
 from foveate.methods.shared_budget import budgeted, joined
 
 
@@ -28,30 +27,32 @@ class Compose(Method):
 
     Args:
         methods: at least two, in the order in which they select: all stages of one come before those of the next.
-        keep: average visual tokens per decoder layer over the unpruned number, in (0, 1]. None: every member keeps
-            its own budget.
+        keep: average visual tokens per decoder layer, as a ratio or a count. None: every member keeps its own budget.
 
     Raises:
         ConfigurationError: methods that cannot be combined (same stage layer, interleaved stages, renumbered positions,
             different `per`, two probes), or, with an overall budget, a member without a known share per layer.
     """
 
-    methods: tuple[Method, ...]
-    keep: float | None
+    keep: Keep | float | int | None = None
+    methods: tuple[Method, ...] = ()
 
-    def __init__(self, *methods: Method, keep: float | None = None) -> None:
+    def __init__(
+        self, *methods: Method, keep: Keep | float | int | None = None, positions: Positions = "original"
+    ) -> None:
         object.__setattr__(self, "methods", methods)
         object.__setattr__(self, "keep", keep)
-        if keep is not None:
-            Keep(ratio=keep)
+        object.__setattr__(self, "positions", positions)
+        self.__post_init__()
         if len(methods) < 2 or not all(isinstance(method, Method) for method in methods):
             raise ConfigurationError(
                 "Compose takes two or more methods, for example Compose(FasterVLM(), FastV(), keep=1/9)."
             )
+        if any(isinstance(method, Compose) for method in methods):
+            raise ConfigurationError("Compose holds another Compose; list all methods in one.")
         if len({method.per for method in methods}) > 1:
             kinds = ", ".join(f"{method.name}: per {method.per}" for method in methods)
             raise ConfigurationError(f"Compose: all budgets must be per image or all per prompt ({kinds}).")
-        object.__setattr__(self, "per", methods[0].per)
 
     @classmethod
     def example(cls, keep: float, model: Any) -> Compose:
@@ -61,36 +62,56 @@ class Compose(Method):
 
         return cls(FasterVLM(), FastV(), keep=keep)
 
+    @property
+    def per(self) -> Per:
+        return self.methods[0].per
+
+    @property
+    def prunes(self) -> bool:
+        return any(method.prunes for method in self.methods) if self.keep is None else super().prunes
+
+    def parameters(self) -> dict[str, Any]:
+        return super().parameters() | {"methods": [str(method) for method in self.methods]}
+
     def stages(self, info: ModelInfo) -> Sequence[Stage]:
-        return [stage for stages in _stages(members(self, info), info) for stage in stages]
+        _check(self._pruning, info)
+        return [stage for method in self._pruning for stage in method.stages(info)]
+
+    def check(self, info: ModelInfo) -> None:
+        super().check(info)
+        if self.keep is None:
+            for method in self._pruning:
+                method.check(info)
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
-        return list(dict.fromkeys(tap for method in members(self, info) for tap in method.taps(info)))
+        return list(dict.fromkeys(tap for method in self._pruning for tap in method.taps(info)))
 
     def probe(self, info: ModelInfo) -> Probe | None:
-        return next((probe for method in members(self, info) if (probe := method.probe(info)) is not None), None)
+        return next((probe for method in self._pruning if (probe := method.probe(info)) is not None), None)
 
-    def schedule(self, info: ModelInfo) -> Schedule:
-        """(layer, share alive) of all stages."""
-        return joined(members(self, info), info)
+    def shares(self, info: ModelInfo, keep: float) -> Sequence[float]:
+        _, shares = joined(members(self, info, keep), info)
+        return shares[1:]
 
-    def select(self, stage: Stage, view: View) -> Choice:
-        for number, method in enumerate(members(self, view.info)):
-            own = {s.layer: s for s in method.stages(view.info)}
-            if stage.layer in own:
+    def select(self, view: View) -> Choice:
+        """As many as the member says whose stage it is, of the tokens that reach that member."""
+        ratio = None if self.keep is None else self.budget.ratio_of(view.entered)
+        for number, method in enumerate(members(self, view.info, ratio)):
+            if self.methods[number].prunes and view.layer in [stage.layer for stage in method.stages(view.info)]:
                 memo = view.memo.setdefault(f"{method.name} {number}", {})
-                return method.select(own[stage.layer], replace(view, memo=memo))
-        raise AssertionError(f"no member selects before layer {stage.layer}")
+                entered = view.memo.setdefault(f"{method.name} {number} entered", len(view))
+                return method.select(replace(view, memo=memo, entered=entered))
+        raise AssertionError(f"no member selects before layer {view.layer}")
+
+    @property
+    def _pruning(self) -> list[Method]:
+        return [method for method in self.methods if method.prunes]
 
 
-@lru_cache(maxsize=8)
-def members(compose: Compose, info: ModelInfo) -> tuple[Method, ...]:
-    """The methods with the budgets they have on such a model, checked against each other."""
-    methods = compose.methods
-    if compose.keep is not None:
-        methods = budgeted(methods, compose.keep, info)
-    _check(methods, info)
-    return methods
+@lru_cache(maxsize=64)
+def members(compose: Compose, info: ModelInfo, keep: float | None) -> tuple[Method, ...]:
+    """The methods with the budgets they have on such a model for an overall share of the tokens."""
+    return compose.methods if keep is None else budgeted(compose.methods, keep, info)
 
 
 def _check(methods: Sequence[Method], info: ModelInfo) -> None:
@@ -109,7 +130,7 @@ def _check(methods: Sequence[Method], info: ModelInfo) -> None:
     if len(probing := [method.name for method in methods if method.probe(info) is not None]) > 1:
         raise ConfigurationError(f"Compose: {' and '.join(probing)} both append probe tokens; use one of them.")
     for method, own in zip(methods, stages, strict=True):
-        if method.decode_from_cache or any(stage.positions != "original" for stage in own):
+        if method.decode_from_cache or any(stage.positions not in (None, "original") for stage in own):
             raise ConfigurationError(
                 f"Compose: {method.name} renumbers positions (it reproduces published code); other methods then see "
                 "wrong positions. Configure it to keep the original ones."

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foveate.core.method import Choice
+from foveate.core.method import Choice, Method
 from foveate.core.selection import Merge, Selection
 from foveate.core.view import View
-from foveate.methods.base import BeforeLLM
 
 
 @dataclass(frozen=True)
-class Downsample(BeforeLLM):
+class Downsample(Method):
     """Divides the grid into rectangles of nearly equal size and replaces each by the mean of its tokens.
 
     The mean stands at the position of the rectangle's middle token.
@@ -25,6 +24,7 @@ class Downsample(BeforeLLM):
     """
 
     verified = "by its tests"
+    takes_prompt = False
 
     def choose(self, view: View, count: int) -> Choice:
         frames, height, width = view.grid
@@ -50,4 +50,4 @@ def pool(cell: Tensor, cells: int) -> Selection:
     index, rank = middle.sort()
     target = torch.empty_like(rank).index_copy_(0, rank, torch.arange(cells, device=cell.device))
     source = torch.arange(len(cell), device=cell.device)
-    return Selection(len(cell), index, Merge(target[cell], source, 1 / size[cell].float()))
+    return Selection(len(cell), index, Merge(target, cell, source, 1 / size[cell].float()))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from foveate.core.method import ModelInfo, Score, Tap
-from foveate.core.view import View
+from foveate.core.method import Score, Stage
+from foveate.core.view import ModelInfo, Tap, View
 
 
 @dataclass(frozen=True)
@@ -16,17 +16,23 @@ class FasterVLM(Score):
     """Keeps the tokens with the highest class-token attention in the vision tower (arXiv 2412.01818v1).
 
     On towers without a class token: attention received from all tokens of the image in the last block with global
-    attention (our substitute). Unverified: no official output or published number was compared.
+    attention (our substitute).
 
     Args:
-        keep: budget at the stage (ratio, count or `Keep`; a threshold is on the attention summed over heads).
-        layer: stage layer, 0 = before the language model (the paper's).
+        keep: average visual tokens per decoder layer, as a ratio, count or `Keep`; a threshold is on the attention
+            summed over heads.
+        layer: where to prune, 0 = before the language model (the paper's).
         block: vision block to read. None: the one that feeds the projector (published).
     """
 
     paper = "arXiv 2412.01818"
+    verified = "official code: kept sets identical (class-token attention)"
 
+    layer: int = 0
     block: int | None = None
+
+    def stages(self, info: ModelInfo) -> Sequence[Stage]:
+        return (Stage(self.layer),)
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
         return (Tap("received", self.block),)

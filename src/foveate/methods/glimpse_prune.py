@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Keep, Per
-from foveate.core.method import Choice, Method, ModelInfo, Stage, Tap
+from foveate.core.method import Choice, Method, Stage
 from foveate.core.probe import Probe
-from foveate.core.view import View
+from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 from foveate.glimpse import GlimpseModule, load_module
 
@@ -28,13 +28,14 @@ class GlimpsePrune(Method):
     The token is appended behind the prompt, runs through layers 0..K with a learned vector added before each,
     and its attention to the image at the selected layers, together with features of the vision tower, gives one
     logit per visual token (the VIP). After layer K everything below the threshold is removed, from the caches of
-    layers 0..K too, and so is the glimpse token. How much is kept depends on image and question.
+    layers 0..K too, and so is the glimpse token. How much is kept depends on image and question, so there is no `keep`.
 
     Args:
         module: a `GlimpseModule`, or where to find one: a folder or Hub id in this library's format, or the folder
             of an official checkpoint.
         threshold: keep tokens whose probability is greater. None: the module's (0.5 as published); 0 keeps all.
-        max_keep: at most this share (float) or number (int) of the visual tokens. None: the module's.
+        max_keep: at most this share (float; 1.0 is no limit) or number (int; 1 is one token) of the visual tokens.
+            None: the module's.
         min_keep: at least this many. None: the module's.
         anchors: corners (`"tl"`, `"tr"`, `"bl"`, `"br"`) that always stay, also beyond the cap.
         per: budget over all images of a prompt together (as published) or per image.
@@ -45,8 +46,10 @@ class GlimpsePrune(Method):
 
     name = "glimpse_prune"
     paper = "arXiv 2508.01548"
+    adaptive = True
     verified = "official implementation (Qwen2.5-VL, LLaVA-1.5): predictor, selection, end to end"
 
+    keep: None = field(init=False, default=None)
     module: GlimpseModule | str | Path
     threshold: float | None = None
     max_keep: float | int | None = None
@@ -55,6 +58,7 @@ class GlimpsePrune(Method):
     per: Per = "prompt"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.module, GlimpseModule):
             object.__setattr__(self, "module", load_module(str(self.module)))
         unknown = set(self.corners) - set(CORNERS)
@@ -92,8 +96,8 @@ class GlimpsePrune(Method):
         )
 
     @property
-    def keeps_all(self) -> bool:
-        return self.budget.threshold == 0 and self.budget.cap in (None, 1.0)
+    def prunes(self) -> bool:
+        return self.budget.threshold != 0 or not self.budget.caps_nothing
 
     def parameters(self) -> dict[str, Any]:
         budget = self.budget
@@ -114,15 +118,9 @@ class GlimpsePrune(Method):
                 f"({config.base_model or 'unnamed'}), the model is {info.family} with {info.layers}; train one with "
                 "`foveate train glimpse`."
             )
-        if self.keeps_all:
-            return ()
         return (Stage(min(config.reduce_layer + 1, info.layers), compact_earlier=True),)
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
-        return () if self.keeps_all else self._conditions
-
-    @property
-    def _conditions(self) -> tuple[Tap, ...]:
         return tuple(Tap("hidden", block) for block in self.glimpse.config.vision_blocks)
 
     def probe(self, info: ModelInfo) -> Probe | None:
@@ -131,7 +129,8 @@ class GlimpsePrune(Method):
             vectors = self.glimpse.glimpse_vectors()
         return Probe(dict(zip(config.le_layers, vectors, strict=True)), config.selected_layers)
 
-    def select(self, stage: Stage, view: View) -> Choice:
+    def select(self, view: View) -> Choice:
+        """The number of tokens depends on the predictor's probabilities."""
         return self._within(view, self.budget)
 
     def _within(self, view: View, budget: Keep) -> Tensor:
@@ -147,7 +146,7 @@ class GlimpsePrune(Method):
         layers = [view.probe(layer, not config.use_attention_logits)[:, -1] for layer in config.selected_layers]
         attention = torch.cat(layers).T  # [n, layers * heads], layer-major
         index = view.index if len(view) < view.total else None  # another method may have pruned before
-        return self.glimpse.score(attention, [view.tap(tap) for tap in self._conditions], list(view.grids), index)
+        return self.glimpse.score(attention, [view.tap(tap) for tap in self.taps(view.info)], list(view.grids), index)
 
     def _anchored(self, view: View) -> Tensor:
         """`[n]` the corners of every frame."""

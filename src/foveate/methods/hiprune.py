@@ -10,24 +10,24 @@ from torch import Tensor
 
 from foveate.core.budget import top
 from foveate.core.grid import Grid
-from foveate.core.method import Choice, ModelInfo, Tap
-from foveate.core.view import View
+from foveate.core.method import Choice, Method
+from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
-from foveate.methods.base import BeforeLLM
 
 
 @dataclass(frozen=True)
-class HiPrune(BeforeLLM):
+class HiPrune(Method):
     """Keeps anchors (most attended in a middle block), the four neighbours of each, and fills up with registers (most
     attended in the deep block) (arXiv 2508.00553).
 
-    Deviations: neighbours end at the image's border (the published code wraps to the next row). Attention is the class
-    token's where there is one (published: received from all tokens on every tower). Unverified: no official output or
-    published number was compared.
+    Deviations: neighbours end at the image's border, unless `wrap` is set. Attention is the class token's where there
+    is one (published: received from all tokens on every tower).
 
     Args:
         keep: share of the tokens that remain, in (0, 1], or their number per image.
         alpha: share of the budget meant for anchors and their neighbours (published: 0.1).
+        wrap: an anchor at the left or right border has a neighbour in the row before or behind, and one at the top or
+            bottom the first or the last token of all, as in the published code.
         object_block: middle block, 0-based. None: the published ninth of 24 (CLIP) or sixteenth of 32 (towers
             without a class token), scaled to the depth.
         deep_block: deep block. None: the one that feeds the projector (published).
@@ -35,8 +35,11 @@ class HiPrune(BeforeLLM):
 
     name = "hiprune"
     paper = "arXiv 2508.00553"
+    verified = "official code: kept sets identical with wrap=True"
+    takes_prompt = False
 
     alpha: float = 0.1
+    wrap: bool = False
     object_block: int | None = None
     deep_block: int | None = None
 
@@ -58,8 +61,9 @@ class HiPrune(BeforeLLM):
         middle, deep = view.tap(self._middle(view.info)), view.tap(Tap("received", self.deep_block))
         anchors = top(middle, round(count * self.alpha / 5))  # each brings up to four neighbours
         anchor = torch.zeros(len(view), device=view.device).index_fill_(0, anchors, 1)
+        near = next_in_order(anchors, len(view), view.grid.w) if self.wrap else next_to(anchor, view.grid)
         # whole numbers rank the kinds, the attention (a share of the total) ranks within a kind
-        return top(anchor + next_to(anchor, view.grid) + deep / deep.sum(), count)
+        return top(anchor + near + deep / deep.sum(), count)
 
 
 def next_to(mark: Tensor, grid: Grid) -> Tensor:
@@ -71,3 +75,10 @@ def next_to(mark: Tensor, grid: Grid) -> Tensor:
     near[:, :, 1:] += image[:, :, :-1]
     near[:, :, :-1] += image[:, :, 1:]
     return near.clamp(max=1).flatten()
+
+
+def next_in_order(tokens: Tensor, n: int, width: int) -> Tensor:
+    """`[n]` 1 on these tokens and on those one place and one row of `width` before and behind in raster order, as far
+    as there are such, else at the first and the last token."""
+    near = torch.cat([tokens + step for step in (0, -1, 1, -width, width)]).clamp(0, n - 1)
+    return torch.zeros(n, device=tokens.device).index_fill_(0, near, 1)

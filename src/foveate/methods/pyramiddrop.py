@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from foveate.core.budget import top
-from foveate.core.method import Choice, ModelInfo, Stage
-from foveate.core.view import View
+from torch import Tensor
+
+from foveate.core.budget import Keep
+from foveate.core.method import Score, Stage
+from foveate.core.view import ModelInfo, View
 from foveate.errors import ConfigurationError
-from foveate.maths.schedule import Schedule, scaled_layers, solve
-from foveate.methods.base import InsideLLM
+from foveate.maths.schedule import scaled_layers, solve
 
 
 @dataclass(frozen=True)
-class PyramidDrop(InsideLLM):
+class PyramidDrop(Score):
     """Four stages of layers; before each of the last three, the same share of the visual tokens stays, those with the
     highest attention from the prompt's last token in the previous layer (arXiv 2410.17247).
 
@@ -21,8 +23,8 @@ class PyramidDrop(InsideLLM):
     output or published number was compared.
 
     Args:
-        keep: average visual tokens per decoder layer over the unpruned number, in (0, 1]; the share per stage
-            follows from it. The default is the published share 0.5 with layers 8, 16 and 24 of 32.
+        keep: average visual tokens per decoder layer, as a ratio, count or `Keep`; the share per stage follows from it.
+            The default is the published share 0.5 with layers 8, 16 and 24 of 32.
         layers: where to drop, increasing, at least 1. None: a quarter, half and three quarters of the depth. Budgets
             below a quarter need earlier layers.
     """
@@ -30,26 +32,31 @@ class PyramidDrop(InsideLLM):
     name = "pyramiddrop"
     paper = "arXiv 2410.17247"
 
-    keep: float = 15 / 32
+    keep: Keep | float | int | None = 15 / 32
     layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = self.layers
-        if given is not None and (not given or min(given) < 1 or list(given) != sorted(set(given))):
-            raise ConfigurationError(f"PyramidDrop(layers={given}) must be increasing layers from 1 on.")
+        if self.layers is None:
+            return
+        object.__setattr__(self, "layers", tuple(self.layers))  # JSON has lists
+        if not self.layers or min(self.layers) < 1 or list(self.layers) != sorted(set(self.layers)):
+            raise ConfigurationError(f"PyramidDrop(layers={self.layers}) must be increasing layers from 1 on.")
 
-    def schedule(self, info: ModelInfo) -> Schedule:
-        quarters = [info.layers * step // 4 for step in (1, 2, 3)]
-        layers = (
-            scaled_layers(quarters, info.layers, info.layers, "PyramidDrop") if self.layers is None else self.layers
-        )
+    def stages(self, info: ModelInfo) -> Sequence[Stage]:
+        layers = self.layers
+        if layers is None:
+            quarters = [info.layers * step // 4 for step in (1, 2, 3)]
+            layers = scaled_layers(quarters, info.layers, info.layers, "PyramidDrop")
+        if layers[-1] >= info.layers:
+            raise ConfigurationError(f"PyramidDrop(layers={layers}): the model has layers 0..{info.layers - 1}.")
+        return [Stage(layer, reads="attention") for layer in layers]
+
+    def shares(self, info: ModelInfo, keep: float) -> Sequence[float]:
+        layers = [stage.layer for stage in self.stages(info)]
         return solve(
-            lambda share: tuple((layer, share ** (step + 1)) for step, layer in enumerate(layers)),
-            self.keep,
-            info.layers,
-            "PyramidDrop",
+            layers, lambda share: [share ** (step + 1) for step in range(len(layers))], keep, info.layers, "PyramidDrop"
         )
 
-    def choose(self, stage: Stage, view: View, count: int) -> Choice:
-        return top(view.attention().mean(0)[0], count)
+    def score(self, view: View) -> Tensor:
+        return view.attention().mean(0)[0]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from foveate.core.method import Score
-from foveate.core.view import View
+from foveate.core.method import Score, Stage
+from foveate.core.view import ModelInfo, View
 
 
 @dataclass(frozen=True)
@@ -16,14 +17,19 @@ class Random(Score):
     """Keeps a random subset, the same for images of the same size and place in the prompt.
 
     Args:
-        keep: budget at the stage (ratio, count or `Keep`).
-        layer: stage layer, 0 = before the language model.
+        keep: average visual tokens per decoder layer, as a ratio, count or `Keep`; a threshold is on numbers uniform in
+            [0, 1).
+        layer: where to prune, 0 = before the language model.
         seed: seed of the subset.
     """
 
     verified = "by its tests"
 
+    layer: int = 0
     seed: int = 0
+
+    def stages(self, info: ModelInfo) -> Sequence[Stage]:
+        return (Stage(self.layer),)
 
     def score(self, view: View) -> Tensor:
         # drawn on the host, so that every device and every batch gives the same subset

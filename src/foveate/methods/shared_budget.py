@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from foveate.core.budget import Keep
-from foveate.core.method import Method, ModelInfo
+from foveate.core.method import Method
+from foveate.core.view import ModelInfo
 from foveate.errors import ConfigurationError
-from foveate.maths.schedule import Schedule, average
+from foveate.maths.schedule import average
 
 
 def budgeted(methods: Sequence[Method], keep: float, info: ModelInfo) -> tuple[Method, ...]:
@@ -25,10 +26,12 @@ def budgeted(methods: Sequence[Method], keep: float, info: ModelInfo) -> tuple[M
 
     def keeps(power: float) -> float:
         try:
-            return average(joined(raised(power), info), info.layers)
+            return average(*joined(raised(power), info), info.layers)
         except ConfigurationError:  # a member cannot go so low
             return 0.0
 
+    if keep >= 1.0:
+        return raised(0.0)
     low, high = 0.0, 32.0
     for _ in range(80):
         middle = (low + high) / 2
@@ -40,7 +43,18 @@ def budgeted(methods: Sequence[Method], keep: float, info: ModelInfo) -> tuple[M
             f"{keeps(low):.3g}. Give an earlier method a smaller keep, or raise the overall one. "
             f"{_refusal(raised(high), info)}"
         )
-    return raised(low) if keep < 1.0 else raised(0.0)
+    return raised(low)
+
+
+def joined(methods: Sequence[Method], info: ModelInfo) -> tuple[list[int], list[float]]:
+    """Stage layers of consecutive methods, and the shares alive after each of the tokens that enter the first."""
+    layers, shares = [0], [1.0]
+    for method in methods:
+        left = shares[-1]
+        if method.prunes and (share := _share(method)) < 1.0:
+            layers += [stage.layer for stage in method.stages(info)]
+            shares += [left * own for own in ([share] if _is_capped(method) else method.shares(info, share))]
+    return layers, shares
 
 
 def _refusal(methods: Sequence[Method], info: ModelInfo) -> str:
@@ -53,12 +67,12 @@ def _refusal(methods: Sequence[Method], info: ModelInfo) -> str:
 
 
 def _share(method: Method) -> float:
-    """The member's own budget as a share; of an adaptive one, its cap."""
+    """The member's own budget as a share; of one whose number depends on the input, its cap."""
     if _is_capped(method):
-        keep = method.max_keep if method.max_keep is not None else 1.0  # type: ignore[attr-defined]
+        cap = method.budget.cap
+        budget = None if isinstance(cap, int) else Keep(ratio=1.0 if cap is None else cap)
     else:
-        keep = getattr(method, "keep", None)
-    budget = None if keep is None else Keep.of(keep)
+        budget = None if method.keep is None else method.budget
     if budget is None or budget.ratio is None or budget.cap is not None:
         raise ConfigurationError(
             f"Compose: {method.name} has no budget that is a share of the tokens, so no overall budget can be divided; "
@@ -68,34 +82,13 @@ def _share(method: Method) -> float:
 
 
 def _with_share(method: Any, share: float) -> Method:
-    if not _is_capped(method):
-        found: Method = replace(method, keep=replace(k, ratio=share) if isinstance(k := method.keep, Keep) else share)
-        return found
-    return method if share == 1.0 else replace(method, max_keep=share)
+    found: Method
+    if _is_capped(method):
+        found = method if share == 1.0 else replace(method, max_keep=share)
+    else:
+        found = replace(method, keep=method.budget.share(share))
+    return found
 
 
 def _is_capped(method: Method) -> bool:
-    return not hasattr(method, "keep") and hasattr(method, "max_keep")
-
-
-def joined(methods: Sequence[Method], info: ModelInfo) -> Schedule:
-    """Schedules of consecutive methods as one, relative to the tokens that enter the first."""
-    found: list[tuple[int, float]] = []
-    for method in methods:
-        left = found[-1][1] if found else 1.0
-        found += [(layer, left * share) for layer, share in _schedule(method, info)]
-    return tuple(found) or ((0, 1.0),)
-
-
-def _schedule(method: Method, info: ModelInfo) -> Schedule:
-    layers = [stage.layer for stage in method.stages(info)]
-    if not layers or _share(method) == 1.0:
-        return ()
-    if hasattr(method, "schedule"):
-        return method.schedule(info)
-    if len(layers) > 1:
-        raise ConfigurationError(
-            f"Compose: {method.name} does not say how many tokens it keeps from layer to layer (no `schedule`), so no "
-            "overall budget can be divided; leave out the overall keep."
-        )
-    return ((layers[0], _share(method)),)
+    return method.keep is None and hasattr(method, "max_keep")

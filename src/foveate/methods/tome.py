@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from foveate.core.method import Choice, ModelInfo, Tap
-from foveate.core.view import View
+from foveate.core.method import Choice, Method
+from foveate.core.view import ModelInfo, Tap, View
 from foveate.maths.bipartite import bipartite_merge
-from foveate.methods.base import BeforeLLM
+from foveate.maths.similarity import head_mean
 
 
 @dataclass(frozen=True)
-class ToMe(BeforeLLM):
-    """Bipartite soft matching on the keys of one vision block, repeated until the budget is met (arXiv 2210.09461).
+class ToMe(Method):
+    """Bipartite soft matching on the keys of one vision block (mean over heads), repeated until the budget is met
+    (arXiv 2210.09461).
 
     Merged tokens are means over all their members.
 
     Deviation: the paper merges a few tokens in every block of the vision tower; here the finished tokens are merged
-    before the language model, so that the tower stays stock (as "ToMe" is usually run as a baseline for LVLMs). Keys
-    are compared with their heads concatenated, not averaged. Unverified: no official output or published number was
-    compared.
+    before the language model, so that the tower stays stock (as "ToMe" is usually run as a baseline for LVLMs).
+    Unverified: no official output or published number was compared.
 
     Args:
         keep: share of the tokens that remain, in (0, 1], or their number per image.
@@ -36,4 +36,4 @@ class ToMe(BeforeLLM):
         return (Tap("keys", self.block),)
 
     def choose(self, view: View, count: int) -> Choice:
-        return bipartite_merge(view.tap(Tap("keys", self.block)), count)
+        return bipartite_merge(head_mean(view.tap(Tap("keys", self.block)), view.info.tower_heads), count)

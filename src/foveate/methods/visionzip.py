@@ -8,35 +8,36 @@ from dataclasses import dataclass
 import torch
 
 from foveate.core.budget import Keep, top
-from foveate.core.method import Choice, ModelInfo, Tap
-from foveate.core.view import View
-from foveate.maths.similarity import complement, merge_into, nearest, unit
-from foveate.methods.base import BeforeLLM
+from foveate.core.method import Choice, Method
+from foveate.core.view import ModelInfo, Tap, View
+from foveate.maths.similarity import complement, head_mean, merge_into, nearest, unit
 
 
 @dataclass(frozen=True)
-class VisionZip(BeforeLLM):
+class VisionZip(Method):
     """Dominant tokens receive most attention; of the others, evenly spaced ones take in the rest (arXiv 2412.04467).
 
-    The rest are assigned by the similarity of their keys, and a contextual token is the mean of itself and of those
-    assigned to it.
+    The rest are assigned by the similarity of their keys, averaged over heads, and a contextual token is the mean of
+    itself and of those assigned to it.
 
     Deviations: the mean is the paper's; the published code adds the mean of the assigned tokens to the target, which
-    doubles its scale. Merging acts after the projector, not before it. The class token, which the published code
-    passes to the language model as one of the dominant ones, is not kept (stock LLaVA crops it). Keys are compared
-    with their heads concatenated, not averaged. Without a class token, attention received from all tokens counts, as
-    in the published Qwen2.5-VL version. Unverified: no official output or published number was compared.
+    doubles its scale (`published` does the same). Merging acts after the projector, not before it. The class token,
+    which the published code passes to the language model as one of the dominant ones, is not kept (stock LLaVA crops
+    it). Without a class token, attention received from all tokens counts, as in the published Qwen2.5-VL version.
 
     Args:
         keep: share of the tokens that remain, in (0, 1], or their number per image.
         dominant: share of the kept tokens that are dominant; published: 54 of 64, 108 of 128, 162 of 192.
+        published: a contextual token is its target plus the mean of those assigned to it.
         block: vision block to read. None: the one that feeds the projector (published).
     """
 
     name = "visionzip"
     paper = "arXiv 2412.04467"
+    verified = "official code: kept sets identical, contextual values with published=True (class-token attention)"
 
     dominant: float = 54 / 64
+    published: bool = False
     block: int | None = None
 
     def __post_init__(self) -> None:
@@ -55,6 +56,7 @@ class VisionZip(BeforeLLM):
         spacing = len(rest) // (count - len(dominant))
         is_target = torch.arange(0, spacing * (count - len(dominant)), spacing, device=view.device)
         target, merged = rest[is_target], rest[complement(len(rest), is_target)]
-        keys = unit(view.tap(Tap("keys", self.block)))
+        keys = unit(head_mean(view.tap(Tap("keys", self.block)), view.info.tower_heads))
         _, owner = nearest(keys[merged], keys[target])
-        return merge_into(n, torch.cat([dominant, target]).sort().values, target, merged, owner)
+        kept = torch.cat([dominant, target]).sort().values
+        return merge_into(n, kept, target, merged, owner, add_target=self.published)

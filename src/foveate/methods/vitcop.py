@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.core.budget import Keep, top
-from foveate.core.method import BEFORE_LLM, Choice, Method, ModelInfo, Stage, Tap
+from foveate.core.budget import Keep, part, top
+from foveate.core.method import BEFORE_LLM, Choice, Method, Stage
 from foveate.core.selection import Selection
-from foveate.core.view import View
+from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 from foveate.maths.clustering import density_peaks
 from foveate.maths.copruning import select_and_merge
@@ -36,8 +36,8 @@ class ViTCoP(Method):
     salient), so no attention matrix is needed.
 
     Args:
-        keep: average visual tokens per decoder layer over the unpruned number, in (0, 1]. 1/9, 2/9 and 1/3 are
-            the published presets; other values interpolate their vision keep and cluster fraction.
+        keep: average visual tokens per decoder layer, as a ratio, count or `Keep`. 1/9, 2/9 and 1/3 are the published
+            presets; other values interpolate their vision keep and cluster fraction.
         vision_keep: share kept in stage 1. None: from `keep`.
         cluster_fraction: cluster centres over tokens kept in stage 1. None: from `keep`.
         shallow_layer, deep_layer: layers of stages 2 and 3. None: 2 and 22 of 32, scaled to the depth.
@@ -46,9 +46,9 @@ class ViTCoP(Method):
         saliency: what ranks patches in stage 1: `"received"` attention or `"key_norm"` (small first).
         saliency_block: vision block that stage 1 reads. None: the family's choice.
         official: reproduce the published code: a merged token is its target *plus* the group's mean (twice the
-            scale), positions are compacted in stages 1 and 3, decoding continues at the layer-0 cache length,
-            unlabelled tokens form a cluster of their own. Off, merged tokens are means, original positions stay
-            and unlabelled tokens join the nearest cluster.
+            scale), positions are compacted in stages 1 and 3 whatever `positions` says, decoding continues at the
+            layer-0 cache length, unlabelled tokens form a cluster of their own. Off, merged tokens are means,
+            positions are as `positions` says and unlabelled tokens join the nearest cluster.
 
     Raises:
         ConfigurationError: contradictory parameters, or layers that the model does not have.
@@ -57,8 +57,8 @@ class ViTCoP(Method):
     name = "vitcop"
     paper = "arXiv 2601.17818"
     verified = "official implementation (LLaVA-1.5): clustering, merging, budgets, end to end"
+    takes_prompt = False
 
-    keep: float = 1 / 9
     vision_keep: float | None = None
     cluster_fraction: float | None = None
     shallow_layer: int | None = None
@@ -71,7 +71,7 @@ class ViTCoP(Method):
     official: bool = False
 
     def __post_init__(self) -> None:
-        Keep(ratio=self.keep)
+        super().__post_init__()
         for share in (self.vision_keep, self.cluster_fraction):
             if share is not None:
                 Keep(ratio=share)
@@ -79,7 +79,10 @@ class ViTCoP(Method):
             raise ConfigurationError("ViTCoP: deep_divisor must be >= 1, kernel_width and reach positive.")
         if self.saliency not in ("received", "key_norm"):
             raise ConfigurationError(f"ViTCoP(saliency={self.saliency!r}) must be 'received' or 'key_norm'.")
-        object.__setattr__(self, "decode_from_cache", self.official)
+
+    @property
+    def decode_from_cache(self) -> bool:
+        return self.official or super().decode_from_cache
 
     # -- plan --------------------------------------------------------------------------------------------
 
@@ -93,55 +96,63 @@ class ViTCoP(Method):
             )
         return shallow, deep
 
-    def shares(self, info: ModelInfo) -> tuple[float, float]:
+    def stages(self, info: ModelInfo) -> Sequence[Stage]:
+        if self.official and info.family != "llava":
+            raise ConfigurationError("ViTCoP(official=True) exists for LLaVA only; the published code has no other.")
+        shallow, deep = self.layers(info)
+        if not self.official:
+            return Stage(BEFORE_LLM), Stage(shallow, reads="keys"), Stage(deep, reads="keys")
+        return (
+            Stage(BEFORE_LLM, positions="contiguous"),
+            Stage(shallow, reads="keys", positions="original"),
+            Stage(deep, reads="keys", positions="index"),
+        )
+
+    def preset(self, info: ModelInfo, keep: float) -> tuple[float, float]:
         """Vision keep and cluster fraction: given, published or interpolated (two decimals, as published)."""
         ratios, presets = list(PRESETS), np.array(list(PRESETS.values()))
         slope = (presets[-1] - presets[0]) / (ratios[-1] - ratios[0])
-        vision, cluster = np.round(presets[0] + (self.keep - ratios[0]) * slope, 2).tolist()
+        vision, cluster = np.round(presets[0] + (keep - ratios[0]) * slope, 2).tolist()
         # very small budgets: leave at least half of the average for the layers after the shallow stage
-        vision = min(vision, 1.0, info.layers * self.keep / (2 * self.layers(info)[0]))
+        vision = min(vision, 1.0, info.layers * keep / (2 * self.layers(info)[0]))
         return (
             vision if self.vision_keep is None else self.vision_keep,
             min(cluster, 1.0) if self.cluster_fraction is None else self.cluster_fraction,
         )
 
-    def budgets(self, n: int, info: ModelInfo) -> tuple[int, int, int]:
-        """Tokens kept of `n` in the three stages, never more than the stage before left."""
-        vision, _ = self.shares(info)
-        first = max(1, int(vision * n))
-        shallow, deep = stage_budgets(self.keep, vision, first, info.layers, *self.layers(info), self.deep_divisor)
+    def shares(self, info: ModelInfo, keep: float) -> Sequence[float]:
+        many = 10**9
+        return [number / many for number in self._budgets(info, keep, many)]
+
+    def counts(self, info: ModelInfo, entered: int) -> tuple[int, int, int]:
+        """Tokens alive after each stage, never more than after the stage before; rounded as the published code does."""
+        budget = self.budget
+        first, shallow, deep = self._budgets(info, budget.ratio_of(entered), entered)
+        return budget.limited(first, entered), budget.limited(shallow, entered), budget.limited(deep, entered)
+
+    def _budgets(self, info: ModelInfo, keep: float, n: int) -> tuple[int, int, int]:
+        vision, _ = self.preset(info, keep)
+        first = max(1, part(vision, n))
+        shallow, deep = stage_budgets(keep, vision, first, info.layers, *self.layers(info), self.deep_divisor)
         if shallow > first:  # more than stage 1 left: give the surplus to the deep layers
             start = self.layers(info)[1]
-            deep = round((info.layers * self.keep * n - start * first) / (info.layers - start))
+            deep = round((info.layers * keep * n - start * first) / (info.layers - start))
         shallow = min(max(shallow, 1), first)
         return first, shallow, min(max(deep, 1), shallow)
 
-    def stages(self, info: ModelInfo) -> Sequence[Stage]:
-        if self.keep == 1.0:
-            return ()
-        if self.official and info.family != "llava":
-            raise ConfigurationError("ViTCoP(official=True) exists for LLaVA only; the published code has no other.")
-        shallow, deep = self.layers(info)
-        compact = ("contiguous", "original", "index") if self.official else ("original",) * 3
-        return [
-            Stage(layer, positions=mode)  # type: ignore[arg-type]
-            for layer, mode in zip((BEFORE_LLM, shallow, deep), compact, strict=True)
-        ]
-
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
-        if self.keep == 1.0:
-            return ()
         keys = Tap("keys", self.saliency_block)
         return (keys, Tap("received", self.saliency_block)) if self.saliency == "received" else (keys,)
 
     # -- the three stages --------------------------------------------------------------------------------
 
-    def select(self, stage: Stage, view: View) -> Choice:
-        first, shallow, deep = self.budgets(view.total, view.info)
-        if stage.layer == BEFORE_LLM:
+    def select(self, view: View) -> Choice:
+        """As many as `counts` says, but stages 1 and 2 do more than choose: they cluster and merge."""
+        first, shallow, deep = self.counts(view.info, view.entered)
+        if view.layer == BEFORE_LLM:
             return self._filter(view, first)
         norm = view.keys.float().mean(0).norm(dim=-1)
-        if stage.layer == self.layers(view.info)[0]:
+        if view.layer == self.layers(view.info)[0]:
             return self._co_prune(view, norm, shallow)
         return top(-norm, min(deep, len(view)))
 
@@ -150,8 +161,9 @@ class ViTCoP(Method):
         score = view.tap(Tap("received", self.saliency_block)) if self.saliency == "received" else -keys.norm(dim=-1)
         kept = top(score, count)
         side = max(view.grid.h, view.grid.w)
+        _, fraction = self.preset(view.info, self.budget.ratio_of(view.entered))
         labels = density_peaks(
-            keys[kept], view.positions()[kept, 1:] / side, self.shares(view.info)[1], self.kernel_width, self.reach,
+            keys[kept], view.positions()[kept, 1:] / side, fraction, self.kernel_width, self.reach,
             complete=not self.official,
         )  # fmt: skip
         view.memo["labels"] = torch.full((view.total,), -1, device=view.device).index_copy_(0, kept, labels)

@@ -8,7 +8,7 @@ from typing import Any
 from foveate import zoo
 from foveate.core.method import Method
 from foveate.errors import ConfigurationError
-from foveate.methods import find, make
+from foveate.methods import find, make, parameters_of
 from foveate.specs.settings import parse_keeps
 from foveate.specs.tuned import read
 
@@ -41,7 +41,7 @@ def choose_method(name: str, *, keep: float | int | None = None, model: str = ""
         _refuse(given, f"{name} says what to keep, and how")
         return read(name)
     kind = find(name)
-    fields = getattr(kind, "__dataclass_fields__", {})
+    fields = parameters_of(kind)
     if "module" in fields and "module" not in given:
         given |= {"module": _module_beside(kind.name, model)}
     elif "module" in given and "module" not in fields:

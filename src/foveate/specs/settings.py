@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
@@ -80,7 +79,8 @@ def grid(methods: Sequence[str], keeps: Sequence[float | int]) -> list[Setting]:
 
 
 def parse_keeps(texts: Sequence[str]) -> list[float | int]:
-    """`["1/9,0.5", "64"]` -> `[0.111..., 0.5, 64]`: ratios, fractions and whole numbers of tokens."""
+    """`["1/9,0.5", "64"]` -> `[0.111..., 0.5, 64]`: ratios, fractions and whole numbers of tokens. `1` is one token,
+    `1.0` everything."""
     keeps: list[float | int] = []
     for part in (part.strip() for text in texts for part in text.split(",")):
         try:
@@ -89,7 +89,7 @@ def parse_keeps(texts: Sequence[str]) -> list[float | int]:
             raise ConfigurationError(
                 f"--keep {part}: write a ratio (0.11), a fraction (1/9) or a count (64)."
             ) from error
-        keeps.append(int(part) if re.fullmatch(r"\d+", part) and value > 1 else value)
+        keeps.append(int(part) if re.fullmatch(r"\d+", part) else value)
     return keeps
 
 
@@ -123,9 +123,9 @@ def parse_value(text: str) -> Any:
 
 
 def _has_keep(kind: str) -> bool:
-    from foveate.methods import find
+    from foveate.methods import find, takes_keep
 
-    return any(f.name == "keep" for f in dataclasses.fields(find(kind)))  # type: ignore[arg-type]
+    return takes_keep(find(kind))
 
 
 def _name(kind: str, parameters: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from foveate.core.grid import Grid
@@ -62,7 +63,7 @@ def _dropped_at(group: GroupTrace) -> np.ndarray:
     alive = np.ones(len(stage), dtype=bool)
     for number, step in enumerate(group.steps):
         survives = np.zeros(len(stage), dtype=bool)
-        survives[step.alive.cpu().numpy()] = True
+        survives[torch.cat([step.alive, group.fixed]).cpu().numpy()] = True
         stage[alive & ~survives] = number
         alive = survives
     return stage

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from foveate.core.grid import Grid
 from foveate.core.selection import Selection
 from foveate.core.timing import Stopwatch
-from foveate.engine.cache import FoveatedCache
-from foveate.engine.layout import Group, Layout
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -34,24 +30,46 @@ class Step:
     merged: tuple[Tensor, Tensor] | None
     selection: Selection
 
+    def to_host(self) -> Step:
+        cpu = torch.device("cpu")
+        merged = None if self.merged is None else (self.merged[0].cpu(), self.merged[1].cpu())
+        return Step(self.layer, self.alive.cpu(), merged, self.selection.to(cpu))
+
 
 @dataclass
 class GroupTrace:
-    """History of the visual tokens of one image (or of one prompt's images)."""
+    """History of the visual tokens of one image (or of one prompt's images).
+
+    Attributes:
+        columns: `[N]` their places in the unpruned row of this pass.
+        visible: `[v]` which of the `N` could be chosen (the attention mask hides the others, or they always stay).
+        fixed: `[f]` which of the `N` always stay.
+    """
 
     row: int
     image: int
     grids: tuple[Grid, ...]
     columns: Tensor
+    visible: Tensor
+    fixed: Tensor
     steps: list[Step] = field(default_factory=list)
 
-    def alive_at(self, layer: int) -> Tensor | None:
-        """`[n]` tokens alive in decoder layer `layer`; None means all of them."""
-        alive = None
+    @property
+    def shown(self) -> int:
+        """Visual tokens of the unpruned prompt; padding does not count."""
+        return len(self.visible) + len(self.fixed)
+
+    def alive_at(self, layer: int) -> Tensor:
+        """`[n]` which of the `N` are alive in decoder layer `layer`."""
+        alive = self.visible
         for step in self.steps:
             if step.layer <= layer:
                 alive = step.alive
-        return alive
+        return alive if not len(self.fixed) else torch.cat([alive, self.fixed]).sort().values
+
+    def to_host(self) -> None:
+        self.columns, self.visible, self.fixed = self.columns.cpu(), self.visible.cpu(), self.fixed.cpu()
+        self.steps = [step.to_host() for step in self.steps]
 
 
 @dataclass
@@ -81,44 +99,34 @@ class PrefillTrace:
     vision: Stopwatch = field(default_factory=Stopwatch)
     tapping: Stopwatch = field(default_factory=Stopwatch)
 
-    def begin(self, layout: Layout) -> None:
-        self.rows, self.past, self.length = layout.rows, layout.past, layout.length
-        self.padding = [layout.length - count for count in layout.counts()]
-        self.groups = [GroupTrace(g.row, g.image, g.grids, g.columns) for g in layout.groups]
+    def record(self, layer: int, alive: Sequence[Tensor], selections: Sequence[Selection]) -> None:
+        """Note a stage: which tokens of each group were alive before it, and what was chosen among them."""
+        for traced, before, selection in zip(self.groups, alive, selections, strict=True):
+            after, merge = before[selection.index], selection.merge
+            merged = None if merge is None else (after[merge.entry_target], before[merge.source])
+            traced.steps.append(Step(layer, after, merged, selection))
 
-    def record(self, layer: int, groups: Sequence[Group], selections: Sequence[Selection]) -> None:
-        """Note a stage; called before the groups are updated."""
-        for traced, group, selection in zip(self.groups, groups, selections, strict=True):
-            alive = group.alive[selection.index]
-            merge = selection.merge
-            merged = None if merge is None else (alive[merge.target], group.alive[merge.source])
-            traced.steps.append(Step(layer, alive, merged, selection))
-
-    def end(self, cache: FoveatedCache | None) -> None:
-        if cache is None:
-            return
-        self.kv_bytes = cache.nbytes()
-        total = cache.get_seq_length()
-        for number, layer in enumerate(cache.layers):
-            if layer.keys is not None and layer.values is not None:
-                columns = max(cache.physical_length(number), 1)
-                both = sum(t.numel() * t.element_size() for t in (layer.keys, layer.values))
-                self.kv_bytes_unpruned += both // columns * total
+    def to_host(self) -> None:
+        """Leave nothing on an accelerator: a trace may live longer than what it is about."""
+        for group in self.groups:
+            group.to_host()
 
     # -- reading -----------------------------------------------------------------------------------------
 
     @property
     def visual_tokens(self) -> int:
         """Visual tokens of the unpruned prompts, all rows."""
-        return sum(len(group.columns) for group in self.groups)
+        return sum(group.shown for group in self.groups)
 
     def alive_per_layer(self, row: int | None = None) -> list[int]:
         """Visual tokens alive in each decoder layer, of one row of the batch or of all."""
         groups = [group for group in self.groups if row in (None, group.row)]
-        return [
-            sum(len(group.columns if (a := group.alive_at(layer)) is None else a) for group in groups)
-            for layer in range(self.layers)
-        ]
+        return [sum(len(group.alive_at(layer)) for group in groups) for layer in range(self.layers)]
+
+    @property
+    def first_token_ms(self) -> float:
+        """Time to first token: the tower, what is read there included, and the language model's prefill."""
+        return self.vision.ms + self.prefill.ms
 
     @property
     def keep_ratio(self) -> float:
@@ -152,8 +160,7 @@ class PrefillTrace:
         for layer in range(self.layers + 1):  # the last entry: after every stage
             positions: list[int] = []
             for group, own in zip(groups, columns, strict=True):
-                alive = group.alive_at(layer)
-                positions += own if alive is None else [own[i] for i in alive.tolist()]
+                positions += [own[i] for i in group.alive_at(layer).tolist()]
             layers.append({"positions": sorted(positions)})
         return {
             "padding": self.padding[row],
@@ -178,45 +185,3 @@ def _merges(group: GroupTrace, columns: list[int]) -> list[dict[str, Any]]:
             sources.setdefault(columns[target], []).append(columns[source])
         found += [{"layer": step.layer, "target": t, "sources": s} for t, s in sorted(sources.items())]
     return found
-
-
-class Trace:
-    """Everything that happened while a method was in force; `prefills` has one entry per pruned prefill.
-
-    Attributes and methods of the last prefill can be read from the trace itself.
-    """
-
-    def __init__(self, method: str, layers: int) -> None:
-        self.method = method
-        self.layers = layers
-        self.prefills: list[PrefillTrace] = []
-
-    @property
-    def last(self) -> PrefillTrace:
-        """The latest prefill (an empty one before the first)."""
-        return self.prefills[-1] if self.prefills else PrefillTrace(self.method, self.layers)
-
-    @property
-    def kv_bytes(self) -> int:
-        return self.last.kv_bytes
-
-    @property
-    def keep_ratio(self) -> float:
-        return self.last.keep_ratio
-
-    def to_dict(self) -> dict[str, Any]:
-        return self.last.to_dict()
-
-    def overlay(self, image: Image.Image, row: int = 0, index: int = 0) -> Image.Image:
-        """Picture of what was kept of the `index`-th image of `row` in the last prefill."""
-        from foveate.trace.overlay import overlay
-
-        return overlay(image, self.last, row, index)
-
-    def __str__(self) -> str:
-        from foveate.trace.text import describe
-
-        return describe(self.last)
-
-    def __repr__(self) -> str:
-        return f"Trace({self.method}, {len(self.prefills)} prefills)"

@@ -28,7 +28,8 @@ def stages(trace: PrefillTrace) -> list[tuple[int, int, int]]:
     for layer in layers:
         steps = [step for group in trace.groups for step in group.steps if step.layer == layer]
         merged = sum(len(set(step.merged[0].tolist())) for step in steps if step.merged is not None)
-        found.append((layer, sum(len(step.alive) for step in steps), merged))
+        alive = sum(len(group.alive_at(layer)) for group in trace.groups)
+        found.append((layer, alive, merged))
     return found
 
 
@@ -48,5 +49,5 @@ def chain(trace: PrefillTrace) -> str:
 def _image_line(trace: PrefillTrace, number: int) -> str:
     group = trace.groups[number]
     size = " + ".join(" x ".join(str(n) for n in (grid[1:] if grid.t == 1 else grid)) for grid in group.grids)
-    kept = " -> ".join([str(len(group.columns)), *(str(len(step.alive)) for step in group.steps)])
+    kept = " -> ".join([str(group.shown), *(str(len(group.alive_at(step.layer))) for step in group.steps)])
     return f"row {group.row} image {group.image} ({size}): {kept}"

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from foveate.core.budget import Per
-from foveate.core.method import Choice, Method, ModelInfo, Stage
-from foveate.core.view import View
+from foveate.core.method import Choice, Method, Stage
+from foveate.core.view import ModelInfo, View
 from foveate.data.boxes import Box, box_mask
 from foveate.errors import ConfigurationError
 from foveate.methods.glimpse_prune import GlimpsePrune
@@ -50,6 +50,7 @@ class EvidenceBoxes(Method):
     paper = "arXiv 2508.01548"
     verified = "official implementation (`ref_masks`)"
 
+    keep: None = field(init=False, default=None)
     boxes: Sequence[ImageBoxes]
     layer: int
     per: Per = "prompt"
@@ -62,7 +63,7 @@ class EvidenceBoxes(Method):
             raise ConfigurationError(f"EvidenceBoxes(layer={self.layer}): the model has layers 0..{info.layers - 1}.")
         return (Stage(self.layer + 1, compact_earlier=True),)
 
-    def select(self, stage: Stage, view: View) -> Choice:
+    def select(self, view: View) -> Choice:
         if view.row >= len(self.boxes):
             raise ConfigurationError(f"EvidenceBoxes has boxes for {len(self.boxes)} rows, the batch has more.")
         return evidence(self.boxes[view.row], view)
@@ -82,7 +83,7 @@ class RowwiseGlimpse(GlimpsePrune):
     boxes: Sequence[ImageBoxes | None] | None = None
     thresholds: Sequence[float] | None = None
 
-    def select(self, stage: Stage, view: View) -> Choice:
+    def select(self, view: View) -> Choice:
         boxes = None if self.boxes is None else self.boxes[view.row]
         if boxes is not None:
             return evidence(boxes, view)

@@ -13,9 +13,10 @@ from rich.progress import track
 from foveate.data.reading import refuse
 from foveate.data.rendered import Scenes
 from foveate.data.rows import Row, Rows
-from foveate.errors import DataError
+from foveate.errors import DataError, InputError
 from foveate.families.base import Family
 from foveate.inference.placeholders import check_text, placeholders
+from foveate.inference.processor import REFUSALS
 
 Size = tuple[int, int]
 
@@ -62,7 +63,7 @@ def _problem(row: Row, marks: tuple[str, ...], refusals: dict[Size, str | None])
     try:
         check_text(row.question, marks, "the question")
         check_text(row.answer or "", marks, "the answer")
-    except DataError as error:
+    except InputError as error:
         return str(error)
     for number, size in enumerate(row.sizes, 1):
         if refusal := refusals[size]:
@@ -74,6 +75,6 @@ def _refusal(processor: Any, size: Size) -> str | None:
     """Why the processor does not take images of this size; only the size of a readable image can be refused."""
     try:
         processor.image_processor(images=[Image.new("RGB", size)], return_tensors="pt")
-    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+    except REFUSALS as error:
         return str(error)
     return None

@@ -163,6 +163,7 @@ class Foveate(lmms):
             doc = self.task_dict[task][split][doc_id]
             images, target = list(to_visual(doc) or ()), target(doc) if callable(target) else target
         inputs = self.asker.inputs([[user(context, images)]])
+        self.asker.check_text(str(target), "the continuation")
         ids = self.processor.tokenizer(str(target).lstrip(), add_special_tokens=False, return_tensors="pt")["input_ids"]
         logits = self._continue(inputs, ids.to(self.model.device))
         chosen = logits.log_softmax(-1).gather(1, ids[0, :, None].to(logits.device))
@@ -194,7 +195,8 @@ def _messages(messages: Any) -> Chat:
         content = []
         for part in message["content"]:
             kind = part["type"]
-            content.append({"type": kind, kind: part["text"] if kind == "text" else part["url"]})
+            value = part["text"] if kind == "text" else part["url"]
+            content.append({"type": kind, kind: value})
         chat.append({"role": message["role"], "content": content})
     return chat
 

@@ -10,8 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from foveate.evals.metrics import exact_match
 from foveate.scenes import Sample, load
+from foveate.scoring.metrics import exact_match
 
 FOLDER = Path(__file__).parent / "tasks"
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from foveate.core.grid import Grid
+from foveate.core.view import Tap
 from foveate.errors import InputError
 from foveate.families.base import Family
 from foveate.glimpse.geometry import token_counts
@@ -89,7 +90,7 @@ def encode(family: Family, batch: Mapping[str, Tensor], blocks: Sequence[int]) -
         positions=_positions(arguments.get("position_ids"), batch["attention_mask"]),
         visual=visual,
         labels=labels,
-        conds=[torch.cat(list(family.read_hidden(seen[i], grids))) for i in blocks],
+        conds=[torch.cat(list(family.to_tokens(Tap("hidden", i), seen[i], grids))) for i in blocks],
         grids=grids,
         counts=_match(visual, grids),
     )

@@ -38,7 +38,7 @@ _OURS = {"remove_unused_columns": False, "prediction_loss_only": False}
 
 
 @dataclass(frozen=True)
-class Settings(RunSettings):
+class GlimpseSettings(RunSettings):
     """What to train, on what, and where to put it (`config.json`, `model.safetensors`, `training.json`).
 
     `arguments` are fields of `transformers.TrainingArguments` that differ from `PUBLISHED`.
@@ -56,7 +56,7 @@ class Settings(RunSettings):
     module: dict[str, Any] = field(default_factory=dict)
 
 
-def training_arguments(settings: Settings) -> TrainingArguments:
+def training_arguments(settings: GlimpseSettings) -> TrainingArguments:
     """`TrainingArguments`; values may be strings, as they come from a command line.
 
     Raises:
@@ -68,7 +68,7 @@ def training_arguments(settings: Settings) -> TrainingArguments:
     return parse_arguments(TrainingArguments, given)
 
 
-def train(settings: Settings) -> dict[str, float]:
+def train(settings: GlimpseSettings) -> dict[str, float]:
     """Train a glimpse module and write it to `settings.out`; returns the final metrics.
 
     Raises:
@@ -111,7 +111,7 @@ def _evaluated_now(trainer: GlimpseTrainer) -> dict[str, float]:
     return {name: value for name, value in found[-1].items() if name.startswith("eval_")} if found else {}
 
 
-def _load_data(settings: Settings) -> tuple[Rows, Rows | None]:
+def _load_data(settings: GlimpseSettings) -> tuple[Rows, Rows | None]:
     objective = settings.objective
     rules = Rules(
         box_format=settings.box_format,
@@ -127,7 +127,7 @@ def _load_data(settings: Settings) -> tuple[Rows, Rows | None]:
     return data, checked
 
 
-def _load_models(settings: Settings) -> tuple[GlimpseForTraining, Collator]:
+def _load_models(settings: GlimpseSettings) -> tuple[GlimpseForTraining, Collator]:
     if settings.start is not None and settings.module:
         raise ConfigurationError("a module to start from brings its own configuration; give only one of both")
     base, processor = load_base(settings)

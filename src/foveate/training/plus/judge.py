@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from foveate.errors import ConfigurationError, FoveateError
-from foveate.training.rewards import parse_judge_score
+from foveate.scoring.replies import judge_score
 
 PROMPT = """You grade an answer to a question about an image that you cannot see. Compare it with the reference.
 
@@ -41,7 +41,7 @@ class Judge:
         model, base_url: what to ask, and where (`http://localhost:8000/v1`).
         api_key: default is the environment's `OPENAI_API_KEY` (local servers take anything).
         timeout: seconds a request may take; it is repeated `retries` times, waiting longer each time.
-        attempts: how often to ask again for a reply without exactly one score, before that answer stays unscored.
+        attempts: how often to ask for a reply with exactly one score from 0 to 1, before that answer stays unscored.
         patience: seconds to wait for a judge that is down before giving up (the run can be resumed then).
         cache: SQLite file of replies.
         prompt: with `{question}`, `{answer}`, `{completion}`.
@@ -85,7 +85,7 @@ class Judge:
             self._replies.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, score REAL, reply TEXT)")
 
     def scores(self, items: Sequence[tuple[str, str, str]]) -> list[float | None]:
-        """Score of each (question, reference answer, completion); None where no reply held exactly one score.
+        """Score of each (question, reference answer, completion); None where no reply held exactly one from 0 to 1.
 
         Raises:
             JudgeError: the judge stayed unreachable for `patience` seconds, or refuses the request.
@@ -105,12 +105,12 @@ class Judge:
         text = self.prompt.format(question=question, answer=answer, completion=completion)
         key = hashlib.sha256(json.dumps([self.base_url, self.model, text]).encode()).hexdigest()
         with self._lock:
-            known = self._replies.execute("SELECT score FROM replies WHERE key = ?", (key,)).fetchone()
-        if known is not None:
-            return float(known[0])
+            known = self._replies.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+        if known is not None and (score := judge_score(known[0])) is not None:  # read anew: the rules may have changed
+            return score
         for attempt in range(self.attempts):
             reply = self._ask(text, temperature=0.0 if attempt == 0 else 0.7)  # the same again would not help
-            score = parse_judge_score(reply)
+            score = judge_score(reply)
             if score is not None:
                 with self._lock, self._replies:
                     self._replies.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", (key, score, reply))

@@ -9,14 +9,17 @@ from typing import Any
 import torch.distributed as dist
 
 from foveate.errors import ConfigurationError
-from foveate.evals.metrics import anls
+from foveate.scoring import METRICS
 from foveate.training import rewards
 from foveate.training.plus.judge import Judge, JudgeError
 
+
+def _against_one(name: str) -> Callable[[str, str], float]:
+    return lambda completion, answer: METRICS[name](completion, [answer])
+
+
 TEXT: dict[str, Callable[[str, str], float]] = {
-    "exact_match": rewards.exact_match,
-    "anls": lambda completion, answer: anls(completion, [answer]),
-    "multiple_choice": rewards.single_choice,
+    **{name: _against_one(name) for name in ("exact_match", "anls", "multiple_choice")},
     "box_iou": rewards.box_iou,
     "box_format": lambda completion, _: rewards.box_format(completion),
 }
@@ -31,7 +34,7 @@ class Rewards:
 
     Args:
         weights: by name, see `NAMES`. `pruning_rate` is the share of the visual tokens that were removed; it
-            makes sense where the policy decides about that (`Settings.learn_threshold`).
+            makes sense where the policy decides about that (`PlusSettings.learn_threshold`).
         judge: needed for `judge`.
 
     Raises:

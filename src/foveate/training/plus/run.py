@@ -52,7 +52,7 @@ _OURS = {"remove_unused_columns": False}
 
 
 @dataclass(frozen=True)
-class Settings(RunSettings):
+class PlusSettings(RunSettings):
     """What to fine-tune, on what, and where to put the adapter (`adapter_model.safetensors`, `training.json`).
 
     `arguments` are fields of `trl.GRPOConfig` that differ from `PUBLISHED`.
@@ -78,7 +78,7 @@ class Settings(RunSettings):
     lora: dict[str, Any] | None = field(default_factory=dict)
 
 
-def grpo_arguments(settings: Settings) -> Any:
+def grpo_arguments(settings: PlusSettings) -> Any:
     """`trl.GRPOConfig`; values may be strings.
 
     Raises:
@@ -104,7 +104,7 @@ def grpo_arguments(settings: Settings) -> Any:
     return arguments
 
 
-def make_rewards(settings: Settings) -> Rewards:
+def make_rewards(settings: PlusSettings) -> Rewards:
     """The rewards, with their judge.
 
     Raises:
@@ -125,7 +125,7 @@ def make_rewards(settings: Settings) -> Rewards:
         raise ConfigurationError(f"judge: {error}") from error
 
 
-def make_adapter(settings: Settings, base: nn.Module | None) -> Any:
+def make_adapter(settings: PlusSettings, base: nn.Module | None) -> Any:
     """The `peft.LoraConfig`, or None.
 
     Raises:
@@ -142,7 +142,7 @@ def make_adapter(settings: Settings, base: nn.Module | None) -> Any:
         raise ConfigurationError(f"lora: {error}") from error
 
 
-def train(settings: Settings) -> dict[str, float]:
+def train(settings: PlusSettings) -> dict[str, float]:
     """Train an adapter on pruned inputs and write it to `settings.out`; returns the final metrics.
 
     Raises:
@@ -178,7 +178,7 @@ def train(settings: Settings) -> dict[str, float]:
 
 
 def build_trainer(
-    settings: Settings, arguments: Any, examples: Rows, rewards: Rewards, base: Any, processor: Any
+    settings: PlusSettings, arguments: Any, examples: Rows, rewards: Rewards, base: Any, processor: Any
 ) -> Any:
     """The trainer on a freshly loaded model."""
     from foveate.training.plus.trainer import PlusTrainer
@@ -208,7 +208,7 @@ def build_trainer(
     )
 
 
-def _layer(settings: Settings, base: nn.Module, module: GlimpseModule | None) -> int:
+def _layer(settings: PlusSettings, base: nn.Module, module: GlimpseModule | None) -> int:
     if settings.layer is not None:
         return settings.layer
     if module is not None:

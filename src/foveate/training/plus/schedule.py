@@ -37,8 +37,8 @@ class Schedule:
     Attributes:
         model, data, out: base model, data of every stage unless the stage names its own, folder of the results.
         module: a trained glimpse module of the base model; then the stage `glimpse` is left out.
-        glimpse: settings of the first supervised stage (`glimpse.train.run.Settings`).
-        rl: settings of the reinforcement-learning stage (`plus.run.Settings`).
+        glimpse: settings of the first supervised stage (`training.glimpse.run.GlimpseSettings`).
+        rl: settings of the reinforcement-learning stage (`training.plus.run.PlusSettings`).
         retrain: settings of the last supervised stage, on the merged model.
     """
 
@@ -91,7 +91,9 @@ def _checked(kind: type[T], values: dict[str, Any], where: str) -> T:
     return kind(**values)
 
 
-def _settings(schedule: Schedule) -> tuple[supervised.Settings | None, rl.Settings, supervised.Settings]:
+def _settings(
+    schedule: Schedule,
+) -> tuple[supervised.GlimpseSettings | None, rl.PlusSettings, supervised.GlimpseSettings]:
     """Settings of the three training stages."""
     common = {"model": schedule.model, "data": schedule.data, "resume": True}
     merged = str(schedule.out / "merged")
@@ -100,15 +102,15 @@ def _settings(schedule: Schedule) -> tuple[supervised.Settings | None, rl.Settin
         first = _glimpse({**common, **schedule.glimpse, "out": schedule.out / "glimpse"}, "glimpse")
     module = schedule.module or (None if first is None else str(schedule.out / "glimpse"))
     middle = _checked(
-        rl.Settings, {**common, "module": module, **(schedule.rl or {}), "out": schedule.out / "rl"}, "rl"
+        rl.PlusSettings, {**common, "module": module, **(schedule.rl or {}), "out": schedule.out / "rl"}, "rl"
     )
     last = {**common, **(schedule.retrain or schedule.glimpse or {}), "out": schedule.out / "retrain"}
     return first, middle, _glimpse({**last, "model": merged}, "retrain")
 
 
-def _glimpse(values: dict[str, Any], where: str) -> supervised.Settings:
+def _glimpse(values: dict[str, Any], where: str) -> supervised.GlimpseSettings:
     objective = _checked(Objective, values.pop("objective", {}), f"{where}: objective")
-    return _checked(supervised.Settings, {**values, "objective": objective}, where)
+    return _checked(supervised.GlimpseSettings, {**values, "objective": objective}, where)
 
 
 def run(schedule: Schedule) -> Path:
@@ -145,7 +147,7 @@ def run(schedule: Schedule) -> Path:
     return _assemble(out / "merged", last.out)
 
 
-def _with_threshold(settings: supervised.Settings, rl_out: Path) -> supervised.Settings:
+def _with_threshold(settings: supervised.GlimpseSettings, rl_out: Path) -> supervised.GlimpseSettings:
     """The last stage, its fresh module beginning with the threshold that was learned, if one was."""
     learned = json.loads((rl_out / SUMMARY).read_text(encoding="utf-8")).get("threshold")
     if learned is None or settings.start is not None:

@@ -1,0 +1,107 @@
+"""Queries and keys where attention uses them, on any attention backend, without patching anything global.
+
+An attention function is registered with transformers under a name of ours and chosen on the attention module's own copy
+of its configuration. It tells a listener what it was given and calls the function that the model had before. Masks are
+made from the language model's configuration, which stays as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from foveate.errors import UnsupportedModelError
+
+PREFIX = "foveate_heard_"
+"""Our names are this and the model's own: stock code looks for `flash` in them."""
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What one call of an attention function was given.
+
+    Attributes:
+        q: `[B, H, n, d]` queries after rotary embedding.
+        k: `[B, H_kv, m, d]` keys after rotary embedding, cached ones included, heads not repeated.
+        scaling: factor of the logits.
+        bounds: `[segments + 1]` borders of packed segments (FlashAttention in vision towers), None if there are none.
+    """
+
+    q: Tensor
+    k: Tensor
+    scaling: float
+    bounds: Tensor | None = None
+
+
+Listener = Callable[[AttentionCall], None]
+
+
+class Heard:
+    """A module's configuration for as long as somebody listens; copies and pickles of it are the original."""
+
+    foveate_original: Any
+    foveate_listener: Listener
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.foveate_original, memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.foveate_original.__reduce_ex__(protocol)
+
+
+class Listening:
+    """Handle of one attention module that is listened to."""
+
+    def __init__(self, module: nn.Module, listener: Listener) -> None:
+        original: Any = getattr(module, "config", None)
+        name = getattr(original, "_attn_implementation", None)
+        if original is None or not isinstance(name, str):
+            raise UnsupportedModelError(
+                f"{type(module).__name__} chooses its attention function in a way that cannot be listened to, so its "
+                "queries and keys cannot be read; use a method that does not need them."
+            )
+        ALL_ATTENTION_FUNCTIONS.register(PREFIX + name, _heard)
+        heard = copy.copy(original)
+        heard.__class__ = _heard_class(type(original))  # type: ignore[arg-type]
+        heard.__dict__["_attn_implementation_internal"] = PREFIX + name
+        heard.__dict__["foveate_original"], heard.__dict__["foveate_listener"] = original, listener
+        self._module: Any = module
+        module.config = heard
+
+    def remove(self) -> None:
+        """Give the module its own configuration back."""
+        self._module.config = self._module.config.foveate_original
+
+
+@cache
+def _heard_class(kind: type) -> type:
+    return type(kind.__name__, (Heard, kind), {"__module__": kind.__module__})
+
+
+def _heard(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any) -> Any:
+    config = module.config
+    scaling = kwargs.get("scaling")
+    if scaling is None:
+        scaling = getattr(module, "scaling", None) or query.shape[-1] ** -0.5
+    config.foveate_listener(AttentionCall(query, key, scaling, kwargs.get("cu_seq_lens_q")))
+    own = _function_of(module, config.foveate_original._attn_implementation)
+    return own(module, query, key, value, attention_mask, **kwargs)
+
+
+def _function_of(module: Any, name: str) -> Callable[..., Any]:
+    if name != "eager":
+        found: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS[name]
+        return found
+    for kind in inspect.getmro(type(module)):  # a subclass may stand in another file than the function
+        eager = getattr(sys.modules[kind.__module__], "eager_attention_forward", None)
+        if eager is not None:
+            return eager
+    raise UnsupportedModelError(f"{type(module).__name__} has no eager attention function; load the model with sdpa.")

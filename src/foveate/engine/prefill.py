@@ -1,0 +1,163 @@
+"""The beginning of a pass of the language model: over a prompt with images, or over text behind one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from foveate.engine import inputs, recording
+from foveate.engine.cache import FoveatedCache, can_adopt, check_cache
+from foveate.engine.call import Call
+from foveate.engine.conversation import ImageSpan, PrefillRecord
+from foveate.engine.forward import ForwardPass
+from foveate.engine.layout import Layout, build_layout
+from foveate.engine.positions import behind_pruned, continued
+from foveate.engine.session import Session
+from foveate.errors import FoveateError, MissingTapError
+
+Kwargs = dict[str, Any]
+
+
+def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwargs:
+    """Begin a prefill; returns the arguments of the text model.
+
+    Raises:
+        InputError, UnsupportedCacheError, MissingTapError: if it cannot be pruned. What prunes nothing refuses nothing.
+    """
+    embeds: Tensor = kwargs["inputs_embeds"]
+    cache = _cache(session, text, kwargs)
+    past = 0 if kwargs.get("past_key_values") is None else kwargs["past_key_values"].get_seq_length()
+    try:
+        mask = inputs.padding_mask(kwargs.get("attention_mask"), embeds.shape[0], embeds.shape[1], past)
+        layout = _layout(session, call, mask, past, cache is not None, embeds.device)
+    except FoveateError:
+        if session.method is None:
+            return kwargs  # stock code judges it
+        raise
+    session.local.tower_calls.clear()
+    trace = session.new_prefill()
+    recording.begin(trace, layout)
+    call.started = trace.prefill.start(embeds.device)
+    forward = call.forward = ForwardPass(session.family, session.method, layout, mask, cache, trace, embeds.device)
+    if cache is not None:
+        kwargs = {**kwargs, "past_key_values": cache}
+        cache.in_pass = True
+        _record(forward, cache, kwargs.get("position_ids"))
+    return _append_probe(forward, kwargs)
+
+
+def go_on(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
+    """Begin a pass over new text behind a known conversation; returns the arguments of the text model."""
+    embeds: Tensor = kwargs["inputs_embeds"]
+    cache: FoveatedCache = kwargs["past_key_values"]
+    rows, new, past = embeds.shape[0], embeds.shape[1], cache.get_seq_length()
+    given = kwargs.get("attention_mask")
+    if not cache.is_pruned and not (isinstance(given, Tensor) and given.dim() == 2):
+        mask = None
+    else:
+        mask = inputs.padding_mask(given, rows, new, past)
+    positions = None
+    if cache.decode_from_cache and (held := cache.held(0)) is not None:
+        positions = behind_pruned(held.index.to(embeds.device), held.until, new, past, mask)
+    elif cache.conversation.has_offsets:
+        positions = continued(cache.conversation.offsets(embeds.device), rows, new, past, mask)
+    if positions is not None:
+        kwargs = {**kwargs, "position_ids": positions}
+    if cache.is_pruned:
+        layout = Layout(new, past, torch.zeros((rows, new), dtype=torch.bool), None, [])
+        call.forward = ForwardPass(session.family, None, layout, mask, cache, None, embeds.device)
+        cache.in_pass = True
+        if mask is not None:
+            call.forward.alive.valid = mask[:, past:]
+    return kwargs
+
+
+def _cache(session: Session, text: nn.Module, kwargs: Kwargs) -> FoveatedCache | None:
+    """The cache of this prefill, ours; None without one, or if nothing is pruned and it cannot be ours."""
+    cache = kwargs.get("past_key_values")
+    if session.method is None:
+        return FoveatedCache.adopt(cache) if cache is not None and can_adopt(cache) else None
+    if cache is not None:
+        return FoveatedCache.adopt(cache)
+    config: Any = text.config
+    use_cache = kwargs.get("use_cache")
+    wanted = config.use_cache if use_cache is None else use_cache
+    if not wanted or (text.training and getattr(text, "gradient_checkpointing", False)):
+        return None  # stock code goes without one too
+    own = FoveatedCache(config=config)
+    check_cache(own)
+    return own
+
+
+def _layout(
+    session: Session, call: Call, mask: Tensor | None, past: int, caching: bool, device: torch.device
+) -> Layout:
+    valid = None if mask is None else mask[:, past:].cpu()
+    if session.method is not None:
+        inputs.check_padding_side(valid, caching)
+    images = inputs.match_images(call, session.local.encoded)
+    per = session.method.per if session.method else "image"
+    layout = build_layout(call.visual, valid, images, past, per, device)
+    method = session.method
+    for tap in method.taps(session.family.info) if method else ():
+        if any(tap not in group.taps for group in layout.groups):
+            raise MissingTapError(
+                f"{method} needs {tap}, but the images were encoded outside foveate (or before it was "
+                "active), so nothing was read in the vision tower. Pass `pixel_values` inside "
+                "`foveate.prune`, or use a method that needs no taps."
+            )
+    return layout
+
+
+def _record(forward: ForwardPass, cache: FoveatedCache, positions: Tensor | None) -> None:
+    """What this prefill brings into the conversation: images, and with M-RoPE where positions go on behind each."""
+    layout = forward.layout
+    mrope = positions is not None and positions.dim() == 3
+    offsets = _offsets(forward, positions) if mrope and positions is not None else [[0] * len(s) for s in layout.spans]
+    start, end = layout.past, layout.past + layout.length
+    cache.conversation.add(
+        [
+            PrefillRecord(
+                start,
+                end,
+                tuple(ImageSpan(a + start, b + start, o) for (a, b), o in zip(spans, found, strict=True)),
+                mrope,
+            )
+            for spans, found in zip(layout.spans, offsets, strict=True)
+        ]
+    )
+
+
+def _offsets(forward: ForwardPass, positions: Tensor) -> list[list[int]]:
+    """For every image, position of the text behind it minus the real tokens before that text. One synchronisation."""
+    layout, axes = forward.layout, positions[-3:].amax(0).expand(forward.layout.rows, -1)
+    follow = F.pad(axes, (0, 1))
+    follow[:, -1] = axes.amax(1) + 1  # behind the last token of a row
+    real = torch.ones_like(axes) if forward.mask is None else forward.mask[:, layout.past :].long()
+    before = 0 if forward.mask is None else forward.mask[:, : layout.past].sum(1, keepdim=True)
+    count = F.pad(real.cumsum(1), (1, 0)) + (layout.past if forward.mask is None else before)
+    rows = [row for row, spans in enumerate(layout.spans) for _ in spans]
+    ends = [end for spans in layout.spans for _, end in spans]
+    found = (follow - count)[rows, ends].tolist()
+    return [[found.pop(0) for _ in spans] for spans in layout.spans]
+
+
+def _append_probe(forward: ForwardPass, kwargs: Kwargs) -> Kwargs:
+    """Put the method's probe behind the prompt, before stock code prepares masks and positions."""
+    probe = forward.probe
+    if probe is None:
+        return kwargs
+    embeds, positions = kwargs["inputs_embeds"], kwargs.get("position_ids")
+    length = embeds.shape[1]
+    if positions is None:
+        past = forward.layout.past
+        positions = torch.arange(past, past + length, device=embeds.device)[None]
+    own = {"inputs_embeds": probe.append(embeds), "position_ids": probe.append_positions(positions)}
+    given = kwargs.get("attention_mask")
+    if given is not None:
+        own["attention_mask"] = F.pad(given, (0, probe.length), value=1)
+    forward.append(probe.length)
+    return {**kwargs, **own}

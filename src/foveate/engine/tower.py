@@ -1,0 +1,97 @@
+"""Seam 1: the vision tower is read while it runs."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.core.attention import attention_rows, received_attention
+from foveate.core.view import Tap
+from foveate.engine.capture import AttentionCall
+from foveate.engine.layout import EncodedImage
+from foveate.engine.session import Session, TowerCall
+
+
+def before_tower(session: Session, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Note which images come."""
+    local = session.local
+    local.readings = {}
+    local.grids = session.family.tower_grids(args, kwargs)
+    local.started = local.vision.start(_device(args, kwargs))
+
+
+def heard(tap: Tap, session: Session, call: AttentionCall) -> None:
+    """Attention received, in a block of which `tap` reads it; called once per segment or for all of them."""
+    local = session.local
+    if tap not in session.taps or local.started is None:  # started: not when a backward pass recomputes the block
+        return
+    with local.tapping.span(call.q.device), torch.no_grad():
+        if session.family.has_class_token:
+            rows = [attention_rows(q[:, :1], k, call.scaling, None)[:, 0] for q, k in zip(call.q, call.k, strict=True)]
+            values = torch.stack(rows).sum(1)  # [images, tokens]
+        else:
+            bounds = call.bounds
+            lengths = [call.q.shape[2]] if bounds is None else bounds.diff().tolist()
+            values = torch.stack(
+                [received_attention(q, k, call.scaling, lengths) for q, k in zip(call.q, call.k, strict=True)]
+            )
+        local.readings.setdefault(tap, []).append(values)
+
+
+def key_reader(tap: Tap) -> Any:
+    """Post-hook on the module whose output holds the keys before rotary embedding."""
+
+    @torch.no_grad()
+    def read(session: Session, module: nn.Module, args: Any, output: Tensor) -> None:
+        local = session.local
+        if tap in session.taps and local.started is not None:
+            family = session.family
+            keys = family.key_features(family.parts.blocks[family.block_of(tap)])[1](output)
+            local.readings[tap] = [keys.clone()]
+
+    return read
+
+
+def hidden_reader(tap: Tap) -> Any:
+    """Post-hook on a block."""
+
+    def read(session: Session, module: nn.Module, args: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        local = session.local
+        if tap in session.taps and local.started is not None:
+            local.readings[tap] = [hidden.detach()]
+
+    return read
+
+
+def after_tower(session: Session, module: nn.Module, args: Any, output: Any) -> None:
+    """Give every image its readings. `output` is None if the tower raised."""
+    local = session.local
+    if local.started is None:
+        return
+    local.vision.stop(local.started)
+    local.started = None
+    if output is None:
+        return
+    images = [EncodedImage(grid, {}) for grid in local.grids]
+    for tap, values in local.readings.items():
+        with local.tapping.span(values[0].device), torch.no_grad():
+            joined = values[0] if len(values) == 1 else torch.cat(values, dim=1)
+            for image, value in zip(images, session.family.to_tokens(tap, joined, local.grids), strict=True):
+                image.taps[tap] = value
+    local.readings = {}
+    local.remember(TowerCall(images, _reference(output)))
+
+
+def _device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def _reference(output: Any) -> weakref.ref[Tensor] | None:
+    """A weak reference to the tower's hidden states, which its features' owner holds too."""
+    hidden = output if isinstance(output, Tensor) else getattr(output, "last_hidden_state", None)
+    return weakref.ref(hidden) if isinstance(hidden, Tensor) else None
