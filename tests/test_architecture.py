@@ -19,7 +19,7 @@ LEAVES = {"errors", "version"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 40
 
 # What is not as the document says. Each list must shrink: an entry that no longer occurs fails the test.
-ARROWS_TO_REMOVE = {"plugins -> foveate"}
+ARROWS_TO_REMOVE: set[str] = set()
 CYCLES_TO_REMOVE: set[str] = set()
 MODULE_CYCLES_TO_REMOVE: set[str] = set()
 LONG_FILES_TO_SPLIT = {"engine/forward.py"}

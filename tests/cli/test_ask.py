@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from foveate import scenes
-from foveate.cli.ask import Measured, speedup
+from foveate.cli.ask import Column, speedup
 from foveate.core.method import Method
 from foveate.inference.answer import Answer
 from foveate.methods import Random
@@ -47,14 +47,14 @@ def test_ask_compares_and_draws(picture: tuple[Path, str], tmp_path: Path) -> No
         assert image.width >= 224
 
 
-def timed(method: Method | None, times: list[float]) -> Measured:
+def timed(method: Method | None, times: list[float]) -> Column:
     """A run whose readings took these milliseconds, a third of them in the tower."""
     trace = Trace("x", 1)
     for ms in times:
         one = PrefillTrace("x", 1)
         one.vision._seconds, one.prefill._seconds = ms / 3000, ms / 1500
         trace.prefills.append(one)
-    return Measured(method, Answer("", (), "end", 0, trace), trace.prefills)
+    return Column(method, Answer("", (), "end", 0, trace), trace.prefills)
 
 
 @pytest.mark.parametrize(

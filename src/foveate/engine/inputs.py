@@ -42,7 +42,7 @@ def read_call(family: Family, kwargs: Kwargs) -> tuple[Call, Kwargs]:
         InputError: images without placeholders, or of other sizes than their placeholders.
     """
     cache_ = kwargs.get("past_key_values")
-    known = isinstance(cache_, FoveatedCache) and (cache_.is_pruned or bool(cache_.conversation.rows))
+    known = isinstance(cache_, FoveatedCache) and (cache_.is_pruned or cache_.conversation.is_known)
     text = Kind.CONTINUATION if known else Kind.PLAIN
     outputs = kwargs.get("mm_encoder_outputs")
     call = Call(text, features=encoded_features(outputs), incoming=family.incoming(kwargs))

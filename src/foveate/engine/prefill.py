@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import DynamicCache
 
 from foveate.engine import inputs, recording
 from foveate.engine.cache import FoveatedCache, can_adopt, check_cache
@@ -37,7 +38,8 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
         if session.method is None:
             return kwargs  # stock code judges it
         raise
-    session.local.tower_calls.clear()
+    for encoded in session.local.tower_calls:
+        encoded.used = True
     trace = session.new_prefill()
     recording.begin(trace, layout)
     call.started = trace.prefill.start(embeds.device)
@@ -47,6 +49,13 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
         cache.in_pass = True
         _record(forward, cache, kwargs.get("position_ids"))
     return _append_probe(forward, kwargs)
+
+
+def begin_with_text(cache: Any) -> None:
+    """A conversation without an image yet has positions without an offset, whatever other conversations leave on the
+    model (M-RoPE)."""
+    if isinstance(cache, DynamicCache) and cache.get_seq_length() == 0 and can_adopt(cache):
+        FoveatedCache.adopt(cache).conversation.mrope = True
 
 
 def go_on(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
@@ -62,7 +71,7 @@ def go_on(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
     positions = None
     if cache.decode_from_cache and (held := cache.held(0)) is not None:
         positions = behind_pruned(held.index.to(embeds.device), held.until, new, past, mask)
-    elif cache.conversation.has_offsets:
+    elif cache.conversation.mrope:
         positions = continued(cache.conversation.offsets(embeds.device), rows, new, past, mask)
     if positions is not None:
         kwargs = {**kwargs, "position_ids": positions}
@@ -118,13 +127,11 @@ def _record(forward: ForwardPass, cache: FoveatedCache, positions: Tensor | None
     mrope = positions is not None and positions.dim() == 3
     offsets = _offsets(forward, positions) if mrope and positions is not None else [[0] * len(s) for s in layout.spans]
     start, end = layout.past, layout.past + layout.length
+    cache.conversation.mrope |= mrope
     cache.conversation.add(
         [
             PrefillRecord(
-                start,
-                end,
-                tuple(ImageSpan(a + start, b + start, o) for (a, b), o in zip(spans, found, strict=True)),
-                mrope,
+                start, end, tuple(ImageSpan(a + start, b + start, o) for (a, b), o in zip(spans, found, strict=True))
             )
             for spans, found in zip(layout.spans, offsets, strict=True)
         ]

@@ -62,6 +62,8 @@ def before_base(session: Session, module: nn.Module, args: tuple[Any, ...], kwar
                 call = Call(Kind.CONTINUATION)
         elif given.get("inputs_embeds") is not None and given.get("input_ids") is None:
             _warn_about_embeddings(given)
+    if call.kind is Kind.PLAIN and hasattr(module, "rope_deltas"):
+        prefill.begin_with_text(given.get("past_key_values"))
     local.call = call
     return None if kept is given else ((), kept)
 

@@ -43,10 +43,13 @@ class TowerCall:
     Attributes:
         images: what it encoded.
         output: the tensor that it returned, as long as somebody holds it.
+        used: whether its images were joined with text. Without a cache they are joined again at every step, so they
+            are kept until the next images come.
     """
 
     images: list[EncodedImage]
     output: weakref.ref[Tensor] | None
+    used: bool = False
 
     @property
     def is_held(self) -> bool:
@@ -60,7 +63,7 @@ class Local(threading.local):
         call: the call of the base model in progress, or the latest.
         draft: tokens behind the prompt in the call of the head in progress (assisted decoding).
         prompt_states: hidden states of a prompt that was read apart from the draft behind it.
-        tower_calls: images that went through the tower and were not joined with text yet.
+        tower_calls: images that went through the tower and are not superseded by newer ones.
         grids, readings: of the tower call in progress.
         started: start of the tower call in progress.
         trace: under `attach`: of this thread's latest prefill.
@@ -80,12 +83,12 @@ class Local(threading.local):
 
     @property
     def encoded(self) -> list[EncodedImage]:
-        """Images that wait for their text, in the order in which they were encoded."""
+        """Images in the order in which they were encoded."""
         return [image for call in self.tower_calls for image in call.images]
 
     def remember(self, call: TowerCall) -> None:
         """Keep what a tower call read; forget old calls whose features nobody holds any more."""
-        self.tower_calls.append(call)
+        self.tower_calls = [found for found in self.tower_calls if not found.used] + [call]
         old, recent = self.tower_calls[:-MAX_UNUSED], self.tower_calls[-MAX_UNUSED:]
         self.tower_calls = [found for found in old if found.is_held] + recent
 

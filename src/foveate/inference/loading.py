@@ -38,14 +38,11 @@ def load(
         ConfigurationError: an unknown dtype or attention implementation.
         MissingExtraError: a package is missing.
     """
-    source = zoo.resolve(str(path_or_id))
-    source = str(Path(source).expanduser()) if source.startswith("~") else source
     where, wanted = _placement(dtype, device, attn_implementation)
-    _check_place(source)
+    source = _source(str(path_or_id))
     more = {"device_map": "auto"} if where == "auto" else {}
     try:
-        config = AutoConfig.from_pretrained(source)
-        _check_family(source, config.model_type)
+        _check_family(source, AutoConfig.from_pretrained(source).model_type)
         _check_weights(source)
         model = AutoModelForImageTextToText.from_pretrained(
             source, dtype=wanted, attn_implementation=attn_implementation, **more
@@ -85,6 +82,14 @@ def _check_family(source: str, model_type: str) -> None:
             f"{source} is a '{model_type}' model; supported families are {', '.join(sorted(registry()))}. "
             "A family is one adapter file in foveate/families/."
         )
+
+
+def _source(name: str) -> str:
+    """The folder or Hub id that a name stands for."""
+    source = zoo.resolve(name)
+    source = str(Path(source).expanduser()) if source.startswith("~") else source
+    _check_place(source)
+    return source
 
 
 def _check_place(source: str) -> None:
