@@ -22,7 +22,7 @@ class DART(Method):
     then every pivot in turn adds an equal share of the tokens left, those whose hidden states are least similar to it
     (arXiv 2502.11494).
 
-    The order in which pivots take their turn decides many of the tokens. It is visual pivots first, in reading order;
+    The order in which pivots take their turn decides some of the tokens. It is visual pivots first, in reading order;
     the published code iterates over a Python set of places in the sequence, whose order depends on where the image
     stands; `published` does the same. The published number of tokens does not count the visual pivots, ours does.
 
