@@ -69,7 +69,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["scenes", "render", "--out", "/dev/null/x"], "/dev/null is a file, not a folder"),
     # methods, budgets, files
     *((([*c, "--method", "vitcap"]), "no method 'vitcap'; there are") for c in (ASK, EVAL, TUNE, BENCH)),
-    *((([*c, "--keep", "1.5"]), "is a ratio above 1") for c in (ASK, EVAL, TUNE, BENCH)),
+    *((([*c, "--keep", "1.5"]), "must lie in (0, 1]") for c in (ASK, EVAL, TUNE, BENCH)),
     *((([*c, "--method", "{out}/foveate.json"]), "Cannot read") for c in (ASK, EVAL, TUNE, BENCH)),
     (["methods", "vitcap"], "no method 'vitcap'; there are"),
     (["demo", "--keep", "much"], "write a ratio"),

@@ -194,7 +194,7 @@ GOOD = {"format": tuned.FORMAT, "method": "random", "parameters": {"keep": 0.5}}
         (json.dumps(GOOD | {"parameters": [1]}), "'parameters' must be"),
         (json.dumps(GOOD | {"method": "gone"}), "'gone'"),
         (json.dumps(GOOD | {"parameters": {"kep": 1}}), "no parameter kep"),
-        (json.dumps(GOOD | {"parameters": {"keep": 7.5}}), "ratio above 1"),
+        (json.dumps(GOOD | {"parameters": {"keep": 7.5}}), "must lie in"),
     ],
 )
 def test_unusable_files(tmp_path: Path, content: str | None, words: str) -> None:
