@@ -262,7 +262,7 @@ class ForwardPass:
     def _past_valid(self, layer: int) -> Tensor | None:
         past, cache = self.layout.past, self.cache
         held = None if cache is None else cache.held(layer)
-        logical = None if self.mask is None else self.mask[:, :past]
+        logical = None if self.mask is None else self.mask[:, :past].bool()
         if held is None:
             return logical
         if logical is None:
