@@ -14,6 +14,7 @@ from foveate import zoo
 from foveate.core.grid import Grid
 from foveate.data.example import DataError, Example, Rules
 from foveate.data.examples import load_examples
+from foveate.families.layout import ImageShape
 from foveate.families.llava import Llava
 from foveate.inference.processor import ImageTextProcessor, load_processor
 from foveate.scenes.splits import load as load_scenes
@@ -157,11 +158,11 @@ def test_scenes() -> None:
 class FakeFamily(SimpleNamespace):
     """What a collator asks of a family adapter."""
 
-    def incoming(self, kwargs: dict) -> dict[str, list[Grid]]:
+    def incoming(self, kwargs: dict) -> dict[str, list[ImageShape]]:
         if "image_grid_thw" in kwargs:
-            return {"image": [Grid(t, h // 2, w // 2) for t, h, w in kwargs["image_grid_thw"].tolist()]}
+            return {"image": [ImageShape((Grid(t, h // 2, w // 2),)) for t, h, w in kwargs["image_grid_thw"].tolist()]}
         pixels = kwargs["pixel_values"]
-        return {"image": [Grid(1, pixels.shape[-2] // 14, pixels.shape[-1] // 14)] * len(pixels)}
+        return {"image": [ImageShape((Grid(1, pixels.shape[-2] // 14, pixels.shape[-1] // 14),))] * len(pixels)}
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from foveate.core.grid import Grid
+from foveate.families.layout import ImageShape
 
 if TYPE_CHECKING:
     from foveate.engine.forward import ForwardPass
@@ -29,21 +29,25 @@ class Call:
 
     Attributes:
         visual: per modality, `[B, n]` bool on the host: the placeholder tokens.
+        ids: `[B, n]` token ids on the host, None if only embeddings were given.
         features: per modality, pre-encoded features of each image (`generate` encodes before it calls).
-        incoming: per modality, grids of the raw images that were given to this call.
+        given: modalities of which raw images or features were given.
+        incoming: per modality, the raw images that were given to this call, as far as its arguments tell.
         fresh: per modality, which of these images stand in this call's tokens (the others are cached).
     """
 
     kind: Kind
     visual: dict[str, Tensor] = field(default_factory=dict)
+    ids: Tensor | None = None
     features: dict[str, list[Tensor]] = field(default_factory=dict)
-    incoming: dict[str, list[Grid]] = field(default_factory=dict)
+    given: tuple[str, ...] = ()
+    incoming: dict[str, list[ImageShape]] = field(default_factory=dict)
     fresh: dict[str, list[int]] = field(default_factory=dict)
     forward: ForwardPass | None = None
     started: float | torch.cuda.Event | None = None
 
     @property
     def sizes(self) -> dict[str, list[int]]:
-        """Per modality, tokens of every image given."""
+        """Per modality, tokens of every image given, as far as they are known before it is encoded."""
         encoded = {modality: [len(f) for f in features] for modality, features in self.features.items()}
-        return encoded | {modality: [grid.size for grid in grids] for modality, grids in self.incoming.items()}
+        return encoded | {modality: [shape.size for shape in shapes] for modality, shapes in self.incoming.items()}

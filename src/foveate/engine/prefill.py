@@ -9,14 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foveate.engine import inputs, recording
-from foveate.engine.cache import FoveatedCache, can_adopt, check_cache
+from foveate.engine.cache import FoveatedCache, can_adopt, check_cache, check_windows
 from foveate.engine.call import Call
 from foveate.engine.conversation import ImageSpan, PrefillRecord
+from foveate.engine.deepstack import Deepstack
 from foveate.engine.forward import ForwardPass
 from foveate.engine.layout import Layout, build_layout
+from foveate.engine.matching import match_images
 from foveate.engine.positions import behind_pruned, continued
 from foveate.engine.session import Session
-from foveate.errors import FoveateError, MissingTapError
+from foveate.errors import ConfigurationError, FoveateError, MissingTapError
 
 Kwargs = dict[str, Any]
 
@@ -27,7 +29,7 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
     Raises:
         InputError, UnsupportedCacheError, MissingTapError: if it cannot be pruned. What prunes nothing refuses nothing.
     """
-    embeds: Tensor = kwargs["inputs_embeds"]
+    embeds = _embeds(kwargs)
     cache = _cache(session, text, kwargs)
     past = 0 if kwargs.get("past_key_values") is None else kwargs["past_key_values"].get_seq_length()
     try:
@@ -47,12 +49,15 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
         kwargs = {**kwargs, "past_key_values": cache}
         cache.in_pass = True
         _record(forward, cache, kwargs.get("position_ids"))
+    if forward.stages:
+        forward.deepstack, kwargs = Deepstack.taken(kwargs)
+        kwargs = _whole_pass(session, kwargs)
     return _append_probe(forward, kwargs)
 
 
 def go_on(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
     """Begin a pass over new text behind a known conversation; returns the arguments of the text model."""
-    embeds: Tensor = kwargs["inputs_embeds"]
+    embeds = _embeds(kwargs)
     cache: FoveatedCache = kwargs["past_key_values"]
     rows, new, past = embeds.shape[0], embeds.shape[1], cache.get_seq_length()
     given = kwargs.get("attention_mask")
@@ -61,7 +66,7 @@ def go_on(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
     else:
         mask = inputs.padding_mask(given, rows, new, past)
     positions = None
-    if cache.decode_from_cache and (held := cache.held(0)) is not None:
+    if cache.decode_from_cache and (held := cache.held(cache.counting())) is not None:
         positions = behind_pruned(held.index.to(embeds.device), held.until, new, past, mask)
     elif cache.conversation.has_offsets:
         positions = continued(cache.conversation.offsets(embeds.device), rows, new, past, mask)
@@ -73,7 +78,23 @@ def go_on(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
         cache.in_pass = True
         if mask is not None:
             call.forward.alive.valid = mask[:, past:]
+        kwargs = _whole_pass(session, kwargs)
     return kwargs
+
+
+def _embeds(kwargs: Kwargs) -> Tensor:
+    """`[B, n, D]` what enters the language model; where that joins images itself, nothing but the shape is known."""
+    embeds = kwargs.get("inputs_embeds")
+    if embeds is None:
+        ids: Tensor = kwargs["input_ids"]
+        embeds = torch.empty(*ids.shape, 0, device=ids.device)
+    return embeds
+
+
+def _whole_pass(session: Session, kwargs: Kwargs) -> Kwargs:
+    """Layers that share keys may be run on the last tokens only (Gemma 4); masks of ours are for all."""
+    shares = any(facts.source != number for number, facts in enumerate(session.family.layers))
+    return {k: v for k, v in kwargs.items() if k != "logits_to_keep"} if shares else kwargs
 
 
 def _cache(session: Session, text: nn.Module, kwargs: Kwargs) -> FoveatedCache | None:
@@ -82,6 +103,8 @@ def _cache(session: Session, text: nn.Module, kwargs: Kwargs) -> FoveatedCache |
     if session.method is None:
         return FoveatedCache.adopt(cache) if cache is not None and can_adopt(cache) else None
     if cache is not None:
+        windowed = [i for i, facts in enumerate(session.family.layers) if facts.kind in ("sliding", "chunked")]
+        check_windows(cache, windowed)
         return FoveatedCache.adopt(cache)
     config: Any = text.config
     use_cache = kwargs.get("use_cache")
@@ -99,7 +122,7 @@ def _layout(
     valid = None if mask is None else mask[:, past:].cpu()
     if session.method is not None:
         inputs.check_padding_side(valid, caching)
-    images = inputs.match_images(call, session.local.encoded)
+    images = match_images(session.family, call, session.local.encoded)
     per = session.method.per if session.method else "image"
     layout = build_layout(call.visual, valid, images, past, per, device)
     method = session.method
@@ -124,10 +147,12 @@ def _record(forward: ForwardPass, cache: FoveatedCache, positions: Tensor | None
             PrefillRecord(
                 start,
                 end,
-                tuple(ImageSpan(a + start, b + start, o) for (a, b), o in zip(spans, found, strict=True)),
+                tuple(
+                    ImageSpan(a + start, b + start, o, n) for (a, b), o, n in zip(spans, found, pieces, strict=True)
+                ),
                 mrope,
             )
-            for spans, found in zip(layout.spans, offsets, strict=True)
+            for spans, found, pieces in zip(layout.spans, offsets, layout.pieces, strict=True)
         ]
     )
 
@@ -151,7 +176,12 @@ def _append_probe(forward: ForwardPass, kwargs: Kwargs) -> Kwargs:
     probe = forward.probe
     if probe is None:
         return kwargs
-    embeds, positions = kwargs["inputs_embeds"], kwargs.get("position_ids")
+    embeds, positions = kwargs.get("inputs_embeds"), kwargs.get("position_ids")
+    if embeds is None:
+        raise ConfigurationError(
+            f"{forward.method} appends tokens behind the prompt, which '{forward.family.name}' cannot be given: its "
+            "language model joins images and text itself."
+        )
     length = embeds.shape[1]
     if positions is None:
         past = forward.layout.past

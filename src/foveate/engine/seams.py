@@ -165,32 +165,53 @@ def before_layer(number: int) -> PreHook:
         if not (forward.stages or forward.took_over):
             return None
         given = by_name(module, args, kwargs)
-        hidden = given["hidden_states"]
+        name = session.family.hidden_names[number]
+        hidden = stock = given[name]
+        if forward.deepstack is not None:
+            hidden = forward.deepstack.behind(number - 1, hidden, forward.alive.index, forward.layout.length)
         before = forward.alive.valid
-        packed = forward.select(number, hidden)
+        packed = forward.select(number, one_stream(hidden))
         if packed is not None:
-            hidden = packed.apply(hidden)
-            _renumber(forward, number, hidden, packed, before)
+            hidden = repack(packed, hidden)
+            _renumber(forward, number, hidden, given, packed, before)
         if forward.probe is not None:
             hidden = forward.probe.add(number, hidden)
         forward.enter(number)
         entry = Entry(packed, forward.probe)
         if forward.took_over:
-            entry.arguments = _arguments(forward, number, hidden, given)
-        elif forward.probe is None:
+            entry.arguments = _arguments(forward, number, one_stream(hidden), given)
+        elif hidden is stock:
             return None
         remember(number, module, given, entry)
-        rest = {k: v for k, v in given.items() if k != "hidden_states"}
+        rest = {k: v for k, v in given.items() if k != name}
         return (hidden,), rest | entry.arguments
 
     return hook
 
 
-def _renumber(forward: ForwardPass, number: int, hidden: Tensor, packed: Packed, before: Tensor | None) -> None:
+def one_stream(hidden: Tensor) -> Tensor:
+    """`[B, n, D]` what a method sees of hidden states; some models carry several streams, `[4, B, n, D]` (AltUp)."""
+    return hidden if hidden.dim() == 3 else hidden[0]
+
+
+def repack(packed: Packed, hidden: Tensor) -> Tensor:
+    """Select and merge the survivors, in every stream."""
+    return packed.apply(hidden) if hidden.dim() == 3 else torch.stack([packed.apply(stream) for stream in hidden])
+
+
+def _renumber(
+    forward: ForwardPass, number: int, hidden: Tensor, given: Kwargs, packed: Packed, before: Tensor | None
+) -> None:
     """Rotary embeddings of the survivors, where the method does not keep the original positions."""
     assert forward.method is not None
     mode = forward.stages[number].positions or forward.method.positions
     if mode != "original":
+        embeddings = given.get("position_embeddings")
+        if not isinstance(embeddings, tuple) or not all(isinstance(t, Tensor) and t.dim() == 3 for t in embeddings):
+            raise ConfigurationError(
+                f"positions={mode!r} renumbers rotary embeddings, and '{forward.family.name}' has others than a pair of "
+                "cosines and sines for all layers; keep the original positions."
+            )
         forward.rotary = forward.family.rotary(hidden, renumber(packed, before, mode).to(hidden.device))
     elif forward.rotary is not None:
         forward.rotary = tuple(packed.gather(t, batch_dim=-3, dim=-2) for t in forward.rotary)
@@ -199,8 +220,11 @@ def _renumber(forward: ForwardPass, number: int, hidden: Tensor, packed: Packed,
 def _arguments(forward: ForwardPass, number: int, hidden: Tensor, given: Kwargs) -> Kwargs:
     """The layer's arguments that differ from what stock code made for the whole sequence."""
     own: Kwargs = {}
+    name_of_states, cache = forward.family.hidden_names[number], forward.cache
+    if cache is not None and forward.alive.index is not None:
+        cache.free_window(number, forward.layout.past)
     for name, value in given.items():
-        if name in ("hidden_states", "past_key_values", "attention_mask") or value is None:
+        if name in (name_of_states, "past_key_values", "attention_mask", "shared_kv_states") or value is None:
             continue
         if name == "position_embeddings" and forward.rotary is not None:
             own[name] = tuple(t.to(hidden.device) for t in forward.rotary)
