@@ -44,7 +44,8 @@ def read_call(family: Family, kwargs: Kwargs) -> tuple[Call, Kwargs]:
     known = isinstance(cache_, FoveatedCache) and (cache_.is_pruned or bool(cache_.conversation.rows))
     text = Kind.CONTINUATION if known else Kind.PLAIN
     outputs = kwargs.get("mm_encoder_outputs")
-    call = Call(text, features=encoded_features(outputs), incoming=family.incoming(kwargs))
+    call = Call(text, mask=kwargs.get("attention_mask"), incoming=family.incoming(kwargs))
+    call.features = encoded_features(outputs)
     call.given = tuple(dict.fromkeys([*(outputs or {}), *family.given(kwargs)]))
     if not call.given:
         return call, kwargs

@@ -57,9 +57,10 @@ class LayerMasks:
         forward = self.forward
         later = forward.later.get(layer)
         if isinstance(given, Tensor) and later is None:
-            if forward.alive.index is not None:
-                columns = self._columns(held, past)
-                return gathered_mask(given, forward.alive.index, columns, forward.layout.past, forward.layout.length)
+            windowed = forward.family.layers[layer].kind in ("sliding", "chunked")
+            if forward.alive.index is not None or (held is not None and windowed):
+                rows, columns = self._rows(hidden.device), self._columns(held, past, hidden.device)
+                return gathered_mask(given, rows, columns, forward.layout.past, forward.layout.length)
             if held is None:  # a window that nothing was dropped from holds the end of the conversation
                 return given if given.dim() != 4 else given[..., -(past + hidden.shape[1]) :]
             return continued_mask(self._tail(given, held), held, forward.mask)
@@ -72,7 +73,7 @@ class LayerMasks:
     def _shared(self, layer: int, source: int, hidden: Tensor, given: Any) -> Any:
         """The mask of a layer that reads the keys of an earlier one, of which some were dropped in between."""
         forward = self.forward
-        alive, layout = forward.alive, forward.layout
+        layout = forward.layout
         block = forward.entered[source]
         cache, past = forward.cache, layout.past
         device = hidden.device
@@ -83,8 +84,7 @@ class LayerMasks:
         if past:
             columns = torch.cat([self._before(held, forward.past_columns(layer), device, layout.rows), columns], 1)
         gone = self._gone(columns, own)
-        rows = torch.arange(layout.length, device=device).expand(layout.rows, -1)
-        rows = rows if alive.index is None else alive.index.to(device)
+        rows = self._rows(device)
         if isinstance(given, Tensor):
             made = gathered_mask(given, rows, columns, past, layout.length)
             return hide_columns(made, gone)
@@ -135,14 +135,21 @@ class LayerMasks:
         found: Tensor = self._made[key]
         return found
 
-    def _columns(self, held: Kept | None, physical: int) -> Tensor:
+    def _rows(self, device: torch.device) -> Tensor:
+        """`[B, n]` columns of the unpruned rows of this pass that are alive, -1 on padding."""
+        forward = self.forward
+        index = forward.alive.index
+        if index is None:
+            return torch.arange(forward.layout.length, device=device).expand(forward.layout.rows, -1)
+        return index.to(device)
+
+    def _columns(self, held: Kept | None, physical: int, device: torch.device) -> Tensor:
         """`[B, physical + n]` logical index of everything that a layer's attention reads, -1 on padding."""
-        index, past = self.forward.alive.index, self.forward.layout.past
-        assert index is not None
-        now = torch.where(index >= 0, index + past, -1)
+        rows, past = self._rows(device), self.forward.layout.past
+        now = torch.where(rows >= 0, rows + past, -1)
         if not past:
             return now
-        return torch.cat([self._before(held, physical, now.device, now.shape[0]), now], dim=1)
+        return torch.cat([self._before(held, physical, device, now.shape[0]), now], dim=1)
 
     def _before(self, held: Kept | None, physical: int, device: torch.device, rows: int) -> Tensor:
         past = self.forward.layout.past

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from foveate.core.grid import Grid
 from foveate.engine.call import Call
 from foveate.engine.layout import EncodedImage, TowerImage, assign
 from foveate.errors import InputError
@@ -45,14 +46,18 @@ def match_images(family: Family, call: Call, encoded: Sequence[TowerImage]) -> d
         InputError: features that do not fit what the tower encoded.
     """
     pieces = {m: _pieces(family, m, call, encoded) for m in call.visual if m in call.given}
-    counts = {m: sum(family.tower_images(m, size) for size in found.encoded) for m, found in pieces.items()}
+    grids = [image.grid for image in encoded]
+    counts = {m: sum(family.tower_images(m, size, grids) for size in found.encoded) for m, found in pieces.items()}
     total = sum(counts.values())
     recent = list(encoded[len(encoded) - total :]) if total <= len(encoded) else []
     result: dict[str, list[EncodedImage]] = {}
     for modality, found in pieces.items():
         own, recent = recent[: counts[modality]], recent[counts[modality] :]
         images = _encoded(family, modality, found, own)
-        result[modality] = _joined(family, call.visual[modality], call.ids, [images[i] for i in found.source])
+        own_images = [images[i] for i in found.source]
+        result[modality] = own_images
+        if family.in_tiles(modality):
+            result[modality] = _joined(call.visual[modality], call.ids, own_images, modality == "video")
     return result
 
 
@@ -107,7 +112,7 @@ def _encoded(family: Family, modality: str, found: _Pieces, own: Sequence[TowerI
     """What the tower encoded, as images in the language model."""
     result, start = [], 0
     for number, size in enumerate(found.encoded):
-        tiles = own[start : start + family.tower_images(modality, size)]
+        tiles = own[start : start + family.tower_images(modality, size, [tile.grid for tile in own])]
         start += len(tiles)
         grids = [tile.grid for tile in tiles]
         shape = found.shapes[number] if found.shapes else family.shape(modality, size, grids)
@@ -122,10 +127,13 @@ def _encoded(family: Family, modality: str, found: _Pieces, own: Sequence[TowerI
 
 
 def _joined(
-    family: Family, mask: Tensor, ids: Tensor | None, pieces: Sequence[EncodedImage]
+    mask: Tensor, ids: Tensor | None, pieces: Sequence[EncodedImage], frames: bool
 ) -> list[EncodedImage]:
-    """Tiles that belong to one image as one: every image ends with a run of the token ids that end the prompt's."""
-    if not family.tiled or ids is None or not pieces:
+    """Tiles (or frames) that belong to one image (or video) as one.
+
+    The token in front of the last run of a row says that an image ends with that run: so do all runs behind such a token.
+    """
+    if ids is None or not pieces:
         return list(pieces)
     before = _before_runs(mask, ids)
     closing = {int(row[row_mask.nonzero()[-1]]) for row, row_mask in zip(before, mask, strict=True) if bool(row_mask.any())}
@@ -142,17 +150,21 @@ def _joined(
             groups[-1].append(pieces[i])
             closed, last_run = int(before[number, column]) in closing, run
             start += pieces[i].size
-    return [_one(group) for group in groups]
+    return [_one(group, frames) for group in groups]
 
 
-def _one(pieces: Sequence[EncodedImage]) -> EncodedImage:
+def _one(pieces: Sequence[EncodedImage], frames: bool) -> EncodedImage:
     if len(pieces) == 1:
         return pieces[0]
-    fixed, start = [], 0
+    fixed: list[int] = []
+    start = 0
     for piece in pieces:
         fixed += [start + place for place in piece.shape.fixed]
         start += piece.size
-    shape = ImageShape(tuple(grid for piece in pieces for grid in piece.shape.grids), tuple(fixed))
+    grids = tuple(grid for piece in pieces for grid in piece.shape.grids)
+    if frames and len(set(grids)) == 1:
+        grids = (Grid(sum(grid.t for grid in grids), *grids[0][1:]),)
+    shape = ImageShape(grids, tuple(fixed))
     taps = {tap: torch.cat([piece.taps[tap] for piece in pieces]) for tap in pieces[0].taps}
     return EncodedImage(shape, taps, len(pieces))
 

@@ -33,7 +33,7 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
     cache = _cache(session, text, kwargs)
     past = 0 if kwargs.get("past_key_values") is None else kwargs["past_key_values"].get_seq_length()
     try:
-        mask = inputs.padding_mask(kwargs.get("attention_mask"), embeds.shape[0], embeds.shape[1], past)
+        mask = inputs.padding_mask(_given_mask(call, kwargs), embeds.shape[0], embeds.shape[1], past)
         layout = _layout(session, call, mask, past, cache is not None, embeds.device)
     except FoveateError:
         if session.method is None:
@@ -60,7 +60,7 @@ def go_on(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
     embeds = _embeds(kwargs)
     cache: FoveatedCache = kwargs["past_key_values"]
     rows, new, past = embeds.shape[0], embeds.shape[1], cache.get_seq_length()
-    given = kwargs.get("attention_mask")
+    given = _given_mask(call, kwargs)
     if not cache.is_pruned and not (isinstance(given, Tensor) and given.dim() == 2):
         mask = None
     else:
@@ -80,6 +80,13 @@ def go_on(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
             call.forward.alive.valid = mask[:, past:]
         kwargs = _whole_pass(session, kwargs)
     return kwargs
+
+
+def _given_mask(call: Call, kwargs: Kwargs) -> Any:
+    """The padding mask; some models prepare masks per kind of layer before they call their language model."""
+    given = kwargs.get("attention_mask")
+    plain = given is None or (isinstance(given, Tensor) and given.dim() == 2)
+    return given if plain else call.mask
 
 
 def _embeds(kwargs: Kwargs) -> Tensor:

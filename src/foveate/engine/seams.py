@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from foveate.core.selection import Packed
 from foveate.engine import prefill, recording
 from foveate.engine.alive import scatter
+from foveate.engine.cache import FoveatedCache
 from foveate.engine.call import Call, Kind
 from foveate.engine.capture import AttentionCall
 from foveate.engine.draft import read_prompt_first
@@ -59,10 +61,14 @@ def before_base(session: Session, module: nn.Module, args: tuple[Any, ...], kwar
             check_placeholders(call)
             kept = read_prompt_first(session, module, kept)
             if local.prompt_states is not None:  # the prompt is in the cache now, its draft follows
-                call = Call(Kind.CONTINUATION)
+                call = Call(Kind.CONTINUATION, mask=kept.get("attention_mask"))
         elif given.get("inputs_embeds") is not None and given.get("input_ids") is None:
             _warn_about_embeddings(given)
     local.call = call
+    cache = kept.get("past_key_values")
+    if call.kind is not Kind.PLAIN and isinstance(cache, FoveatedCache):
+        cache.in_pass = True  # some models make their masks before they call their language model
+        call.cache = weakref.ref(cache)
     return None if kept is given else ((), kept)
 
 
@@ -81,6 +87,8 @@ def after_base(session: Session, module: nn.Module, args: Any, output: Any) -> N
     model."""
     local = session.local
     call, local.call = local.call, None
+    if call is not None and call.cache is not None and (cache := call.cache()) is not None:
+        cache.in_pass = False
     if output is not None and local.prompt_states is not None:
         output.last_hidden_state = torch.cat([local.prompt_states, output.last_hidden_state], dim=1)
     local.prompt_states = None

@@ -16,7 +16,7 @@ from foveate.errors import MissingTapError, UnsupportedModelError
 from foveate.families.layout import ImageShape, shape_of
 from foveate.families.merging import merge_patches, per_image
 from foveate.families.parts import Parts, attention_of, find_parts, layer_facts
-from foveate.families.tables import CLASS_TOKEN_LAST, MERGES, TILED, Merge, merge_factor, side
+from foveate.families.tables import CLASS_TOKEN_LAST, IN_FRAMES, MERGES, TILED, Merge, merge_factor, side
 
 TOKEN_NAMES = {
     "image": ("image_token_id", "image_token_index", "image_patch_id", "img_context_token_id"),
@@ -53,7 +53,6 @@ class Family:
         self.layers = layer_facts(self.parts.text)
         self.token_ids: dict[str, int] = self._token_ids()
         self.merge: Merge = MERGES.get(self.name, "none")
-        self.tiled = self.name in TILED
 
     def _token_ids(self) -> dict[str, int]:
         """Placeholder token id per modality (`image`, `video`), in the order in which features are joined."""
@@ -167,9 +166,19 @@ class Family:
         """Patches per token along each side."""
         return merge_factor(self.config)
 
-    def tower_images(self, modality: str, size: int) -> int:
-        """How many images of the tower make a feature tensor of `size` tokens."""
-        return 1
+    def in_tiles(self, modality: str) -> bool:
+        """Whether features come per tile (or frame), several of which make an image (or video)."""
+        return self.name in (TILED if modality == "image" else IN_FRAMES)
+
+    def tower_images(self, modality: str, size: int, grids: Sequence[Grid]) -> int:
+        """How many images of the tower make a feature tensor of `size` tokens.
+
+        Args:
+            grids: of what the tower encoded lately.
+        """
+        if not self.in_tiles(modality) or not grids or size % grids[-1].size:
+            return 1
+        return size // grids[-1].size  # tiles have one size
 
     def shape(self, modality: str, size: int, grids: Sequence[Grid]) -> ImageShape:
         """How the tokens of one feature tensor lie.
@@ -178,7 +187,7 @@ class Family:
             size: its tokens.
             grids: of the tower's images that made it, empty if unknown.
         """
-        return shape_of(size, grids[0] if grids else None, exact=self.merge != "none")
+        return shape_of(size, grids, exact=self.merge != "none")
 
     def join(self, shape: ImageShape, grids: Sequence[Grid], values: Sequence[Tensor]) -> Tensor:
         """Values per token of the tower's images that make one feature tensor, as values of its `N` tokens."""

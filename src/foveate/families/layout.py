@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from foveate.core.grid import Grid
@@ -24,16 +25,17 @@ class ImageShape:
         return sum(grid.size for grid in self.grids) + len(self.fixed)
 
 
-def shape_of(size: int, grid: Grid | None, exact: bool) -> ImageShape:
-    """The shape of `size` tokens that the tower gave as `grid`; a class token may come first.
+def shape_of(size: int, grids: Sequence[Grid], exact: bool) -> ImageShape:
+    """The shape of `size` tokens that the tower gave as `grids`; a class token may come first.
 
     Args:
-        exact: whether the grid is known to be right, so that another size is a fault of the input.
+        exact: whether the grids are known to be right, so that another size is a fault of the input.
     """
-    if grid is not None and grid.size + 1 == size:
-        return ImageShape((grid,), (0,))
-    if grid is not None and (exact or grid.size == size):
-        return ImageShape((grid,))
+    total = sum(grid.size for grid in grids)
+    if len(grids) == 1 and total + 1 == size:
+        return ImageShape(tuple(grids), (0,))
+    if grids and (exact or total == size):
+        return ImageShape(tuple(grids))
     return ImageShape((square(size),))
 
 

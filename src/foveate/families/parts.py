@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from foveate.errors import UnsupportedModelError
-from foveate.families.refusals import refusal
+from foveate.families.refusals import layer_refusal, type_refusal
 
 TOWERS = ("vision_tower", "vision_model", "visual", "image_tower", "vision_encoder")
 """Names that transformers gives to a vision tower beside the language model."""
@@ -63,9 +63,11 @@ def find_parts(model: nn.Module) -> Parts:
     Raises:
         UnsupportedModelError: a part is missing, or images enter in another way; the message says which.
     """
-    if reason := refusal(model):
+    if reason := type_refusal(model.config):
         raise UnsupportedModelError(f"{type(model).__name__}: {reason}")
     text = _text(model)
+    if reason := layer_refusal(text.layers):  # type: ignore[arg-type]
+        raise UnsupportedModelError(f"{type(model).__name__}: {reason}")
     base = _base(model, text)
     tower = next((found for name in TOWERS if isinstance(found := getattr(base, name, None), nn.Module)), None)
     layers: Any = text.layers

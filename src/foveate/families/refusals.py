@@ -28,18 +28,20 @@ REFUSED: dict[str, str] = {
 REFUSED["git"] = "it puts the image in front of the text itself, so the prompt has no placeholder tokens"
 
 
-def refusal(model: nn.Module) -> str | None:
-    """Why a model cannot be pruned, None if nothing speaks against it."""
-    config: Any = model.config
-    model_type = getattr(config, "model_type", None)
-    if model_type in REFUSED:
-        return f"{REFUSED[model_type]}."
-    if getattr(config, "is_encoder_decoder", False):
-        return f"{ENCODER_DECODER}."
-    for name, module in model.named_modules():
+def type_refusal(config: Any) -> str | None:
+    """Why models of this configuration cannot be pruned, None if nothing speaks against it."""
+    reason = REFUSED.get(str(getattr(config, "model_type", None)))
+    if reason is None and getattr(config, "is_encoder_decoder", False):
+        reason = ENCODER_DECODER
+    return None if reason is None else f"{reason}."
+
+
+def layer_refusal(layers: nn.ModuleList) -> str | None:
+    """Why a language model of such layers cannot be pruned."""
+    for name, module in layers.named_modules():
         last = name.rpartition(".")[2]
-        if last in ("cross_attn", "gated_cross_attn_layers", "crossattention", "encoder_attn") and "qformer" not in name:
-            return f"{CROSS} (`{name}`: {type(module).__name__})."
+        if last in ("cross_attn", "crossattention", "encoder_attn"):
+            return f"{CROSS} (`layers.{name}`: {type(module).__name__})."
         if "indexer" in last:
-            return f"{INDEXED} (`{name}`)."
+            return f"{INDEXED} (`layers.{name}`)."
     return None

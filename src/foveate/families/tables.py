@@ -37,6 +37,9 @@ TILED = frozenset(
 )  # fmt: skip
 """Types whose tower and projector give a feature per *tile*; an image is all tiles up to the one that closes it."""
 
+IN_FRAMES = frozenset(("video_llava",))
+"""Types whose videos come as a feature per frame."""
+
 CLASS_TOKEN_LAST = frozenset(("llama4",))
 """Towers that put the class token behind the patches."""
 

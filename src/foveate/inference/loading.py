@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from foveate import zoo
 from foveate.errors import CheckpointError, DeviceError, FoveateError, MissingExtraError, UnsupportedModelError
-from foveate.families import adapt, registry
+from foveate.families import adapt
+from foveate.families.refusals import type_refusal
 from foveate.inference.placement import check_attention, choose_device, parse_dtype
 from foveate.inference.processor import load_processor
 
@@ -49,7 +50,7 @@ def load(
     more = {"device_map": "auto"} if where == "auto" else {}
     try:
         config = AutoConfig.from_pretrained(source)
-        _check_family(source, config.model_type)
+        _check_family(source, config)
         _check_weights(source)
         model = AutoModelForImageTextToText.from_pretrained(
             source, dtype=wanted, attn_implementation=attn_implementation, **more
@@ -69,12 +70,10 @@ def load(
         raise _unreadable(source, error) from error
 
 
-def _check_family(source: str, model_type: str) -> None:
-    if model_type not in registry():
-        raise UnsupportedModelError(
-            f"{source} is a '{model_type}' model; supported families are {', '.join(sorted(registry()))}. "
-            "A family is one adapter file in foveate/families/."
-        )
+def _check_family(source: str, config: Any) -> None:
+    """Refuse before weights are read what cannot be pruned whatever they are."""
+    if reason := type_refusal(config):
+        raise UnsupportedModelError(f"{source} is a '{config.model_type}' model, which cannot be pruned: {reason}")
 
 
 def _check_place(source: str) -> None:
