@@ -109,6 +109,12 @@ def two_tiles(tokens: int) -> object:
     return make
 
 
+def two_real_tiles(h: int, w: int, random: torch.Generator) -> Picture:
+    ids, _ = two_tiles(4)(h, w, random)
+    seen = torch.ones(1, 2, dtype=torch.bool)
+    return ids, {"pixel_values": noise(random, 1, 2, 3, 112, 112), "pixel_attention_mask": seen}
+
+
 for name in ("idefics3", "smolvlm"):
     add(
         name,
@@ -121,10 +127,10 @@ for name in ("idefics3", "smolvlm"):
 add(
     "granite_docling",
     {
-        "vision_config": {**IDEFICS, "out_hidden_size": 64}, "text_config": text(head_dim=16), "image_token_id": IMAGE,
+        "vision_config": {**tower(112), "out_hidden_size": 64}, "text_config": text(head_dim=16), "image_token_id": IMAGE,
         "scale_factor": 2, "pad_token_id": 0,
     },
-    two_tiles(4),
+    two_real_tiles,
 )  # fmt: skip
 add(
     "idefics2",

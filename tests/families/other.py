@@ -8,7 +8,7 @@ from transformers.models.gemma3n import modeling_gemma3n
 
 from tests.families.tiny import (
     AUDIO, BOTH_IDS, BREAK, END, IMAGE, IMAGE_IDS, START, VOCAB, Picture, add, noise,
-    patches, run, square, text, tower,
+    run, square, text, tower,
 )  # fmt: skip
 
 add(
@@ -24,7 +24,7 @@ add(
         ),
         **IMAGE_IDS,
     },
-    square(4),
+    square(4), beams=False,
 )  # fmt: skip
 
 
@@ -227,12 +227,20 @@ add(
     },
     square(4, 112),
 )  # fmt: skip
+
+
+def framed(h: int, w: int, random: torch.Generator) -> Picture:
+    """A token before the image, one behind it, and one behind every row."""
+    pixels = noise(random, 4 * h * w, 3 * 16 * 16)
+    return run(h * (w + 1) + 2), {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 2 * h, 2 * w]])}
+
+
 add(
     "hunyuan_vl",
     {
         "text_config": text(
             head_dim=16,
-            rope_parameters={"rope_type": "xdrope", "rope_theta": 1e4, "xdrope_section": [2, 2, 2, 2], "alpha": 1000.0},
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 2, 2]},
         ),
         "vision_config": {
             "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
@@ -241,7 +249,7 @@ add(
         },
         "image_token_id": IMAGE,
     },
-    patches(3 * 16 * 16),
+    framed, token_types="mm_token_type_ids",
 )  # fmt: skip
 add(
     "blip-2",
@@ -280,5 +288,5 @@ add(
         "text_config": {"model_type": "qwen3_5_text", **text(**LINEAR)},
         "vision_config": {**tower(128, 16), "insert_layer_id": 1}, "insert_layer_id": 1, "image_size": 128, **BOTH_IDS,
     },
-    strips, exact=False,
+    strips, exact=False, joined_along=(("pixel_values", -1),),
 )  # fmt: skip

@@ -63,7 +63,7 @@ add(
     patches(P16), video=clip_of_patches(P16, True), token_types=TYPES,
 )  # fmt: skip
 for name, extra in (
-    ("qwen3_5", {}), ("qwen3_5_moe", {**MOE, "shared_expert_intermediate_size": 32}), ("qwen4_exp", {}),
+    ("qwen3_5", {}), ("qwen3_5_moe", {**MOE, "shared_expert_intermediate_size": 32}),
 ):  # fmt: skip
     add(
         name, {"text_config": text(**LINEAR, **extra), "vision_config": PLAIN16, **IDS},
@@ -126,7 +126,13 @@ add(
 )  # fmt: skip
 add(
     "cohere_compass",
-    {"text_config": text(head_dim=16, sliding_window=8, layer_types=SLIDING), "vision_config": DEEP, **IDS},
+    {
+        "text_config": text(
+            head_dim=16, sliding_window=8, layer_types=SLIDING,
+            rope_parameters=dict.fromkeys(("full_attention", "sliding_attention"), MROPE["rope_parameters"]),
+        ),
+        "vision_config": DEEP, **IDS,
+    },
     patches(P16), token_types=TYPES,
 )  # fmt: skip
 
@@ -222,7 +228,7 @@ add(
             "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
             "patch_size": 14, "pos_emb_height": 8, "pos_emb_width": 8, "merge_kernel_size": [2, 2],
         },
-        **BOTH_IDS,
+        "projection_hidden_size": 32, **BOTH_IDS,
     },
     patches(588, patch=(3, 14, 14)),
 )  # fmt: skip

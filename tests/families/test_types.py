@@ -113,7 +113,7 @@ def test_a_second_turn_finds_what_the_first_left(name: str) -> None:
     assert close(logits[:, 0], wanted) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", names(exact=True))
+@pytest.mark.parametrize("name", [n for n in names(exact=True) if not isinstance(n, str) or TABLE[n].beams])
 def test_beams_are_pruned_alike(name: str) -> None:
     """Every beam of a prompt has the same visual tokens, and the scores of the best one are those of a greedy pass."""
     model, entry = model_of(name)

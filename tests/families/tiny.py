@@ -36,6 +36,8 @@ class TinyType:
         token_types: the argument that marks visual tokens, if the type needs one.
         kind: class of the model, where the automatic class does not know it.
         exact: whether dropping is masking; not for recurrent layers, in which a masked token still has been seen.
+        beams: whether stock code can search with beams.
+        joined_along: dimension along which inputs of several images are joined, where it is not the first.
         change: applied to the model after it is built.
     """
 
@@ -46,6 +48,8 @@ class TinyType:
     token_types: str | None = None
     kind: str | None = None
     exact: bool = True
+    beams: bool = True
+    joined_along: tuple[tuple[str, int], ...] = ()
     change: Callable[[nn.Module], None] | None = None
 
     def model_class(self) -> Any:
@@ -70,7 +74,8 @@ class TinyType:
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         pictures = [picture for _, found in made for picture in found]
         for name in dict.fromkeys(name for picture in pictures for name in picture):
-            inputs[name] = torch.cat([picture[name] for picture in pictures if name in picture])
+            found = [picture[name] for picture in pictures if name in picture]
+            inputs[name] = torch.cat(found, dict(self.joined_along).get(name, 0))
         return inputs | self.types(ids)
 
     def types(self, ids: Tensor) -> dict[str, Tensor]:

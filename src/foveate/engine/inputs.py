@@ -52,7 +52,9 @@ def read_call(family: Family, kwargs: Kwargs) -> tuple[Call, Kwargs]:
     call.visual, call.ids = placeholders(family, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
     seen = cache_.conversation.images() if isinstance(cache_, FoveatedCache) else None
     call.fresh = fresh_images(call.visual, call.sizes, seen)
-    if any(call.fresh.values()) or len(call.sizes) < len(call.given):
+    unsized = [m for m in call.given if m not in call.sizes and m in call.visual]
+    # some models are given their images at every step; those of unknown size are new if they have placeholders
+    if any(call.fresh.values()) or any(bool(call.visual[modality].any()) for modality in unsized):
         call.kind = Kind.PREFILL
     if all(len(call.fresh[modality]) == len(given) for modality, given in call.sizes.items()):
         return call, kwargs

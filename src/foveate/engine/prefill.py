@@ -69,7 +69,7 @@ def go_on(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
     if cache.decode_from_cache and (held := cache.held(cache.counting())) is not None:
         positions = behind_pruned(held.index.to(embeds.device), held.until, new, past, mask)
     elif cache.conversation.has_offsets:
-        positions = continued(cache.conversation.offsets(embeds.device), rows, new, past, mask)
+        positions = continued(cache.conversation.offsets(embeds.device), session.family.axes, rows, new, past, mask)
     if positions is not None:
         kwargs = {**kwargs, "position_ids": positions}
     if cache.is_pruned:
@@ -166,7 +166,7 @@ def _record(forward: ForwardPass, cache: FoveatedCache, positions: Tensor | None
 
 def _offsets(forward: ForwardPass, positions: Tensor) -> list[list[int]]:
     """For every image, position of the text behind it minus the real tokens before that text. One synchronisation."""
-    layout, axes = forward.layout, positions[-3:].amax(0).expand(forward.layout.rows, -1)
+    layout, axes = forward.layout, positions[-forward.family.axes :].amax(0).expand(forward.layout.rows, -1)
     follow = F.pad(axes, (0, 1))
     follow[:, -1] = axes.amax(1) + 1  # behind the last token of a row
     real = torch.ones_like(axes) if forward.mask is None else forward.mask[:, layout.past :].long()

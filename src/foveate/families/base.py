@@ -291,6 +291,12 @@ class Family:
             raise MissingTapError(f"Decoder layer {layer} of '{self.name}' has no attention module that can be read.")
         return found
 
+    @cached_property
+    def axes(self) -> int:
+        """Axes of multimodal positions."""
+        rope = getattr(self.parts.text.config, "rope_parameters", None) or {}
+        return len(rope.get("mrope_section") or (0, 0, 0)) if isinstance(rope, dict) else 3
+
     def rotary(self, hidden: Tensor, positions: Tensor) -> Any:
         """Rotary embeddings (cos, sin) of text positions `[B, n]`."""
         module: Any = self.parts.text.rotary_emb

@@ -26,7 +26,8 @@ class ImageShape:
 
 
 def shape_of(size: int, grids: Sequence[Grid], exact: bool) -> ImageShape:
-    """The shape of `size` tokens that the tower gave as `grids`; a class token may come first.
+    """The shape of `size` tokens that the tower gave as `grids`; a class token may come first, a newline behind every row,
+    and a token at either end.
 
     Args:
         exact: whether the grids are known to be right, so that another size is a fault of the input.
@@ -34,6 +35,12 @@ def shape_of(size: int, grids: Sequence[Grid], exact: bool) -> ImageShape:
     total = sum(grid.size for grid in grids)
     if len(grids) == 1 and total + 1 == size:
         return ImageShape(tuple(grids), (0,))
+    if len(grids) == 1 and grids[0].t == 1:
+        _, h, w = grids[0]
+        for ends in (0, 1):
+            if h * (w + 1) + 2 * ends == size:
+                newlines = [ends + row * (w + 1) + w for row in range(h)]
+                return ImageShape(tuple(grids), tuple([0] * ends + newlines + [size - 1] * ends))
     if grids and (exact or total == size):
         return ImageShape(tuple(grids))
     return ImageShape((square(size),))

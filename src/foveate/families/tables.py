@@ -13,7 +13,7 @@ MERGES: dict[str, Merge] = {
     **dict.fromkeys(
         (
             "llava", "vipllava", "video_llava", "paligemma", "shieldgemma2", "janus", "deepseek_vl", "internvl",
-            "qianfan_ocr", "idefics3", "smolvlm", "granite_docling", "aya_vision", "cohere2_vision", "ovis2", "llama4",
+            "qianfan_ocr", "idefics3", "smolvlm", "aya_vision", "cohere2_vision", "ovis2", "llama4",
             "lfm2_vl", "gemma3", "gemma4", "mistral3", "lighton_ocr", "pp_chart2table",
         ),
         "raster",
@@ -32,7 +32,7 @@ MERGES: dict[str, Merge] = {
 }  # fmt: skip
 
 TILED = frozenset(
-    ("internvl", "qianfan_ocr", "idefics3", "smolvlm", "granite_docling", "aya_vision", "cohere2_vision", "llama4",
+    ("internvl", "qianfan_ocr", "idefics3", "smolvlm", "aya_vision", "cohere2_vision", "llama4",
      "got_ocr2", "lfm2_vl", "ovis2")
 )  # fmt: skip
 """Types whose tower and projector give a feature per *tile*; an image is all tiles up to the one that closes it."""
