@@ -19,12 +19,12 @@ LEAVES = {"errors", "version"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 40
 
 # What is not as the document says. Each list must shrink: an entry that no longer occurs fails the test.
-ARROWS_TO_REMOVE = {"cli -> foveate", "evals -> foveate", "plugins -> foveate"}
+ARROWS_TO_REMOVE: set[str] = set()
 CYCLES_TO_REMOVE: set[str] = set()
 MODULE_CYCLES_TO_REMOVE: set[str] = set()
-LONG_FILES_TO_SPLIT = {"engine/forward.py"}
+LONG_FILES_TO_SPLIT: set[str] = set()
 LONG_FUNCTIONS_TO_SPLIT = {"evals/runner.py run"}
-NAMES_TO_TELL_APART = {"DataError", "Sample", "Subject", "_Scenes"}
+NAMES_TO_TELL_APART: set[str] = set()
 
 
 @cache

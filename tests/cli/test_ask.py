@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from foveate import scenes
-from foveate.cli.ask import Run, speedup
+from foveate.cli.ask import Column, speedup
 from foveate.core.method import Method
 from foveate.inference.answer import Answer
 from foveate.methods import Random
@@ -47,14 +47,14 @@ def test_ask_compares_and_draws(picture: tuple[Path, str], tmp_path: Path) -> No
         assert image.width >= 224
 
 
-def timed(method: Method | None, times: list[float]) -> Run:
+def timed(method: Method | None, times: list[float]) -> Column:
     """A run whose readings took these milliseconds, a third of them in the tower."""
     trace = Trace("x", 1)
     for ms in times:
         one = PrefillTrace("x", 1)
         one.vision._seconds, one.prefill._seconds = ms / 3000, ms / 1500
         trace.prefills.append(one)
-    return Run(method, Answer("", (), "end", 0, trace), trace.prefills)
+    return Column(method, Answer("", (), "end", 0, trace), trace.prefills)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +93,8 @@ def test_methods_lists_and_explains() -> None:
         (["What?"], "image file(s) first"),
         (["a.png", "What?", "--method", "nonsense"], "no image file"),
         (["{image}", "What?", "--method", "nonsense"], "vitcop"),
+        (["{image}", "What is <|image_pad|>?"], "the question holds <|image_pad|>"),
+        (["https://example.org/a.png", "What?"], "does not fetch"),
         (["{image}", "What?", "--keep", "1.5"], "must lie in (0, 1]"),
         (["{image}", "What?", "--keep", "a third"], "write a ratio"),
         (["{image}", "What?" * 99, "--keep", "0"], "must lie in (0, 1]"),

@@ -7,8 +7,23 @@ from torch.nn import functional as F
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
 from tests.families.tiny import (
-    BREAK, CLIP, END, IMAGE, IMAGE_IDS, LLAMA, QWEN2, SIGLIP, START, VIDEO, Picture, add, noise, run, square,
-    text, tower,
+    BREAK,
+    CLIP,
+    END,
+    IMAGE,
+    IMAGE_IDS,
+    LLAMA,
+    QWEN2,
+    SIGLIP,
+    START,
+    VIDEO,
+    Picture,
+    add,
+    noise,
+    run,
+    square,
+    text,
+    tower,
 )  # fmt: skip
 
 VIDEO_IDS = {"video_token_index": VIDEO, "video_token_id": VIDEO}
@@ -127,8 +142,8 @@ for name in ("idefics3", "smolvlm"):
 add(
     "granite_docling",
     {
-        "vision_config": {**tower(112), "out_hidden_size": 64}, "text_config": text(head_dim=16), "image_token_id": IMAGE,
-        "scale_factor": 2, "pad_token_id": 0,
+        "vision_config": {**tower(112), "out_hidden_size": 64}, "text_config": text(head_dim=16),
+        "image_token_id": IMAGE, "scale_factor": 2, "pad_token_id": 0,
     },
     two_real_tiles,
 )  # fmt: skip
@@ -195,9 +210,7 @@ SAM = {
     "hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 128,
     "patch_size": 16, "mlp_dim": 32, "window_size": 4, "global_attn_indexes": [1],
 }  # fmt: skip
-add(
-    "got_ocr2", {"vision_config": SAM, "text_config": QWEN2, **IMAGE_IDS, "image_seq_length": 4}, square(4, 128)
-)
+add("got_ocr2", {"vision_config": SAM, "text_config": QWEN2, **IMAGE_IDS, "image_seq_length": 4}, square(4, 128))
 add(
     "deepseek_vl",
     {"vision_config": {**SIGLIP, "vision_use_head": False}, "text_config": LLAMA, "image_token_id": IMAGE}, square(16),

@@ -5,7 +5,19 @@ from __future__ import annotations
 import torch
 
 from tests.families.tiny import (
-    AUDIO, BOTH_IDS, END, IMAGE, IMAGE_IDS, START, VIDEO, Picture, add, clip_of_patches, noise, patches, run, text,
+    AUDIO,
+    BOTH_IDS,
+    END,
+    IMAGE_IDS,
+    START,
+    VIDEO,
+    Picture,
+    add,
+    clip_of_patches,
+    noise,
+    patches,
+    run,
+    text,
 )  # fmt: skip
 
 P14, P16 = 3 * 2 * 14 * 14, 3 * 2 * 16 * 16

@@ -1,5 +1,5 @@
-"""What pruned models are compared with: stock models that hold every token and mask the dropped ones, or, where a masked
-token would still have been seen (recurrent layers), stock language models that are given the survivors alone."""
+"""What pruned models are compared with: stock models that hold every token and mask the dropped ones, or, where a
+masked token would still have been seen (recurrent layers), stock language models that are given the survivors alone."""
 
 from __future__ import annotations
 
@@ -87,9 +87,7 @@ def module_config(layer: Any) -> Any:
 
 
 @torch.no_grad()
-def masked_logits(
-    model: Any, entry: TinyType, inputs: dict[str, Any], trace: dict[str, Any], tokens: Tensor
-) -> Tensor:
+def masked_logits(model: Any, entry: TinyType, inputs: dict[str, Any], trace: dict[str, Any], tokens: Tensor) -> Tensor:
     """`[B, steps, V]` of every decoded token, each from a stock pass over everything before it."""
     found = []
     for step in range(tokens.shape[1]):

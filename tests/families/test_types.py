@@ -8,13 +8,18 @@ import pytest
 import torch
 
 import foveate
-import tests.families.llava_like
-import tests.families.other
-import tests.families.qwen_like  # noqa: F401
 from tests.families.reference import (
-    close, generate, logits_of_survivors, longer, masked, masked_logits, rows_of, with_positions,
+    close,
+    generate,
+    logits_of_survivors,
+    longer,
+    masked,
+    masked_logits,
+    rows_of,
+    with_positions,
 )  # fmt: skip
-from tests.families.tiny import TABLE, TinyType, build
+from tests.families.tiny import TinyType, build
+from tests.families.types import TABLE
 from tests.reference import Drop
 
 FEW = (

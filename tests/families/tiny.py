@@ -62,8 +62,8 @@ class TinyType:
         return CONFIG_MAPPING[self.model_type](**self.config)
 
     def batch(self, rows: Sequence[Sequence[Any]], seed: int = 0) -> dict[str, Any]:
-        """Inputs of a left-padded batch. A row is a list of parts: a number of text tokens, or ("image" | "video", rows,
-        columns)."""
+        """Inputs of a left-padded batch. A row is a list of parts: a number of text tokens, or ("image" | "video",
+        rows, columns)."""
         made = [self._row(row, seed) for row in rows]
         width = max(len(ids) for ids, _ in made)
         ids = torch.zeros(len(made), width, dtype=torch.long)

@@ -54,7 +54,7 @@ def ask(
     chosen = resolve(asker.model, method, **given)
     prompt = asker.questions([(images, question)])
     runs = [measure(asker, prompt, None)] if compare else []
-    runs.append(measure(asker, prompt, chosen) if compare else Run(chosen, asker.answer(prompt, chosen)[0]))
+    runs.append(measure(asker, prompt, chosen) if compare else Column(chosen, asker.answer(prompt, chosen)[0]))
     Console().print(table(runs))
     if overlay is not None:
         save(runs[-1].answer.trace.overlay(images[0]), overlay)
@@ -71,7 +71,7 @@ def _split(inputs: list[str]) -> tuple[list[str], str]:
 
 
 @dataclass(frozen=True)
-class Run:
+class Column:
     """One column of the table.
 
     Attributes:
@@ -93,14 +93,14 @@ class Run:
         return runs[len(runs) // 2]
 
 
-def measure(asker: Asker, prompt: dict[str, Any], method: Method | None) -> Run:
+def measure(asker: Asker, prompt: dict[str, Any], method: Method | None) -> Column:
     """An answer to a question that is read four times, so that the median time is a typical one."""
     readings = [asker.answer(prompt, method, max_new_tokens=1)[0].prefill for _ in range(3)]
     answer = asker.answer(prompt, method)[0]
-    return Run(method, answer, [*readings, answer.prefill])
+    return Column(method, answer, [*readings, answer.prefill])
 
 
-def table(runs: Sequence[Run]) -> Table:
+def table(runs: Sequence[Column]) -> Table:
     """One column per run."""
     from foveate.trace.text import chain
 
@@ -118,7 +118,7 @@ def table(runs: Sequence[Run]) -> Table:
     return rows
 
 
-def speedup(runs: Sequence[Run], run: Run) -> str:
+def speedup(runs: Sequence[Column], run: Column) -> str:
     """How much sooner the first token comes than in the first run; no number where the readings overlap.
 
     The first reading of each warms up; the later ones must lie apart altogether.

@@ -23,10 +23,14 @@ class Tap:
             embedding, heads concatenated, `[N, D]`. `"hidden"`: output of a block, `[N, D]`.
         block: index of the vision block; negative counts from the end. None lets the family choose its
             best block for the purpose (last block with global attention that feeds the projector).
+        queries: without a class token, attention received is averaged over so many evenly spaced patches of an image
+            (or attention window) that has more; None: over all. Sampling costs accuracy: of the third of 16,384 patches
+            that receive most, 4,096 queries find 0.88 and 1,024 find 0.62.
     """
 
     kind: Literal["received", "keys", "hidden"]
     block: int | None = None
+    queries: int | None = 4096
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class ModelInfo:
         return self.readable is None or layer in self.readable
 
     def reading_layer(self, stage: int) -> int | None:
-        """The layer that a stage before layer `stage` reads: the nearest earlier readable one, None if there is none."""
+        """The layer that a stage before layer `stage` reads: the nearest earlier readable one, None without one."""
         return next((layer for layer in range(stage - 1, -1, -1) if self.can_read(layer)), None)
 
 

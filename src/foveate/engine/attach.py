@@ -14,7 +14,6 @@ from foveate.engine.hooks import hooks_of
 from foveate.engine.session import Session, close_session, open_session, sessions_on
 from foveate.errors import ConfigurationError, SessionError, UnsupportedModelError
 from foveate.families import adapt
-from foveate.families.base import Family
 from foveate.trace.trace import Trace
 
 

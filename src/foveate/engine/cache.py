@@ -14,7 +14,6 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWin
 from foveate.engine.conversation import Conversation
 from foveate.errors import CacheStateError, UnsupportedCacheError
 
-
 PRUNABLE = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, DummyLayer)
 """Layers that a cache may have: those without tokens (recurrent, shared) stay as they are."""
 
@@ -118,7 +117,7 @@ class FoveatedCache(DynamicCache):
         Args:
             past: logical tokens before this pass.
         """
-        entry = self.layers[layer] if layer < len(self.layers) else None
+        entry: Any = self.layers[layer] if layer < len(self.layers) else None
         if type(entry) is not DynamicSlidingWindowLayer:
             return
         free = DynamicLayer()
@@ -238,8 +237,8 @@ def check_cache(cache: object) -> None:
     for layer in cache.layers:
         if type(layer) not in PRUNABLE:
             raise UnsupportedCacheError(
-                f"Cache layers of type {type(layer).__name__} cannot be pruned; layers with plain, sliding or recurrent "
-                "attention can."
+                f"Cache layers of type {type(layer).__name__} cannot be pruned; layers with plain, sliding or "
+                "recurrent attention can."
             )
 
 

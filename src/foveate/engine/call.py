@@ -38,6 +38,7 @@ class Call:
         incoming: per modality, the raw images that were given to this call, as far as its arguments tell.
         cache: the foveated cache that the call uses, referred to weakly.
         fresh: per modality, which of these images stand in this call's tokens (the others are cached).
+        recorded: whether a cache of ours keeps the positions of its conversation.
     """
 
     kind: Kind
@@ -48,6 +49,7 @@ class Call:
     given: tuple[str, ...] = ()
     incoming: dict[str, list[ImageShape]] = field(default_factory=dict)
     fresh: dict[str, list[int]] = field(default_factory=dict)
+    recorded: bool = False
     forward: ForwardPass | None = None
     cache: weakref.ref[FoveatedCache] | None = None
     started: float | torch.cuda.Event | None = None

@@ -63,7 +63,7 @@ class Heard:
         return copy.deepcopy(self.foveate_original, memo)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.foveate_original.__reduce_ex__(protocol)
+        return copy.copy, (self.foveate_original,)
 
 
 class Listening:

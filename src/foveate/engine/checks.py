@@ -33,8 +33,8 @@ def _check_reading(family: Family, method: Method) -> None:
             possible = first is not None and first < info.layers
             remedy = f"select before layer {first} or later" if possible else "use a method that reads no layer"
             raise ConfigurationError(
-                f"{method} reads {stage.reads} before layer {stage.layer}, but no layer before it of '{info.family}' has "
-                f"keys that can be read; {remedy}."
+                f"{method} reads {stage.reads} before layer {stage.layer}, but no layer before it of '{info.family}' "
+                f"has keys that can be read; {remedy}."
             )
     probe = method.probe(info)
     unread = [layer for layer in (probe.reads if probe is not None else ()) if not info.can_read(layer)]
@@ -50,9 +50,10 @@ def notes(family: Family, method: Method) -> tuple[str, ...]:
     for stage in method.stages(info):
         layer = info.reading_layer(stage.layer) if stage.reads != "nothing" and stage.layer else None
         if layer is not None and layer != stage.layer - 1:
-            kind = family.layers[stage.layer - 1].kind
+            before = stage.layer - 1
+            kind = family.layers[before].kind
             found.append(
-                f"the stage before layer {stage.layer} reads layer {layer}: layer {stage.layer - 1} ({kind}) cannot be read"
+                f"the stage before layer {stage.layer} reads layer {layer}: layer {before} ({kind}) is unreadable"
             )
     if any(tap.kind == "received" for tap in method.taps(info)):
         found.append(f"received attention comes from {'the class token' if info.has_class_token else 'all patches'}")

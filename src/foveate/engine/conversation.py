@@ -32,13 +32,11 @@ class PrefillRecord:
     Attributes:
         start, end: logical columns that it covers.
         images: in reading order.
-        mrope: whether positions have an offset at all.
     """
 
     start: int
     end: int
     images: tuple[ImageSpan, ...]
-    mrope: bool = False
 
     def cropped(self, length: int) -> PrefillRecord | None:
         """What is left of it in a conversation of `length` tokens; an image cut in two is forgotten."""
@@ -55,9 +53,14 @@ class PrefillRecord:
 
 @dataclass
 class Conversation:
-    """The records of every row of a batch, oldest first. All cache operations act on it."""
+    """The records of every row of a batch, oldest first. All cache operations act on it.
+
+    Attributes:
+        mrope: whether text positions are to be moved by an offset (0 before the first image).
+    """
 
     rows: list[list[PrefillRecord]] = field(default_factory=list)
+    mrope: bool = False
     _offsets: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def add(self, records: Sequence[PrefillRecord]) -> None:
@@ -69,21 +72,22 @@ class Conversation:
         self._offsets.clear()
 
     def images(self) -> list[int] | None:
-        """Feature tensors of images (their tiles, where each has one) seen by each row; None before the first prefill."""
+        """Feature tensors of images (or of their tiles) seen by each row; None before the first prefill."""
         if not self.rows:
             return None
         return [sum(image.pieces for record in row for image in record.images) for row in self.rows]
 
     @property
-    def has_offsets(self) -> bool:
-        """Whether text positions of this conversation are to be moved (M-RoPE)."""
-        return any(record.mrope for row in self.rows for record in row)
+    def is_known(self) -> bool:
+        """Whether anything was recorded."""
+        return self.mrope or bool(self.rows)
 
     def offsets(self, device: torch.device) -> Tensor:
-        """`[B, 1]` what to add to the number of real tokens before a new text token."""
+        """`[B | 1, 1]` what to add to the number of real tokens before a new text token."""
         if device not in self._offsets:
             last = [[image.offset for record in row for image in record.images] for row in self.rows]
-            self._offsets[device] = torch.tensor([[found[-1] if found else 0] for found in last], device=device)
+            numbers = [[found[-1] if found else 0] for found in last] or [[0]]
+            self._offsets[device] = torch.tensor(numbers, device=device)
         return self._offsets[device]
 
     # -- what cache operations do to it ------------------------------------------------------------------

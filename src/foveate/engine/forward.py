@@ -17,10 +17,10 @@ from foveate.engine.alive import Alive
 from foveate.engine.cache import FoveatedCache, Kept, select_columns
 from foveate.engine.capture import AttentionCall
 from foveate.engine.deepstack import Deepstack
-from foveate.engine.layout import Group, Layout
 from foveate.engine.layer_masks import LayerMasks
+from foveate.engine.layout import Group, Layout
 from foveate.engine.masks import Later
-from foveate.engine.reading import Heard, Reading, read_probe, text_attention
+from foveate.engine.reading import HeardLayer, Reading, read_probe, text_attention
 from foveate.engine.replay import Replay
 from foveate.engine.view import GroupSource, RowState
 from foveate.families.base import Family
@@ -77,7 +77,7 @@ class ForwardPass:
         self.deepstack: Deepstack | None = None
         info = family.info
         self._reads = {k: info.reading_layer(k) for k, stage in self.stages.items() if stage.reads != "nothing"}
-        self._heard: Heard | None = None
+        self._heard: HeardLayer | None = None
         self._masks = LayerMasks(self)
         self._aligned: dict[tuple[int, int], tuple[Any, Any]] = {}
 
@@ -116,7 +116,7 @@ class ForwardPass:
             with torch.no_grad():
                 self.readings[layer] = read_probe(call, probe.length, valid, self.alive.index)
         if layer in self._reads.values():
-            self._heard = Heard(call, self.alive.index, self.alive.drops)
+            self._heard = HeardLayer(call, self.alive.index, self.alive.drops)
 
     def select(self, layer: int, hidden: Tensor) -> Packed | None:
         """Run the stage before `layer`, if there is one; returns how to re-pack the batch."""
@@ -186,7 +186,7 @@ class ForwardPass:
         rows = text_attention(call, row, queries, None if valid is None else valid[row])
         return rows[..., :tokens] if then is None else rows[..., then][..., :tokens]
 
-    def _valid_then(self, layer: int, heard: Heard) -> Tensor | None:
+    def _valid_then(self, layer: int, heard: HeardLayer) -> Tensor | None:
         """Real tokens among what a layer read when it was heard."""
         past = heard.call.k.shape[2] - heard.call.q.shape[2]
         if heard.drops == self.alive.drops:

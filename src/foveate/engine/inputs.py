@@ -41,7 +41,7 @@ def read_call(family: Family, kwargs: Kwargs) -> tuple[Call, Kwargs]:
         InputError: images without placeholders, or of other sizes than their placeholders.
     """
     cache_ = kwargs.get("past_key_values")
-    known = isinstance(cache_, FoveatedCache) and (cache_.is_pruned or bool(cache_.conversation.rows))
+    known = isinstance(cache_, FoveatedCache) and (cache_.is_pruned or cache_.conversation.is_known)
     text = Kind.CONTINUATION if known else Kind.PLAIN
     outputs = kwargs.get("mm_encoder_outputs")
     call = Call(text, mask=kwargs.get("attention_mask"), incoming=family.incoming(kwargs))
@@ -64,9 +64,7 @@ def read_call(family: Family, kwargs: Kwargs) -> tuple[Call, Kwargs]:
     return call, kwargs | family.take(kwargs, call.fresh)
 
 
-def placeholders(
-    family: Family, ids: Tensor | None, embeds: Tensor | None
-) -> tuple[dict[str, Tensor], Tensor | None]:
+def placeholders(family: Family, ids: Tensor | None, embeds: Tensor | None) -> tuple[dict[str, Tensor], Tensor | None]:
     """Per modality, `[B, n]` bool on the host: where visual tokens stand; and the ids. One synchronisation."""
     given = embeds if ids is None else ids
     if given is None:

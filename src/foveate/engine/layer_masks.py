@@ -120,7 +120,9 @@ class LayerMasks:
         forward = self.forward
         config: Any = forward.family.parts.text.config
         implementation = config._attn_implementation
-        return hidden.shape[1] == 1 and forward.alive.index is None and implementation == "sdpa" and forward.mask is None
+        return (
+            hidden.shape[1] == 1 and forward.alive.index is None and implementation == "sdpa" and forward.mask is None
+        )
 
     def _tail(self, given: Tensor | None, held: Kept) -> Tensor:
         """The part of a continued pass's mask that is about what came after the pruned prompt."""

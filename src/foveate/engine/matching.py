@@ -100,7 +100,8 @@ def _given_ahead(call: Call, modality: str, mask: Tensor, encoded: Sequence[Towe
 
 def _copies(modality: str, mask: Tensor, sizes: list[int], times: int) -> list[int]:
     """Of every copy its original, where the images of each row stand there `times` times."""
-    source, count = [], 0
+    source: list[int] = []
+    count = 0
     for number, row in enumerate(assign(modality, mask, sizes)):
         if number % times == 0:
             first, count = count, count + len(row)
@@ -121,22 +122,25 @@ def _encoded(family: Family, modality: str, found: _Pieces, own: Sequence[TowerI
                 f"An image of {shape.size} visual tokens arrived with {size} {modality} features. "
                 "Chunked prefill (`prefill_chunk_size`) cannot be pruned; leave it unset."
             )
-        taps = {tap: family.join(shape, grids, [tile.taps[tap] for tile in tiles]) for tap in (tiles[0].taps if tiles else ())}
+        taps = {
+            tap: family.join(shape, grids, [tile.taps[tap] for tile in tiles])
+            for tap in (tiles[0].taps if tiles else ())
+        }
         result.append(EncodedImage(shape, taps))
     return result
 
 
-def _joined(
-    mask: Tensor, ids: Tensor | None, pieces: Sequence[EncodedImage], frames: bool
-) -> list[EncodedImage]:
+def _joined(mask: Tensor, ids: Tensor | None, pieces: Sequence[EncodedImage], frames: bool) -> list[EncodedImage]:
     """Tiles (or frames) that belong to one image (or video) as one.
 
-    The token in front of the last run of a row says that an image ends with that run: so do all runs behind such a token.
+    The token in front of the last run of a row says that an image ends with that run, as do all runs behind such a one.
     """
     if ids is None or not pieces:
         return list(pieces)
     before = _before_runs(mask, ids)
-    closing = {int(row[row_mask.nonzero()[-1]]) for row, row_mask in zip(before, mask, strict=True) if bool(row_mask.any())}
+    closing = {
+        int(row[row_mask.nonzero()[-1]]) for row, row_mask in zip(before, mask, strict=True) if bool(row_mask.any())
+    }
     groups: list[list[EncodedImage]] = []
     rows = assign("image", mask, [piece.size for piece in pieces])
     for number, own in enumerate(rows):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import DynamicCache
 
 from foveate.engine import inputs, recording
 from foveate.engine.cache import FoveatedCache, can_adopt, check_cache, check_windows
@@ -18,7 +19,7 @@ from foveate.engine.layout import Layout, build_layout
 from foveate.engine.matching import match_images
 from foveate.engine.positions import behind_pruned, continued
 from foveate.engine.session import Session
-from foveate.errors import ConfigurationError, FoveateError, MissingTapError
+from foveate.errors import ConfigurationError, FoveateError, InputError, MissingTapError
 
 Kwargs = dict[str, Any]
 
@@ -47,7 +48,7 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
     forward = call.forward = ForwardPass(session.family, session.method, layout, mask, cache, trace, embeds.device)
     if cache is not None:
         kwargs = {**kwargs, "past_key_values": cache}
-        cache.in_pass = True
+        cache.in_pass = call.recorded = True
         _record(forward, cache, kwargs.get("position_ids"))
     if forward.stages:
         forward.deepstack, kwargs = Deepstack.taken(kwargs)
@@ -55,10 +56,18 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
     return _append_probe(forward, kwargs)
 
 
+def begin_with_text(cache: Any) -> None:
+    """A conversation without an image yet has positions without an offset, whatever other conversations leave on the
+    model (M-RoPE)."""
+    if isinstance(cache, DynamicCache) and cache.get_seq_length() == 0 and can_adopt(cache):
+        FoveatedCache.adopt(cache).conversation.mrope = True
+
+
 def go_on(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
     """Begin a pass over new text behind a known conversation; returns the arguments of the text model."""
     embeds = _embeds(kwargs)
     cache: FoveatedCache = kwargs["past_key_values"]
+    call.recorded = True
     rows, new, past = embeds.shape[0], embeds.shape[1], cache.get_seq_length()
     given = _given_mask(call, kwargs)
     if not cache.is_pruned and not (isinstance(given, Tensor) and given.dim() == 2):
@@ -68,7 +77,7 @@ def go_on(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
     positions = None
     if cache.decode_from_cache and (held := cache.held(cache.counting())) is not None:
         positions = behind_pruned(held.index.to(embeds.device), held.until, new, past, mask)
-    elif cache.conversation.has_offsets:
+    elif cache.conversation.mrope:
         positions = continued(cache.conversation.offsets(embeds.device), session.family.axes, rows, new, past, mask)
     if positions is not None:
         kwargs = {**kwargs, "position_ids": positions}
@@ -112,6 +121,11 @@ def _cache(session: Session, text: nn.Module, kwargs: Kwargs) -> FoveatedCache |
     if cache is not None:
         windowed = [i for i, facts in enumerate(session.family.layers) if facts.kind in ("sliding", "chunked")]
         check_windows(cache, windowed)
+        if text.training and getattr(text, "gradient_checkpointing", False):
+            raise InputError(
+                "Layers with gradient checkpointing keep no KV cache while they train, so answers cannot be generated. "
+                "Call model.eval() or disable gradient checkpointing first; for a loss pass use_cache=False."
+            )
         return FoveatedCache.adopt(cache)
     config: Any = text.config
     use_cache = kwargs.get("use_cache")
@@ -149,15 +163,13 @@ def _record(forward: ForwardPass, cache: FoveatedCache, positions: Tensor | None
     mrope = positions is not None and positions.dim() == 3
     offsets = _offsets(forward, positions) if mrope and positions is not None else [[0] * len(s) for s in layout.spans]
     start, end = layout.past, layout.past + layout.length
+    cache.conversation.mrope |= mrope
     cache.conversation.add(
         [
             PrefillRecord(
                 start,
                 end,
-                tuple(
-                    ImageSpan(a + start, b + start, o, n) for (a, b), o, n in zip(spans, found, pieces, strict=True)
-                ),
-                mrope,
+                tuple(ImageSpan(a + start, b + start, o, n) for (a, b), o, n in zip(spans, found, pieces, strict=True)),
             )
             for spans, found, pieces in zip(layout.spans, offsets, layout.pieces, strict=True)
         ]

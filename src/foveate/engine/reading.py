@@ -13,7 +13,7 @@ from foveate.engine.capture import AttentionCall
 
 
 @dataclass(frozen=True)
-class Heard:
+class HeardLayer:
     """Queries and keys of a decoder layer, until the stages that read them.
 
     Attributes:
@@ -50,10 +50,7 @@ def text_attention(call: AttentionCall, row: int, tokens: Tensor | None, valid: 
     if tokens is None:
         tokens = torch.tensor([q.shape[1] - 1], device=q.device)
     tokens = tokens.to(q.device)
-    if call.mask is not None:
-        allowed = call.allowed(row, tokens)
-    else:
-        allowed = columns[None] <= tokens[:, None] + past
+    allowed = columns[None] <= tokens[:, None] + past if call.mask is None else call.allowed(row, tokens)
     if valid is not None:
         allowed = allowed & valid.to(q.device)[None]
     return attention_rows(q[:, tokens], k, call.scaling, allowed)[..., past:]

@@ -41,8 +41,8 @@ def remember(number: int, layer: nn.Module, kwargs: dict[str, Any], entry: Entry
     embeddings = kwargs.get("position_embeddings")
     if not isinstance(embeddings, tuple):
         raise UnsupportedModelError(
-            f"{type(layer).__name__} cannot be pruned with gradient checkpointing: what it is given does not identify the "
-            "pass that it belongs to. Turn checkpointing off."
+            f"{type(layer).__name__} cannot be pruned with gradient checkpointing: what it is given does not identify "
+            "the pass that it belongs to. Turn checkpointing off."
         )
     cos = embeddings[0]
     if not hasattr(cos, _ENTRIES):
@@ -54,7 +54,7 @@ def repeat(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """New arguments of a layer that is run again, or None if it is not one of a pruned pass."""
     embeddings = kwargs.get("position_embeddings")
     known = isinstance(embeddings, tuple) and bool(embeddings)
-    entry: Entry | None = getattr(embeddings[0], _ENTRIES, {}).get(number) if known else None
+    entry: Entry | None = getattr(embeddings[0], _ENTRIES, {}).get(number) if known and embeddings else None
     if entry is None:
         return None
     hidden = args[0] if args else kwargs["hidden_states"]

@@ -64,6 +64,8 @@ def before_base(session: Session, module: nn.Module, args: tuple[Any, ...], kwar
                 call = Call(Kind.CONTINUATION, mask=kept.get("attention_mask"))
         elif given.get("inputs_embeds") is not None and given.get("input_ids") is None:
             _warn_about_embeddings(given)
+    if call.kind is Kind.PLAIN and hasattr(module, "rope_deltas"):
+        prefill.begin_with_text(given.get("past_key_values"))
     local.call = call
     cache = kept.get("past_key_values")
     if call.kind is not Kind.PLAIN and isinstance(cache, FoveatedCache):
@@ -93,7 +95,7 @@ def after_base(session: Session, module: nn.Module, args: Any, output: Any) -> N
         output.last_hidden_state = torch.cat([local.prompt_states, output.last_hidden_state], dim=1)
     local.prompt_states = None
     deltas = getattr(module, "rope_deltas", None)
-    if call is not None and call.kind is not Kind.PLAIN and isinstance(deltas, Tensor) and bool(deltas.numel()):
+    if call is not None and call.recorded and isinstance(deltas, Tensor):
         session.rope_deltas = deltas
         module.rope_deltas = deltas.new_zeros(1, 1)
 
@@ -217,8 +219,8 @@ def _renumber(
         embeddings = given.get("position_embeddings")
         if not isinstance(embeddings, tuple) or not all(isinstance(t, Tensor) and t.dim() == 3 for t in embeddings):
             raise ConfigurationError(
-                f"positions={mode!r} renumbers rotary embeddings, and '{forward.family.name}' has others than a pair of "
-                "cosines and sines for all layers; keep the original positions."
+                f"positions={mode!r} renumbers rotary embeddings, and '{forward.family.name}' has others than a pair "
+                "of cosines and sines for all layers; keep the original positions."
             )
         forward.rotary = forward.family.rotary(hidden, renumber(packed, before, mode).to(hidden.device))
     elif forward.rotary is not None:

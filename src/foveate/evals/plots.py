@@ -33,7 +33,7 @@ def pareto(rows: Sequence[Row], title: str, metric: str) -> Any:
         axes.set(xlabel=label, xlim=(0, None))
         axes.grid(alpha=0.3)
     left.set(ylabel=f"{metric} (%)")
-    right.legend(fontsize=8, loc="lower right")
+    left.legend(fontsize=8, loc="lower right")
     drawn.suptitle(title, fontsize=10, parse_math=False)  # a dollar in a name is a dollar
     return drawn
 

@@ -43,8 +43,8 @@ def registry() -> dict[str, type[Family]]:
         for model_type in kind.model_types:
             if found.get(model_type, kind) is not kind:
                 raise ConfigurationError(
-                    f"{owners[model_type]} and {owner} both have an adapter for model type {model_type!r}; uninstall one "
-                    "of them."
+                    f"{owners[model_type]} and {owner} both have an adapter for model type {model_type!r}; uninstall "
+                    "one of them."
                 )
             found[model_type], owners[model_type] = kind, owners.get(model_type, owner)
     return found

@@ -26,8 +26,8 @@ class ImageShape:
 
 
 def shape_of(size: int, grids: Sequence[Grid], exact: bool) -> ImageShape:
-    """The shape of `size` tokens that the tower gave as `grids`; a class token may come first, a newline behind every row,
-    and a token at either end.
+    """The shape of `size` tokens that the tower gave as `grids`; a class token may come first, a newline behind every
+    row, and a token at either end.
 
     Args:
         exact: whether the grids are known to be right, so that another size is a fault of the input.

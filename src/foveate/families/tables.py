@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 Merge = Literal["raster", "units", "windowed", "unpad", "none"]
-"""How patches become tokens: `raster` blocks of neighbouring patches (1 x 1: identity; pooling and pixel shuffle alike),
-contiguous `units` of the tower's own order, the same in `windowed` order, tiles pooled, stitched, `unpad`ded and followed
-by newlines, or `none`: a resampler mixes them all."""
+"""How patches become tokens: `raster` blocks of neighbouring patches (identity, pooling and pixel shuffle alike),
+contiguous `units` of the tower's own order, the same in `windowed` order, tiles that are stitched, `unpad`ded and given
+newlines, or `none`: a resampler mixes them all."""
 
 MERGES: dict[str, Merge] = {
     **dict.fromkeys(

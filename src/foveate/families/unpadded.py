@@ -1,4 +1,4 @@
-"""LLaVA-NeXT and OneVision: a thumbnail, then tiles stitched together, without their padding, a newline behind each row."""
+"""LLaVA-NeXT and OneVision: a thumbnail, then tiles stitched together without padding, a newline behind each row."""
 
 from __future__ import annotations
 
@@ -71,12 +71,11 @@ class Unpadded(Family):
         tile = side(self.config.vision_config.image_size)
         tall, wide = select_best_resolution((height, width), self.config.image_grid_pinpoints)
         down, across = tall // tile, wide // tile
-        h, w = full = down * self._side, across * self._side
+        h, w = down * self._side, across * self._side
         if width / height > w / h:
             h -= 2 * ((h - int(round(height * (w / width), 7))) // 2)
         else:
             w -= 2 * ((w - int(round(width * (h / height), 7))) // 2)
-        assert h <= full[0] and w <= full[1]
         return self._scaled(down, across, h, w)
 
     def _scaled(self, down: int, across: int, h: int, w: int) -> Stitched:

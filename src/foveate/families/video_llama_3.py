@@ -9,9 +9,10 @@ from torch import Tensor
 
 from foveate.core.grid import Grid
 from foveate.core.view import Tap
-from foveate.families.base import GRID_NAMES, Family
+from foveate.families.base import Family
 from foveate.families.layout import ImageShape
 from foveate.families.merging import merge_patches
+from foveate.families.probed import GRID_NAMES
 
 
 class VideoLlama3(Family):
