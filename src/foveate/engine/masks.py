@@ -101,6 +101,14 @@ def gathered_mask(given: Tensor, rows: Tensor, columns: Tensor, past: int, lengt
     return made.masked_fill(dead[:, None, None], _hidden_value(given))
 
 
+def hide_columns(made: Tensor, gone: Tensor) -> Tensor:
+    """A mask with the columns `gone` `[B, k]` hidden from every query."""
+    gone = gone.to(made.device)
+    if made.dim() == 2:
+        return made.masked_fill(gone, 0)
+    return made.masked_fill(gone[:, None, None], _hidden_value(made))
+
+
 def continued_mask(tail: Tensor, kept: Kept, mask: Tensor | None) -> Tensor:
     """The same for new text behind a pruned conversation: the part about the past is made once.
 

@@ -24,8 +24,8 @@ def renumber(packed: Packed, valid_before: Tensor | None, mode: str) -> Tensor:
     return rank.gather(1, packed.index).clamp(min=0)
 
 
-def continued(offsets: Tensor, rows: int, new: int, past: int, mask: Tensor | None) -> Tensor:
-    """`[3, B, n]` M-RoPE positions of new text.
+def continued(offsets: Tensor, axes: int, rows: int, new: int, past: int, mask: Tensor | None) -> Tensor:
+    """`[axes, B, n]` M-RoPE positions of new text.
 
     Args:
         offsets: `[B, 1]` of the conversation (`Conversation.offsets`).
@@ -39,7 +39,7 @@ def continued(offsets: Tensor, rows: int, new: int, past: int, mask: Tensor | No
         text = offsets + past
     else:
         text = torch.arange(past, past + new, device=offsets.device) + offsets
-    return text.expand(3, rows, new)
+    return text.expand(axes, rows, new)
 
 
 def behind_pruned(held: Tensor, until: int, new: int, past: int, mask: Tensor | None) -> Tensor:

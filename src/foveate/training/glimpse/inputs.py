@@ -111,6 +111,7 @@ def _install_taps(
         grids.extend(family.tower_grids(args, kwargs))
 
     parts = family.parts
+    assert parts.tower is not None, "a module with conditions from the tower needs one"
     return [
         *(parts.blocks[i].register_forward_hook(see(i)) for i in set(blocks)),
         parts.tower.register_forward_pre_hook(see_grids, with_kwargs=True),
