@@ -145,17 +145,28 @@ def test_padding_and_neighbours_do_not_matter(qwen: nn.Module, objective: Object
 
 @pytest.mark.parametrize("objective", [Objective(), DISTILL, Objective(distillation=1.0)])
 def test_gradient_checkpointing_changes_nothing(qwen: nn.Module, objective: Objective) -> None:
+    """What runs behind the pruning layer with whole prompts is run again, and only that."""
     batch, masks, _ = load_step("gp_qwen/train_batch2")
     module = fresh(qwen)
-    plain, grads = step(qwen, module, objective, batch, masks)
-    calls = []
-    handle = qwen.model.language_model.layers[2].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
-    prepare = GlimpseForTraining.activation_checkpointing_enable
-    saved, again = step(qwen, module, objective, batch, masks, prepare)
-    handle.remove()
-    passes = 1 + (2 if objective.distillation else 0)  # the teacher's is not recomputed
-    assert len(calls) == passes + passes - (1 if objective.distillation else 0)
-    assert not any(layer.gradient_checkpointing for layer in qwen.model.language_model.layers)
+    layers = qwen.model.language_model.layers
+    early, late = module.config.reduce_layer, module.config.reduce_layer + 1
+    counts = {early: [0, 0], late: [0, 0]}
+    results = []
+    for round_, prepare in enumerate((lambda model: None, GlimpseForTraining.activation_checkpointing_enable)):
+        handles = []
+        for number, count in counts.items():
+
+            def hook(*_: object, count: list[int] = count, round_: int = round_) -> None:
+                count[round_] += 1
+
+            handles.append(layers[number].mlp.register_forward_pre_hook(hook))
+        results.append(step(qwen, module, objective, batch, masks, prepare))
+        for handle in handles:
+            handle.remove()
+    assert counts[early][1] == counts[early][0]
+    assert counts[late][1] == counts[late][0] + (1 if objective.distillation else 0)
+    assert not any(layer.gradient_checkpointing or layer.training for layer in layers)
+    (plain, grads), (saved, again) = results
     assert_close(saved.total, plain.total, atol=1e-6)
     for name, gradient in grads.items():
         assert_gradient_close(name, again[name], gradient, rtol=1e-5)

@@ -14,18 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from foveate.errors import ConfigurationError, UnsupportedModelError
 from foveate.families import adapt
 from foveate.glimpse.module import GlimpseModule
-from foveate.training.glimpse import forward as hooks
-from foveate.training.glimpse.inputs import Prompt, encode
-from foveate.training.glimpse.objectives import (
-    Frozen,
-    Objective,
-    accuracy,
-    decide,
-    distilled,
-    located,
-    look,
-    pruned_accuracy,
-)
+from foveate.training.glimpse.inputs import Prompts, prepare
+from foveate.training.glimpse.objectives import Objective, accuracies, decide, distilled, located, look
+from foveate.training.glimpse.passes import LanguageModel
+from foveate.training.glimpse.plans import Read
 
 
 @dataclass(frozen=True)
@@ -35,7 +27,8 @@ class Outcome:
     `logits[b]` is [output rows, N_b] for the image tokens of row b; the last row decides.
     """
 
-    prompt: Prompt
+    prompts: Prompts
+    read: Read
     logits: list[Tensor]
     terms: dict[str, Tensor]
     total: Tensor
@@ -66,14 +59,9 @@ class GlimpseForTraining(nn.Module):
             raise UnsupportedModelError(
                 f"{type(base).__name__} has no language model head; load it with AutoModelForImageTextToText"
             )
-        self._frozen = Frozen(adapt(base), head)
+        self._frozen = LanguageModel(adapt(base), head)
         self._check_objective()
-        self._checkpointing = False
-        self._handles = hooks.install(self._frozen.family.parts.layers)
-
-    @property
-    def _layers(self) -> Any:
-        return self._frozen.family.parts.layers
+        self._handles = self._frozen.install()
 
     @property
     def _takes_masks(self) -> bool:
@@ -101,9 +89,10 @@ class GlimpseForTraining(nn.Module):
         """Leave the base model as it was."""
         for handle in self._handles:
             handle.remove()
-        if self._checkpointing:
-            for layer in self._layers:
-                layer.gradient_checkpointing = layer.training = False
+        self._handles = []
+        for layer in self._frozen.rerun:
+            del layer._gradient_checkpointing_func
+        self._frozen.rerun.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -115,9 +104,6 @@ class GlimpseForTraining(nn.Module):
         """The module follows `mode`; the base stays in evaluation mode (no dropout)."""
         super().train(mode)
         self.base.eval()
-        for layer in self._layers:
-            # Only the flag of the layer itself, which gradient checkpointing looks at.
-            layer.training = mode and self._checkpointing
         return self
 
     def activation_checkpointing_enable(
@@ -126,10 +112,10 @@ class GlimpseForTraining(nn.Module):
         every_n_layers: int = 1,
         offload: bool = False,
     ) -> None:
-        """Recompute every n-th decoder layer in the backward pass instead of storing its activations.
+        """Recompute every n-th decoder layer behind the pruning layer in the backward pass of distillation.
 
-        Set on the layers themselves: the stock switch also makes the embeddings require gradients. The name
-        and the arguments are those that `transformers.Trainer` calls.
+        Elsewhere nothing of a prompt is stored. The stock switch would also make the embeddings require gradients. The
+        name and the arguments are those that `transformers.Trainer` calls.
         """
         options = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
         if options["use_reentrant"] or offload:
@@ -137,11 +123,9 @@ class GlimpseForTraining(nn.Module):
                 "gradient checkpointing with use_reentrant=True loses the glimpse token's gradients, and "
                 "offload is not supported; leave both out"
             )
-        for index, layer in enumerate(self._layers):
+        self._frozen.rerun[:] = list(self._frozen.family.parts.layers)[::every_n_layers]
+        for layer in self._frozen.rerun:
             layer._gradient_checkpointing_func = partial(checkpoint, **options)
-            layer.gradient_checkpointing = index % every_n_layers == 0
-        self._checkpointing = True
-        self.train(self.training)
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
@@ -159,13 +143,22 @@ class GlimpseForTraining(nn.Module):
         objective, module = self.objective, self.module
         if objective.uses_boxes and ref_masks is None:
             raise ConfigurationError("the localization loss needs evidence boxes; set its weight to 0 without")
-        prompt = encode(self._frozen.family, batch, module.config.vision_blocks)
-        logits, terms = look(self._frozen, module, prompt, objective)
+        prompts = prepare(self._frozen.family, batch, module.config.vision_blocks, module.config.le_length)
+        read = self._read(prompts)
+        logits, terms = look(self._frozen, module, prompts, read, objective)
         if objective.uses_boxes and ref_masks is not None:
             terms |= located(logits, ref_masks, objective)
         if objective.distillation:
-            terms |= distilled(self._frozen, prompt, logits, module.config.reduce_layer, objective)
-        return Outcome(prompt, logits, terms, objective.total(terms))
+            terms |= distilled(self._frozen, prompts, read, logits, objective)
+        return Outcome(prompts, read, logits, terms, objective.total(terms))
+
+    def _read(self, prompts: Prompts) -> Read:
+        """What all passes of a step go on behind."""
+        config, objective = self.module.config, self.objective
+        answers = objective.distillation > 0 or (not self.training and self._takes_masks)
+        split = config.reduce_layer + 1 if answers else None
+        until = None if answers or objective.language else max(config.selected_layers)
+        return self._frozen.read(prompts, answers, until, split)
 
     def forward(self, ref_masks: Sequence[Tensor] | None = None, **batch: Tensor) -> dict[str, Tensor]:
         """The loss, and what it is made of.
@@ -185,7 +178,5 @@ class GlimpseForTraining(nn.Module):
             pairs = zip(keep, ref_masks, strict=True)
             result["recall"] = torch.stack([(k & m).sum() / m.sum().clamp(min=1) for k, m in pairs])
         if not self.training and self._takes_masks:
-            layer = self.module.config.reduce_layer
-            result["accuracy"] = pruned_accuracy(self._frozen, outcome.prompt, keep, layer)
-            result["accuracy_unpruned"] = accuracy(self._frozen, outcome.prompt)
+            result |= accuracies(self._frozen, outcome.prompts, outcome.read, keep)
         return result
