@@ -1,4 +1,4 @@
-"""What is done in the decoder layers of a pass: prompts read once, a glimpse token that looks, an answer under gates."""
+"""What is done in the layers of a pass: prompts read once, a glimpse token that looks, an answer under gates."""
 
 from __future__ import annotations
 
