@@ -28,7 +28,6 @@ from foveate.training.plus.merge import ADAPTER, merge
 
 from .plus import QUICK, length_reward, picture, trainer_of
 
-
 PROGRAM = "from foveate.cli import main; main()"
 DYING = """
 import os, signal

@@ -15,7 +15,7 @@ from foveate.errors import ConfigurationError, UnsupportedModelError
 from foveate.families import adapt
 from foveate.glimpse.module import GlimpseModule
 from foveate.training.glimpse.inputs import Prompts, prepare
-from foveate.training.glimpse.objectives import Objective, accuracies, decide, distilled, located, look
+from foveate.training.glimpse.objectives import Objective, Shares, accuracies, decide, distilled, located, look
 from foveate.training.glimpse.passes import LanguageModel
 from foveate.training.glimpse.plans import Read
 
@@ -46,7 +46,7 @@ class GlimpseForTraining(nn.Module):
             backend takes no additive mask.
     """
 
-    accepts_loss_kwargs = False  # the Trainer would otherwise hand us, and expect us to use, token counts
+    accepts_loss_kwargs = False  # the trainer weighs micro-batches itself: not all terms are means over tokens
 
     def __init__(self, base: nn.Module, module: GlimpseModule, objective: Objective | None = None) -> None:
         super().__init__()
@@ -133,11 +133,14 @@ class GlimpseForTraining(nn.Module):
         """The name by which older transformers call `activation_checkpointing_enable`."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
 
-    def outcome(self, ref_masks: Sequence[Tensor] | None = None, **batch: Tensor) -> Outcome:
+    def outcome(
+        self, ref_masks: Sequence[Tensor] | None = None, shares: Shares | None = None, **batch: Tensor
+    ) -> Outcome:
         """Loss terms of a batch.
 
         Args:
             ref_masks: evidence masks per row, [N_b] bool in raster order; needed for localization.
+            shares: see `Objective.total`.
             batch: arguments of the base model's forward, with `labels` (-100 outside the answer).
         """
         objective, module = self.objective, self.module
@@ -150,7 +153,7 @@ class GlimpseForTraining(nn.Module):
             terms |= located(logits, ref_masks, objective)
         if objective.distillation:
             terms |= distilled(self._frozen, prompts, read, logits, objective)
-        return Outcome(prompts, read, logits, terms, objective.total(terms))
+        return Outcome(prompts, read, logits, terms, objective.total(terms, shares))
 
     def _read(self, prompts: Prompts) -> Read:
         """What all passes of a step go on behind."""
@@ -160,7 +163,9 @@ class GlimpseForTraining(nn.Module):
         until = None if answers or objective.language else max(config.selected_layers)
         return self._frozen.read(prompts, answers, until, split)
 
-    def forward(self, ref_masks: Sequence[Tensor] | None = None, **batch: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, ref_masks: Sequence[Tensor] | None = None, shares: Shares | None = None, **batch: Tensor
+    ) -> dict[str, Tensor]:
         """The loss, and what it is made of.
 
         Returns:
@@ -169,7 +174,7 @@ class GlimpseForTraining(nn.Module):
             `accuracy_unpruned`: whether greedy decoding would give the answer, with and without pruning (if the
             attention backend takes additive masks).
         """
-        outcome = self.outcome(ref_masks, **batch)
+        outcome = self.outcome(ref_masks, shares, **batch)
         keep = decide(outcome.logits, self.module.config)
         result = {"loss": outcome.total}
         result |= {name: term.detach().float().expand(len(keep)) for name, term in outcome.terms.items()}

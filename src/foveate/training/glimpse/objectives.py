@@ -7,7 +7,7 @@ and the answer under gates made from the logits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -54,15 +54,36 @@ class Objective:
     def supervised(self) -> bool:
         return self.localization > 0 or self.language > 0
 
-    def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """Weighted sum of the loss terms."""
+    def total(self, terms: Mapping[str, Tensor], shares: Shares | None = None) -> Tensor:
+        """Weighted sum of the loss terms.
+
+        Args:
+            shares: how much the means of this micro-batch count; None: it is the whole batch.
+        """
+        shares = shares or Shares()
         weights = {
-            "le_loss": self.language,
-            "loc_loss": self.localization,
-            "kl_loss": self.distillation,
-            "keep_loss": self.keep_rate,
+            "le_loss": self.language * shares.tokens,
+            "loc_loss": self.localization * shares.samples,
+            "kl_loss": self.distillation * shares.tokens,
+            "keep_loss": self.keep_rate * shares.samples,
         }
         return torch.stack([weight * terms[name] for name, weight in weights.items() if name in terms]).sum()
+
+
+TOKEN_MEANS = ("le_loss", "kl_loss")
+"""Terms that are means over answer tokens; the others are means over samples."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What a micro-batch is of its global batch, times the number of micro-batches of which the mean is taken.
+
+    Rows differ in the number of answer tokens: with these weights, the mean of the micro-batches is that of the global
+    batch, however it is divided among micro-batches and processes.
+    """
+
+    tokens: float = 1.0
+    samples: float = 1.0
 
 
 def look(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from foveate.engine.capture import AttentionCall, Listening
 from foveate.families.base import Family
 from foveate.training.glimpse.inputs import Prompts
-from foveate.training.glimpse.plans import Gated, Kwargs, LayersDone, Plan, PromptCache, Read, Reading
+from foveate.training.glimpse.plans import Gated, Kwargs, LayersDone, Plan, PromptCache, PromptReading, Read
 from foveate.training.losses import IGNORE
 
 KEYWORD = "foveate_plan"
@@ -63,9 +63,9 @@ class LanguageModel:
         """Read the prompts of a batch, with their answers behind them or without.
 
         Args:
-            until, split: see `Reading`.
+            until, split: see `PromptReading`.
         """
-        plan, cache, hidden = Reading(until, split, self._is_causal), PromptCache(), None
+        plan, cache, hidden = PromptReading(until, split, self._is_causal), PromptCache(), None
         arguments = prompts.without_glimpses() if answers else prompts.before()
         with suppress(LayersDone):
             hidden = self._run(plan, **arguments, past_key_values=cache)

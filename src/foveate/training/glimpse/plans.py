@@ -55,7 +55,7 @@ class PromptCache(DynamicCache):
 
 
 @dataclass
-class Reading:
+class PromptReading:
     """Reads prompts, and their answers if wanted.
 
     Attributes:
@@ -95,7 +95,7 @@ class Read:
 
     cache: PromptCache
     hidden: Tensor | None
-    late: Reading
+    late: PromptReading
 
 
 @dataclass
@@ -181,7 +181,7 @@ class Gated:
 
     bias: Tensor
     valid: Tensor
-    late: Reading
+    late: PromptReading
     heard: set[int] = field(default_factory=set)
 
     def enter(self, layer: int, hidden: Tensor, kwargs: Kwargs) -> Tensor:
