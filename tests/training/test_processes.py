@@ -34,7 +34,9 @@ def uneven(settings: GlimpseSettings) -> str:
     source = Path(settings.data)
     rows = [json.loads(line) for line in source.read_text().splitlines()][:8]
     path = source.with_name("uneven.jsonl")
-    path.write_text("".join(json.dumps(row | {"answer": "one " * (i % 4 * 3 + 1)}) + "\n" for i, row in enumerate(rows)))
+    path.write_text(
+        "".join(json.dumps(row | {"answer": "one " * (i % 4 * 3 + 1)}) + "\n" for i, row in enumerate(rows))
+    )
     return str(path)
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from foveate.data.boxes import BoxFormat
-from foveate.errors import ConfigurationError
+from foveate.errors import ConfigurationError, OutputError
 from foveate.files.atomic import write_text
 from foveate.files.outputs import check_folder
 from foveate.inference.loading import load
@@ -127,6 +130,29 @@ def _compare_or_record(path: Path, checkpoint: Path | None, values: dict[str, An
         compare(path, values)
     elif os.environ.get("RANK", "0") == "0":
         record(path, values)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed")
+
+
+@contextmanager
+def told_of_a_full_disk(out: Path) -> Iterator[None]:
+    """Say that a checkpoint could not be written, and how a run goes on, instead of what some library raises.
+
+    Raises:
+        OutputError: the disk is full, or a quota or limit is reached.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        full = getattr(error, "errno", None) in _FULL or any(text in str(error) for text in _FULL_TEXTS)
+        if not full:
+            raise
+        raise OutputError(
+            f"{out}: the disk is full, or a limit is reached ({str(error).splitlines()[0]}). Make room and go on with "
+            "--resume: the last complete checkpoint counts."
+        ) from error
 
 
 def load_base(settings: RunSettings) -> tuple[Any, Any]:

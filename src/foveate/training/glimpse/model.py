@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from foveate.core.view import Tap
 from foveate.errors import ConfigurationError, UnsupportedModelError
 from foveate.families import adapt
 from foveate.glimpse.module import GlimpseModule
@@ -41,6 +42,7 @@ class GlimpseForTraining(nn.Module):
 
     Raises:
         UnsupportedModelError: `base` is of no supported family.
+        MissingTapError: `module` reads a vision block that `base` has not.
         CheckpointError: `module` was made for a model of other sizes.
         ConfigurationError: distillation is asked for, but nothing follows the pruning layer or the attention
             backend takes no additive mask.
@@ -70,6 +72,8 @@ class GlimpseForTraining(nn.Module):
 
     def _check_objective(self) -> None:
         config = self.module.config
+        for block in config.vision_blocks:  # one that is not there shows now, not after all questions were asked
+            self._frozen.family.block_of(Tap("hidden", block))
         if not self.objective.supervised and not self.objective.distillation:
             raise ConfigurationError("all loss weights are 0, so there is nothing to learn")
         if not self.objective.distillation:

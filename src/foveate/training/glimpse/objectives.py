@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from foveate.core.budget import Keep
-from foveate.glimpse.config import GlimpseConfig
+from foveate.errors import ConfigurationError
+from foveate.glimpse.config import GlimpseConfig, check_kind
 from foveate.glimpse.module import GlimpseModule
 from foveate.training import losses
 from foveate.training.glimpse.inputs import Prompts
@@ -45,6 +46,13 @@ class Objective:
     dice: float = 1.0
     bce: float = 0.1
     official: bool = False
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            check_kind(one.name, value, str(one.type))
+            if value < 0 or value == float("inf"):
+                raise ConfigurationError(f"{one.name}={value!r}: expected a finite number that is not negative")
 
     @property
     def uses_boxes(self) -> bool:

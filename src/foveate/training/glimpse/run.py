@@ -17,7 +17,15 @@ from foveate.glimpse.official import load_module
 from foveate.training.glimpse.answers import fill_answers
 from foveate.training.glimpse.arguments import parse_arguments
 from foveate.training.glimpse.collate import Collator
-from foveate.training.glimpse.common import RunSettings, check_resumed, check_weights, load_base, place, write_summary
+from foveate.training.glimpse.common import (
+    RunSettings,
+    check_resumed,
+    check_weights,
+    load_base,
+    place,
+    told_of_a_full_disk,
+    write_summary,
+)
 from foveate.training.glimpse.model import GlimpseForTraining
 from foveate.training.glimpse.objectives import Objective
 from foveate.training.glimpse.trainer import GlimpseTrainer
@@ -87,7 +95,7 @@ def train(settings: GlimpseSettings) -> dict[str, float]:
     model.to(arguments.device)
     with arguments.main_process_first(desc="answers"):  # the others then find them in the file
         examples = fill_answers(model.base, collator, data, settings.out / "answers.jsonl")
-    with model:
+    with model, told_of_a_full_disk(settings.out):
         trainer = GlimpseTrainer(
             model,
             arguments,

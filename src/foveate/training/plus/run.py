@@ -18,7 +18,15 @@ from foveate.glimpse.config import default_layer
 from foveate.glimpse.module import WEIGHTS, GlimpseModule
 from foveate.glimpse.official import load_module
 from foveate.training.glimpse.arguments import parse_arguments
-from foveate.training.glimpse.common import RunSettings, check_resumed, check_weights, load_base, place, write_summary
+from foveate.training.glimpse.common import (
+    RunSettings,
+    check_resumed,
+    check_weights,
+    load_base,
+    place,
+    told_of_a_full_disk,
+    write_summary,
+)
 from foveate.training.plus.judge import Judge, JudgeError
 from foveate.training.plus.merge import ADAPTER
 from foveate.training.plus.rewards import Rewards
@@ -163,12 +171,13 @@ def train(settings: PlusSettings) -> dict[str, float]:
     check_weights(settings, checkpoint, base=base, module=_module(settings))
     examples = check_for(adapt(base), processor, examples, settings.skip_bad)
     trainer = build_trainer(settings, arguments, examples, rewards, base, processor)
-    try:
-        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except JudgeError:
-        trainer._save_checkpoint(trainer.model, trial=None)  # nothing of the steps that were judged is lost
-        raise
-    trainer.save_model()
+    with told_of_a_full_disk(settings.out):
+        try:
+            result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except JudgeError:
+            trainer._save_checkpoint(trainer.model, trial=None)  # nothing of the steps that were judged is lost
+            raise
+        trainer.save_model()
     if trainer.is_world_process_zero():
         judge = settings.judge and {name: value for name, value in settings.judge.items() if name != "api_key"}
         results = {
