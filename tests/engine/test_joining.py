@@ -128,7 +128,10 @@ def test_a_row_can_be_repeated(tiny: Tiny) -> None:
 
 
 def test_rows_that_decode_from_the_cache_have_a_batch_of_their_own(tiny: Tiny) -> None:
-    published = [make("vitcop", keep=1 / 3, positions="contiguous"), make("visionzip", keep=0.3, positions="contiguous")]
+    published = [
+        make("vitcop", keep=1 / 3, positions="contiguous"),
+        make("visionzip", keep=0.3, positions="contiguous"),
+    ]
     begun = [begin(tiny, row, method) for row, method in zip(ROWS, published, strict=False)]
     with pytest.raises(CacheStateError, match="share a batch"):
         begun[0][0].join([begin(tiny, ROWS[3], None)[0]])
