@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from foveate.core.method import Method
+from foveate.core.method import Method, Score
 from foveate.families import adapt
 
 
@@ -23,7 +23,7 @@ def plan_columns(model: Any, method: Method | None, inputs: Mapping[str, Any]) -
     family = adapt(model)
     info, length = family.info, int(inputs["input_ids"].shape[1])
     sizes = [grid.size for grids in family.incoming(dict(inputs)).values() for grid in grids]
-    if method is None or not method.prunes or not sizes or _depends_on_input(method):
+    if method is None or not method.prunes or not sizes or not _says_beforehand(method):
         return [length] * info.layers
     groups = [sum(sizes)] if method.per == "prompt" else sizes
     stages = method.stages(info)
@@ -42,8 +42,12 @@ def column_bytes(model: Any) -> int:
     return int(2 * config.num_key_value_heads * head * model.dtype.itemsize)
 
 
-def _depends_on_input(method: Method) -> bool:
-    return method.adaptive or method.keep is None or method.budget.threshold is not None
+def _says_beforehand(method: Method) -> bool:
+    """Whether `counts` is what the method keeps. One that chooses for itself how many need not keep to it."""
+    if method.adaptive or method.keep is None or method.budget.threshold is not None:
+        return False
+    kind = type(method)
+    return kind.counts is not Method.counts or kind.select in (Method.select, Score.select)
 
 
 def _alive(stages: Sequence[Any], counts: Sequence[int], size: int, layers: int) -> list[int]:
