@@ -78,8 +78,7 @@ def data_uri(image: Image.Image, kind: str = "PNG") -> str:
 @cache
 def scenes(count: int = 12) -> list[tuple[Image.Image, str]]:
     """Pictures with questions."""
-    found = [(sample.image, sample.question) for sample in load("test")[:count]]
-    return found
+    return [(sample.image, sample.question) for sample in load("test")[:count]]
 
 
 def turn(images: Sequence[Any], text: str) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def test_sampling_n_seed_and_stop(client: openai.OpenAI) -> None:
     assert cut.choices[0].message.content == greedy.partition(stop)[0].strip()
     assert cut.choices[0].finish_reason == "stop"
     many = list(ask(client, [turn([image], question)], stream=True, **more))
-    streamed = {number: "" for number in range(4)}
+    streamed = dict.fromkeys(range(4), "")
     for chunk in many:
         for choice in chunk.choices:
             streamed[choice.index] += choice.delta.content or ""

@@ -24,7 +24,8 @@ from tests.tiny import Tiny
 
 METHODS: list[Method | None] = [
     make("vitcop", keep=1 / 9), None, make("fastv", keep=0.5), make("vitcop", keep=0.5), make("divprune", keep=0.2),
-    make("vitcop", keep=1 / 3, positions="contiguous"), make("dart", keep=0.6), Drop((1, 3)), make("sparsevlm", keep=0.6),
+    make("vitcop", keep=1 / 3, positions="contiguous"), make("dart", keep=0.6), Drop((1, 3)),
+    make("sparsevlm", keep=0.6),
 ]  # fmt: skip
 SHAPES: list[list[Any]] = [
     [5, (4, 4), 7], [3, (4, 6), 2, (2, 4), 4], [9], [1, (6, 4), 12], [20, (2, 2), 3], [2, (4, 4), 1, (4, 4), 1],

@@ -122,16 +122,16 @@ class Fetcher:
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address, and the IPv4 address that it may stand for, belongs to the open internet."""
-    inner: list[Address | None] = []
+    """Whether an address, or the IPv4 address that it stands for, belongs to the open internet."""
     if isinstance(address, ipaddress.IPv6Address):
-        inner = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-        if address in NAT64:
-            inner.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
         if address.ipv4_mapped is not None:
             return is_public(address.ipv4_mapped)
+        if address in NAT64:
+            return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        if address.sixtofour is not None or address.teredo is not None:  # tunnels, which nobody needs today
+            return False
     closed = address.is_multicast or address.is_reserved or address.is_unspecified or address.is_loopback
-    return address.is_global and not closed and all(is_public(one) for one in inner if one is not None)
+    return address.is_global and not closed
 
 
 def _refused(why: str) -> RequestError:
