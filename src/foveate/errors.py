@@ -40,7 +40,11 @@ class SessionError(FoveateError, RuntimeError):
 
 
 class ImageError(FoveateError, ValueError):
-    """An image file that cannot be used: missing, unreadable, empty or far too large."""
+    """An image that cannot be used: missing, unreadable, of a kind that is not read, or far too large."""
+
+
+class DataError(FoveateError, ValueError):
+    """Rows that cannot be used; the message names file and row."""
 
 
 class CheckpointError(FoveateError, ValueError):

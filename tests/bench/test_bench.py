@@ -59,7 +59,7 @@ def test_keeps_and_methods_as_users_write_them() -> None:
         (["random:sead=1"], [0.5], "no parameter sead"),
         (["random:seed"], [0.5], "parameter=value"),
         (["random", "random"], [0.5], "Asked for twice: random 1/2"),
-        (["random"], [1.5], "ratio above 1"),
+        (["random"], [1.5], r"must lie in \(0, 1\]"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_runs(methods, keeps, words: str) -> None:

@@ -81,10 +81,10 @@ MISTAKES: list[tuple[list[str], str]] = [
     ([*GLIMPSE, "--out", "{out}", "--set", "nothing=1"], "nothing"),
     (["train", "plus", "--config", "/no/such.yaml"], "cannot be read"),
     # pictures
-    (["ask", "{strip}", "What?"], "aspect ratio"),
-    ([*BENCH, "--image", "{strip}"], "aspect ratio"),
+    (["ask", "{strip}", "What?"], "times the other"),
+    ([*BENCH, "--image", "{strip}"], "times the other"),
     ([*BENCH, "--image", "/no/such.png"], "no image file"),
-    (["demo", "--image", "{strip}", "--question", "What?"], "aspect ratio"),
+    (["demo", "--image", "{strip}", "--question", "What?"], "times the other"),
 ]
 
 

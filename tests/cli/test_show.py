@@ -104,7 +104,15 @@ def test_errors_show_what_the_user_wrote(text: str) -> None:
 
 def test_tables_of_names_from_outside() -> None:
     name = "module=[/x] :smile:"
-    numbers = {"score": 0.5, "retention": 0.5, "retention_low": 0.5, "kept": 0.5, "kept_tokens": 5, "prefill_ms": 5}
+    numbers: dict[str, Any] = {
+        "score": 0.5,
+        "retention": 0.5,
+        "retention_low": 0.5,
+        "kept": 0.5,
+        "kept_tokens": 5,
+        "prefill_ms": 5,
+    }
+    numbers |= {"vision_ms": 5, "ttft_ms": 10, "ttft_ratio": 0.5, "ttft_ratio_interval": (0.4, 0.6)}
     row = {"setting": name, "score_interval": (0.4, 0.6), "kv_bytes": 5, "samples": 2, **numbers}
     found = {"run": {"model": name, "data": name}, "results": [row], "skipped": [], "metric": "anls"}
     printed = shown(eval_command.table(found), 200)
@@ -122,6 +130,6 @@ def test_tables_of_names_from_outside() -> None:
 def test_dollars_in_names_are_no_mathematics(tmp_path: Path) -> None:
     from foveate.evals.plots import pareto
 
-    row = {"setting": "unpruned", "score": 0.5, "score_interval": (0.4, 0.6), "kept_tokens": 5.0, "prefill_ms": 5.0}
+    row = {"setting": "unpruned", "score": 0.5, "score_interval": (0.4, 0.6), "kept_tokens": 5.0, "ttft_ms": 5.0}
     pareto([row], "$model_{x on $data$", "anls").savefig(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import foveate
 from foveate.cli.app import app
-from foveate.data.tasks import DataError
+from foveate.errors import DataError
 from foveate.evals import evaluate as module
 from foveate.evals import html, runner
 from foveate.evals.evaluate import Evaluation, Plan, evaluate
@@ -63,8 +63,8 @@ def predictions(out: Path) -> dict[tuple[str, str], str]:
 def test_scores_are_those_of_the_stock_model(whole: Evaluation) -> None:
     model, processor = foveate.load(DEFAULT)
     right = 0
-    for sample in whole.task.samples:
-        inputs = build_batch(model, processor, [(sample.images(), sample.question)])
+    for sample in whole.task:
+        inputs = build_batch(model, processor, [(sample.load_images(), sample.question)])
         out = model.generate(**inputs, max_new_tokens=32, do_sample=False)
         text = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
         right += text.strip() == sample.answers[0]

@@ -139,6 +139,24 @@ def test_another_family_is_refused_before_its_weights_are_read(tmp_path: Path) -
 # -- images
 
 
+def test_the_processor_sees_the_same_pixels_through_every_door(shipped: tuple[Any, Any], tmp_path: Path) -> None:
+    import numpy as np
+
+    processor, path = shipped[1], tmp_path / "a.png"
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (56, 112, 4), dtype=np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(path, exif=exif)
+    text = "<|vision_start|><|image_pad|><|vision_end|>"
+    expected = processor(images=open_image(path), text=text, return_tensors="pt")["pixel_values"]
+    turned = np.asarray(image.transpose(Image.Transpose.ROTATE_270))
+    for source in (path, str(path), path.read_bytes(), Image.open(path), turned):
+        chat = [{"role": "user", "content": [{"type": "image", "image": source}, {"type": "text", "text": "What?"}]}]
+        assert torch.equal(processor(images=source, text=text, return_tensors="pt")["pixel_values"], expected)
+        inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
+        assert torch.equal(inputs["pixel_values"], expected)
+
+
 def png(path: Path, width: int, height: int) -> Path:
     """A PNG that claims a size; its few bytes decode to black."""
     head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)

@@ -2,90 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import copy
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from transformers import BatchFeature, ProcessorMixin, pipeline
-from transformers.models.llava.processing_llava import LlavaProcessor
-from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
+from transformers import pipeline
 
 import foveate
-from foveate import zoo
-from foveate.errors import ImageError, InputError
-from foveate.families import adapt
+from foveate.errors import InputError
 from foveate.inference.batches import encode
-from foveate.inference.chats import open_chat, open_picture
-from foveate.inference.processor import ImageTextProcessor, load_processor
+from foveate.inference.processor import load_processor
 from foveate.methods import Random
-
-
-class StockQwen(Qwen2_5_VLProcessor):
-    """The stock processor without the video part, which alone needs torchvision."""
-
-    def __init__(self, image_processor: Any, tokenizer: Any, chat_template: str) -> None:
-        self.image_token, self.image_token_id = "<|image_pad|>", tokenizer.convert_tokens_to_ids("<|image_pad|>")
-        self.video_token, self.video_token_id = None, None
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
-
-
-class Pair:
-    """A zoo model, the processor under test and the stock one."""
-
-    def __init__(self, name: str) -> None:
-        self.model, found = foveate.load(name)
-        tokenizer, images = found.tokenizer, found.image_processor
-        template = found.chat_template
-        self.family = adapt(self.model)
-        self.ours = ImageTextProcessor(images, tokenizer, self.family, template)
-        if self.family.name == "llava":
-            strategy = {"patch_size": found.patch_size, "vision_feature_select_strategy": "default"}
-            extra = {"num_additional_image_tokens": 1, "image_token": found.image_token}
-            self.stock: Any = LlavaProcessor(images, tokenizer, **strategy, **extra, chat_template=template)
-        else:
-            self.stock = StockQwen(images, tokenizer, template)
-
-
-@pytest.fixture(scope="module", params=zoo.names())
-def pair(request: pytest.FixtureRequest) -> Pair:
-    return Pair(request.param)
-
-
-@pytest.fixture(scope="module")
-def qwen() -> Pair:
-    return Pair(zoo.DEFAULT)
-
-
-def picture(width: int = 230, height: int = 170, seed: int = 0) -> Image.Image:
-    random = np.random.default_rng(seed)
-    return Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def chat(*images: Any, text: str = "What is shown?") -> list[dict[str, Any]]:
-    content = [{"type": "image", "image": image} for image in images]
-    return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
-
-
-def same(ours: Any, stock: Any) -> None:
-    assert isinstance(ours, BatchFeature)
-    assert set(ours) == set(stock)
-    for name in stock:
-        one, two = ours[name], stock[name]
-        assert type(one) is type(two), name
-        if isinstance(one, torch.Tensor):
-            assert one.dtype == two.dtype, name
-            assert torch.equal(one, two), name
-        elif isinstance(one, np.ndarray):
-            assert np.array_equal(one, two), name
-        else:
-            assert np.array_equal(np.asarray(one), np.asarray(two)), name
-
+from tests.inference.pairs import Pair, chat, picture, same
 
 TEXT_OPTIONS: list[dict[str, Any]] = [
     {},
@@ -239,97 +170,6 @@ def test_what_a_template_does_not_read_is_refused(pair: Pair) -> None:
         pair.ours.apply_chat_template(chat(), add_generation_prompt=True, continue_final_message=True)
 
 
-def doors(image: Image.Image, folder: Path) -> dict[str, dict[str, Any]]:
-    path, buffer = folder / "a.png", io.BytesIO()
-    image.save(path)
-    image.save(buffer, "PNG")
-    data = buffer.getvalue()
-    text = base64.b64encode(data).decode()
-    return {
-        "PIL": {"type": "image", "image": image},
-        "path": {"type": "image", "path": str(path)},
-        "Path": {"type": "image", "image": path},
-        "file URL": {"type": "image", "url": f"file://{path}"},
-        "bytes": {"type": "image", "image": data},
-        "array": {"type": "image", "image": np.asarray(image)},
-        "base64": {"type": "image", "base64": text},
-        "data URL": {"type": "image", "url": f"data:image/png;base64,{text}"},
-        "OpenAI": {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{text}"}},
-        "OpenAI, short": {"type": "image_url", "image_url": str(path)},
-    }
-
-
-def test_an_image_is_the_same_through_every_door(pair: Pair, tmp_path: Path) -> None:
-    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    found = {}
-    for name, part in doors(picture(), tmp_path).items():
-        message = [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}]
-        before = copy.copy(message[0]["content"])
-        found[name] = pair.ours.apply_chat_template(message, **options)
-        assert message[0]["content"] == before  # what was given is not changed
-        assert torch.equal(encode(pair.model, pair.stock, [message])["pixel_values"], found[name]["pixel_values"])
-    for other in found.values():
-        same(other, found["PIL"])
-
-
-@pytest.mark.parametrize(
-    ("part", "error", "message"),
-    [
-        ({"type": "image", "url": "https://example.org/a.png"}, InputError, "remote=True"),
-        ({"type": "image_url", "image_url": {"url": "http://example.org/a.png"}}, InputError, "remote=True"),
-        ({"type": "image", "base64": "no base64!"}, InputError, "no base64"),
-        ({"type": "image", "path": "/nowhere.png"}, ImageError, "no image file"),
-        ({"type": "image", "path": "a.png", "url": "b.png"}, InputError, "path|url"),
-        ({"type": "image"}, InputError, "1 image marker"),
-        ({"type": "video", "video": "a.mp4"}, InputError, "torchvision"),
-        ({"type": "audio", "audio": "a.wav"}, InputError, "audio"),
-        ({"image": "a.png"}, InputError, "'type'"),
-        ("What?", InputError, "'type'"),
-    ],
-)
-def test_parts_that_cannot_be_used(pair: Pair, part: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        pair.ours.apply_chat_template([{"role": "user", "content": [part]}], tokenize=True, return_dict=True)
-
-
-@pytest.mark.parametrize("conversation", [["What?"], [{"content": "What?"}], [{"role": "user", "content": 5}]])
-def test_messages_of_another_form(pair: Pair, conversation: Any) -> None:
-    with pytest.raises(InputError, match=r"message|content"):
-        encode(pair.model, pair.ours, [conversation])
-
-
-def test_a_server_reads_no_files(tmp_path: Path) -> None:
-    picture().save(tmp_path / "a.png")
-    allowed = ("PIL", "bytes", "array", "base64", "data URL", "OpenAI")
-    for name, part in doors(picture(), tmp_path).items():
-        message = [{"role": "user", "content": [part]}]
-        if name in allowed:
-            open_chat(message, local=False)
-        else:
-            with pytest.raises(InputError, match="not read from files"):
-                open_chat(message, local=False)
-
-
-def test_addresses_are_fetched_where_that_is_allowed(tmp_path: Path) -> None:
-    import functools
-    import threading
-    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    picture().save(tmp_path / "a.png")
-    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_address[1]}"
-        found = open_picture(f"{address}/a.png", remote=True)
-        assert np.array_equal(np.asarray(found), np.asarray(picture()))
-        with pytest.raises(InputError, match=r"cannot be fetched: .*404"):
-            open_picture(f"{address}/b.png", remote=True)
-        server.shutdown()
-
-
 def test_raw_arrays_keep_their_options(pair: Pair) -> None:
     array = np.asarray(picture()).astype(np.float32) / 255
     prompt = pair.ours.apply_chat_template(chat(picture()))
@@ -350,7 +190,8 @@ def test_templates_by_name_and_none_at_all(qwen: Pair) -> None:
         ours.apply_chat_template(chat())
 
 
-def test_an_aspect_ratio_beyond_the_models(qwen: Pair) -> None:
+def test_an_aspect_ratio_beyond_the_models(qwen: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foveate.data.images.MAX_ASPECT", 1000)  # so that it is the processor that refuses
     with pytest.raises(InputError, match="aspect ratio"):
         qwen.ours.apply_chat_template(chat(picture(1000, 4)), tokenize=True)
     with pytest.raises(InputError, match="aspect ratio"):

@@ -41,10 +41,10 @@ def test_all_ways_to_say_the_same(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_attach_takes_the_same(tiny: Tiny) -> None:
-    trace = foveate.attach(tiny.model, "random", keep=0.25)
+    attached = foveate.attach(tiny.model, "random", keep=0.25)
     try:
         tiny.model.generate(**tiny.batch(PARTS), max_new_tokens=1)
-        assert trace.keep_ratio == 0.25
+        assert attached.trace.keep_ratio == 0.25
     finally:
         foveate.detach(tiny.model)
 

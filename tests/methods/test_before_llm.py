@@ -11,10 +11,12 @@ from torch import Tensor
 
 from foveate import Keep, Tap
 from foveate.core.grid import Grid
+from foveate.core.view import ModelInfo
 from foveate.errors import BudgetError, ConfigurationError
+from foveate.maths.diversity import greedy_map
 from foveate.methods import CDPruner, DivPrune, FasterVLM, HiPrune, PruMerge, ToMe, VisionZip, VisPruner
 from foveate.methods.cdpruner import relevance
-from foveate.methods.hiprune import next_to
+from foveate.methods.hiprune import next_in_order, next_to
 from foveate.methods.prumerge import is_outlier
 from tests.methods.views import LLAVA, QWEN, chosen, kept, make_view
 
@@ -79,18 +81,19 @@ def test_prumerge_keeps_the_outliers_and_adds_their_neighbours() -> None:
     # 18 tokens with attention 1 and two with 10: quartiles are both 1, so these two are outliers.
     attention = torch.ones(20)
     attention[[4, 11]] = 10.0
+    info = ModelInfo("llava", 32, 24, True, 2)
     keys = on_circle(*([60.0] * 20))
-    keys[[4, 7]] = on_circle(0, 5)  # 7 is nearest to 4
+    keys[[4, 7, 9]] = on_circle(0, 5, 20)  # 7 is nearest to 4, then 9
     keys[[11, 2]] = on_circle(180, 170)  # and 2 to 11
-    view = make_view((1, 4, 5), taps={RECEIVED: attention, KEYS: keys})
+    view = make_view((1, 4, 5), taps={RECEIVED: attention, KEYS: keys}, info=info)
     found = chosen(PruMerge(neighbours=1), view)
     assert found.index.tolist() == [4, 11]
-    total = 18 + 2 * 10
     out = found.apply(torch.arange(20.0)[:, None]).squeeze(1)
-    assert out.tolist() == pytest.approx([4 + 7 / total, 11 + 2 / total])
-    plus = kept(PruMerge(plus=True, spread=3), view)  # 2 outliers and 4 of the other 18: every 4.5th
-    rest = [i for i in range(20) if i not in (4, 11)]
-    assert plus == sorted([4, 11, *(rest[i] for i in (0, 4, 9, 13))])
+    assert out.tolist() == pytest.approx([4 + 0.5 * 7, 11 + 0.5 * 2])  # weighted by the attention, mean over two heads
+    two = chosen(PruMerge(neighbours=2), view).apply(torch.arange(20.0)[:, None]).squeeze(1)
+    assert two[0] == pytest.approx(4 + 0.5 * 7 + 0.5 * 9)
+    # two outliers, and of 20 tokens every 20 // 2 // 3 = third one but the last
+    assert kept(PruMerge(plus=True), view) == sorted({4, 11, *range(0, 19, 3)})
     assert len(kept(PruMerge(keep=0.25), view)) == 5
     assert len(kept(PruMerge(keep=0.25, plus=True), view)) == 5
 
@@ -108,8 +111,11 @@ def test_cdpruner_wants_both_relevance_and_diversity() -> None:
     features = on_circle(0, 1, 90, 90)
     hidden, text = on_circle(0, 0, 60, 180), on_circle(0)
     assert relevance(hidden, text).tolist() == pytest.approx([1, 1, 0.75, 0], abs=1e-5)
-    view = make_view((1, 2, 2), taps={HIDDEN: features}, hidden=hidden, text=text)
-    assert kept(CDPruner(keep=2), view) == [0, 2]
+    assert greedy_map(features, relevance(hidden, text), 2).tolist() == [0, 2]
+    # the method takes both from the projected features
+    hidden, text = on_circle(5, 0, 80, 175), on_circle(0)
+    assert kept(CDPruner(keep=2), make_view((1, 2, 2), hidden=hidden, text=text)) == [1, 2]
+    assert kept(CDPruner(keep=2, published=True), make_view((1, 2, 2), hidden=hidden, text=text)) == [2, 3]
 
 
 def test_hiprune_keeps_anchors_neighbours_and_registers() -> None:
@@ -127,6 +133,25 @@ def test_hiprune_neighbours_stay_within_a_frame() -> None:
     mark[0, 1, 2] = 1  # the last token of the first frame
     near = next_to(mark.flatten(), Grid(2, 2, 3)).view(2, 2, 3)
     assert near.nonzero().tolist() == [[0, 0, 2], [0, 1, 1], [0, 1, 2]]
+
+
+def test_hiprune_neighbours_may_wrap_as_published() -> None:
+    near = next_in_order(torch.tensor([0, 8, 19]), 20, 5)  # 4 rows of 5: corners and the right border
+    assert near.nonzero().flatten().tolist() == sorted({0, 1, 5, 8, 7, 9, 3, 13, 19, 18, 14})
+
+
+def test_visionzip_averages_keys_over_heads() -> None:
+    # token 2's two heads cancel out to what token 3 is; concatenated it would be nearest to token 1
+    keys = torch.tensor([[9.0, 0, 0, 0], [4, 0, 4, 1], [5, 0, -5, 2], [0, 1, 0, 1]])
+    view = make_view(
+        (1, 1, 4), taps={RECEIVED: torch.tensor([9.0, 1, 1, 1]), KEYS: keys}, info=ModelInfo("llava", 32, 24, True, 2)
+    )
+    found = chosen(VisionZip(keep=2, dominant=0.5), view)
+    assert found.index.tolist() == [0, 1]
+    x = torch.arange(4.0)[:, None]
+    assert found.apply(x)[1].item() == pytest.approx(2.0)  # all of 1, 2, 3
+    published = chosen(VisionZip(keep=2, dominant=0.5, published=True), view)
+    assert published.apply(x)[1].item() == pytest.approx(1 + 2.5)
 
 
 def test_hiprune_reads_the_published_blocks() -> None:

@@ -16,7 +16,7 @@ from foveate.core.view import ModelInfo
 from foveate.errors import BudgetError, ConfigurationError
 from foveate.maths.schedule import average
 from foveate.methods import DART, DivPrune, FastV, KNorm, PyramidDrop, SparseVLM, ViTCoP, VScan
-from foveate.methods.dart import least_similar
+from foveate.methods.dart import least_similar, set_order
 from foveate.methods.sparsevlm import adaptive_count, raters
 from tests.methods.views import LLAVA, QWEN, chosen, kept, make_view, number
 from tests.tiny import Tiny
@@ -158,6 +158,10 @@ def test_dart_by_hand() -> None:
     assert kept(method, view) == [1, 2, 3]
 
 
+def test_dart_takes_pivots_in_the_order_of_a_set() -> None:
+    assert set_order([2, 0, 1], 5) == [1, 2, 0]  # places 7, 5, 6: small whole numbers stand in a set by size
+
+
 def test_dart_divides_the_budget_among_its_pivots() -> None:
     x = torch.nn.functional.normalize(torch.randn(20, 5, generator=torch.Generator().manual_seed(0)), dim=1)
     found = least_similar(x, x[:3], torch.tensor([4, 9]), 10).tolist()
@@ -196,22 +200,33 @@ def test_sparsevlm_rank() -> None:
 
 
 def test_sparsevlm_keeps_the_best_rated_and_recycles() -> None:
-    # 40 tokens, raters are both text tokens. 10 are to stay: 9 by rating (0..8) and one cluster of the best 30 % of
-    # the 31 others (9..17), whose mean stands at its centre.
+    # 40 tokens, raters are the first two of three text tokens. 10 are to stay: 9 by rating (0..8) would recycle a pool
+    # of int(0.3 * 31) + 1 = 10 of the others to 10 // 10 + 1 = 2 clusters, one too many; so 8 by rating, and a pool of
+    # int(0.3 * 32) + 1 = 10 (8..17) in 2 clusters.
     n = 40
     rating = torch.linspace(1, 0, n)
     attention = torch.cat([rating[None] * 0.9, rating[None] * 0.1, 1 - rating[None]])  # the last one is no rater
     hidden = torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
     view = make_view((1, 5, 8), layer=2, attention=attention, hidden=hidden, memo={"raters": torch.tensor([0, 1])})
-    method = SparseVLM()
-    found = method._recycle(view, method._rows(view), 10)
+    found = SparseVLM().choose(view, 10)
     assert isinstance(found, foveate.Selection)
     assert found.merge is not None
     assert len(found) == 10
-    assert found.index[:9].tolist() == list(range(9))
-    assert 9 <= int(found.index[9]) <= 17
-    torch.testing.assert_close(found.apply(hidden)[9], hidden[9:18].mean(0))
-    torch.testing.assert_close(found.apply(hidden)[:9], hidden[:9])
+    assert found.index[:8].tolist() == list(range(8))
+    assert found.merge.target.tolist() == [8, 9]
+    assert sorted(found.merge.source.tolist()) == list(range(8, 18))
+    out = found.apply(hidden)
+    torch.testing.assert_close(out[:8], hidden[:8])
+    sizes = torch.bincount(found.merge.segment)
+    torch.testing.assert_close((out[8:] * sizes[:, None]).sum(0), hidden[8:18].sum(0))  # means of its pool
+
+
+def test_sparsevlm_keeps_one_token_if_it_must() -> None:
+    view = make_view((1, 5, 8), layer=2, attention=rows([1.0] * 40), memo={"raters": torch.tensor([1])})
+    for count in range(1, 40):
+        assert len(SparseVLM().choose(view, count)) == count  # type: ignore[arg-type]
+        assert len(SparseVLM(recycled=1.0, cluster_size=1).choose(view, count)) == count  # type: ignore[arg-type]
+        assert len(SparseVLM(recycled=0.0).choose(view, count)) == count  # type: ignore[arg-type]
 
 
 def test_sparsevlm_adaptive_rule_runs_on_a_model(tiny: Tiny) -> None:
@@ -223,26 +238,29 @@ def test_sparsevlm_adaptive_rule_runs_on_a_model(tiny: Tiny) -> None:
     assert 1 <= alive[-1] < 16
 
 
-def test_vscan_scans_globally_and_in_every_window() -> None:
-    # 4 x 4 tokens, 2 x 2 windows. Four are kept: the two most attended in the deep block (0, 1) and, of the others,
-    # the best of a window each in the shallow block: windows 2 and 3 give 8 and 15, window 1 gives less.
-    method = VScan(keep=1 / 6, windows=2)
+def test_vscan_scans_every_window_and_then_globally() -> None:
+    # 4 x 4 tokens, 2 x 2 windows. Eight are kept: half of them the best of each window in the shallow block (0, 3, 8
+    # and 15), then, of the others, those most attended in the deep block.
+    method = VScan(keep=1 / 3, windows=2)
     shallow, deep = method.taps(LLAVA)
     assert (shallow.block, deep.block) == (5, None)
     local, overall = torch.zeros(16), torch.zeros(16)
-    overall[[0, 1]] = 1.0
-    local[[0, 1, 4, 8, 15, 3]] = torch.tensor([9.0, 9.0, 0.1, 5.0, 6.0, 0.2])
+    overall[[0, 1, 2, 5, 6]] = torch.tensor([9.0, 8, 7, 6, 5])  # 0 is chosen already
+    local[[0, 1, 3, 8, 15]] = torch.tensor([9.0, 8.0, 0.2, 5.0, 6.0])
     hidden = torch.eye(16)
-    hidden[2], hidden[7] = hidden[0] * 2, hidden[15] * 3  # 2 is most similar to 0, 7 to 15
-    view = make_view((1, 4, 4), taps={Tap("received", 5): local, Tap("received"): overall}, hidden=hidden)
-    found = chosen(method, view)
-    assert found.index.tolist() == [0, 1, 8, 15]
+    hidden[4], hidden[7] = hidden[0] * 2, hidden[15] * 3  # 4 is most similar to 0, 7 to 15
+    taps = {Tap("received", 5): local, Tap("received"): overall}
+    found = chosen(method, make_view((1, 4, 4), taps=taps, hidden=hidden))
+    assert found.index.tolist() == [0, 1, 2, 3, 5, 6, 8, 15]
     assert found.merge is not None
     owners = dict(zip(found.merge.source.tolist(), found.merge.entry_target.tolist(), strict=True))
-    assert (owners[2], owners[7]) == (0, 3)
+    assert (owners[4], owners[7]) == (0, 7)
     out = found.apply(torch.ones(16, 1))
-    assert out.squeeze(1).tolist() == pytest.approx([1.0] * 4)  # means
-    # the second stage: a third of the four, by the last token's attention
-    late = make_view((1, 4, 4), layer=16, attention=rows([0.1, 0.2, 0.4, 0.3]), index=found.index)
-    assert kept(method, late) == [2]
+    assert out.squeeze(1).tolist() == pytest.approx([1.0] * 8)  # means
+    # half of six is less than one for each window, so all are the most attended ones (3 is the first of equals)
+    few = method.choose(make_view((1, 4, 4), taps=taps, hidden=hidden), 6)
+    assert few.index.tolist() == [0, 1, 2, 3, 5, 6]  # type: ignore[union-attr]
+    # the second stage: a third of the eight, by the last token's attention
+    attention = rows([0.1, 0.2, 0.4, 0.3, 0, 0, 0, 0])
+    assert kept(method, make_view((1, 4, 4), layer=16, attention=attention, index=found.index)) == [2, 3]
     assert Tap("received") in VScan().taps(QWEN)

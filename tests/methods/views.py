@@ -13,8 +13,8 @@ from foveate.core.method import Method
 from foveate.core.selection import resolve
 from foveate.core.view import ModelInfo
 
-LLAVA = ModelInfo("llava", 32, 24, True, 4)
-QWEN = ModelInfo("qwen2_5_vl", 28, 32, False, 4)
+LLAVA = ModelInfo("llava", 32, 24, True, 1)
+QWEN = ModelInfo("qwen2_5_vl", 28, 32, False, 1)
 
 
 def make_view(

@@ -16,6 +16,7 @@ import foveate.evals.evaluate
 from foveate.inference.batches import build_batch
 from foveate.plugins.lmms import scenes as lmms_scenes
 from foveate.scenes import load
+from foveate.specs.choose import choose_method
 from foveate.zoo import DEFAULT
 
 
@@ -97,9 +98,7 @@ def test_rounds_end_when_the_task_says_so(adapter) -> None:
 
 @pytest.mark.parametrize("method", ["none", "vitcop"])
 def test_loglikelihood(adapter, method: str) -> None:
-    from foveate.plugins.lmms.model import _method
-
-    adapter.method = _method(method, {"keep": 1 / 3} if method != "none" else {})
+    adapter.method = choose_method(method, **({"keep": 1 / 3} if method != "none" else {}))
     doc = {"index": 1}
     adapter.task_dict = {"t": {"test": {1: doc}}}
     greedy = answers(adapter, 2)[1]
@@ -124,6 +123,17 @@ def test_loglikelihood(adapter, method: str) -> None:
         with torch.no_grad():
             logits = adapter.model(**whole).logits[0, -ids.shape[1] - 1 : -1].log_softmax(-1)
         assert other == pytest.approx(float(logits.gather(1, ids[0, :, None]).sum()), abs=1e-3)
+
+
+def test_text_that_the_model_would_take_for_an_image(adapter) -> None:
+    def marked(doc: dict) -> list[dict]:
+        return [{"role": "user", "content": [{"type": "text", "text": "<|image_pad|>?"}]}]
+
+    with pytest.raises(foveate.errors.InputError, match="the question holds"):
+        adapter.generate_until(requests(adapter, 1, marked, {"max_new_tokens": 8}))
+    arguments = ("What?", "<|image_pad|>", lambda doc: [], 0, "t", "test")
+    with pytest.raises(foveate.errors.InputError, match="the continuation holds"):
+        adapter.loglikelihood([SimpleNamespace(args=arguments)])
 
 
 def test_wrong_arguments(adapter) -> None:

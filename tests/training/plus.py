@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate.data.example import Rules
-from foveate.data.examples import load_examples
+from foveate.data.reading import read_rows
+from foveate.data.rows import Rules
 from foveate.glimpse import GlimpseModule
 from foveate.inference.loading import load
+from foveate.training.glimpse.common import load_base
 from foveate.training.plus import run as plus
 from foveate.training.plus.rewards import Rewards
 
@@ -44,8 +45,10 @@ def module(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trainer_of(settings: plus.PlusSettings, rewards: Any = None) -> Any:
     arguments = plus.grpo_arguments(settings)
-    examples = load_examples(settings.data, Rules(needs_boxes=False), settings.limit)
-    return plus.build_trainer(settings, arguments, examples, rewards or Rewards({"exact_match": 1.0}))
+    examples = read_rows(settings.data, Rules(needs_boxes=False), settings.limit)
+    return plus.build_trainer(
+        settings, arguments, examples, rewards or Rewards({"exact_match": 1.0}), *load_base(settings)
+    )
 
 
 def length_reward(completion_ids: list[list[int]], **_: Any) -> list[float]:

@@ -5,8 +5,8 @@ import torch
 
 import foveate
 from foveate import zoo
-from foveate.data.example import Rules
-from foveate.data.examples import load_examples
+from foveate.data.reading import read_rows
+from foveate.data.rows import Rules
 from foveate.families import adapt
 from foveate.glimpse import GlimpseModule
 from foveate.inference.loading import load
@@ -21,7 +21,7 @@ def test_evaluation_is_what_the_engine_does(split: str, threshold: float, cap: f
     """Accuracy measured with gates in one teacher-forced pass is that of pruned greedy generation."""
     model, processor = load(zoo.DEFAULT, dtype=torch.float32)
     collator = Collator(adapt(model), processor, system=SYSTEM)
-    examples = load_examples(f"scenes:{split}", Rules(), limit=8)[:]
+    examples = read_rows(f"scenes:{split}", Rules(), limit=8)[:]
     torch.manual_seed(1)
     module = GlimpseModule.for_model(model, threshold=threshold, max_keep=cap).eval()
     batch = collator(list(examples))

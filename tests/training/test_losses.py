@@ -153,7 +153,7 @@ def test_box_normalisation() -> None:
     [
         ([0.1, 0.1, 0.1, 0.4], "empty"),
         ([0.5, 0.1, 0.4, 0.4], "empty"),
-        ([math.nan, 0.1, 0.4, 0.4], "empty"),
+        ([math.nan, 0.1, 0.4, 0.4], "four numbers"),
         ([0.1, 0.1, 1.4, 0.4], "outside"),
         ([-0.2, 0.1, 0.4, 0.4], "outside"),
         ([0.1, 0.1, 0.4], "four numbers"),

@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import foveate
-from foveate.data.example import DataError
 from foveate.engine import seams
-from foveate.errors import ConfigurationError, FoveateError
+from foveate.errors import ConfigurationError, DataError, FoveateError
 from foveate.training.plus import run as plus
 from foveate.training.plus.judge import JudgeError
 from foveate.training.plus.merge import ADAPTER
@@ -231,9 +230,18 @@ def write_rows(path: Path, data: Path, **changes: Any) -> Path:
     return path
 
 
+def test_a_placeholder_in_a_question_is_a_bad_row(run: plus.PlusSettings, data: Path, tmp_path: Path) -> None:
+    marked = write_rows(tmp_path / "a.jsonl", data, question="<|image_pad|> Where?")
+    with pytest.raises(DataError, match=r"row 4: the question holds <\|image_pad\|>"):
+        plus.train(dataclasses.replace(run, data=str(marked)))
+    plus.train(dataclasses.replace(run, data=str(marked), skip_bad=True))
+    summary = json.loads((run.out / "training.json").read_text())
+    assert (summary["rows"], summary["rows_skipped"]) == (9, 1)
+
+
 def test_a_row_without_answer_or_boxes(run: plus.PlusSettings, data: Path, tmp_path: Path, module: Path) -> None:
     unanswered = dataclasses.replace(run, data=str(write_rows(tmp_path / "a.jsonl", data, answer=None)))
-    with pytest.raises(DataError, match="row 4: answer is empty"):
+    with pytest.raises(DataError, match="row 4: the answer is empty"):
         plus.train(unanswered)
     plus.train(dataclasses.replace(unanswered, skip_bad=True))
     assert json.loads((run.out / "training.json").read_text())["rows_skipped"] == 1

@@ -12,6 +12,7 @@ import foveate
 from foveate.engine.replay import Replay
 from foveate.errors import ConfigurationError
 from foveate.glimpse import GlimpseModule
+from foveate.inference.batches import encode
 from foveate.inference.loading import load
 from foveate.methods import find
 from foveate.training.evidence import EvidenceBoxes
@@ -65,7 +66,7 @@ def test_llava_and_several_images_in_a_row(llava_base: Path, base: Path, data: P
 def test_rows_with_and_without_boxes_share_a_batch(base: Path, module: Path) -> None:
     model, processor = load(str(base))
     chats = [[{"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "a?"}]}]] * 2
-    inputs = processor.apply_chat_template(chats, tokenize=True, return_dict=True, add_generation_prompt=True)
+    inputs = encode(model, processor, chats)
     samples = [{"boxes": [[[0.0, 0.0, 0.3, 0.3]]], "row": 1}, {"boxes": None, "row": 2}]
     own = GlimpseModule.from_pretrained(module).eval()
     method = Pruning("boxes", own.config.reduce_layer, own).method(samples, None)
@@ -83,7 +84,7 @@ def test_rows_with_and_without_boxes_share_a_batch(base: Path, module: Path) -> 
 def test_evidence_boxes_must_fit_the_batch(base: Path) -> None:
     model, processor = load(str(base))
     chat = [{"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "a?"}]}]
-    inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, add_generation_prompt=True)
+    inputs = encode(model, processor, [chat])
     for boxes, message in (([], "rows"), ([[[], []]], "1 image")):
         with pytest.raises(ConfigurationError, match=message), foveate.prune(model, EvidenceBoxes(boxes, 1)):
             model(**inputs)

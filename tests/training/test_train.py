@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from transformers import Qwen2VLImageProcessorPil
 
-from foveate.data.example import DataError
-from foveate.errors import CheckpointError, ConfigurationError
+from foveate.errors import CheckpointError, ConfigurationError, DataError
 from foveate.glimpse import GlimpseModule
 from foveate.training.glimpse.run import GlimpseSettings, train, training_arguments
 from foveate.training.glimpse.trainer import last_checkpoint
@@ -171,6 +172,43 @@ def test_bad_data_stops_before_the_models_are_loaded(settings: GlimpseSettings, 
     with pytest.raises(DataError, match=r"row 4: .*outside"):
         train(replace(settings, data=str(bad), model="no/such/model"))
     train(replace(settings, data=str(bad), skip_bad=True, arguments=FAST | {"max_steps": 1}))
+    summary = json.loads((settings.out / "training.json").read_text())
+    assert (summary["rows"], summary["rows_skipped"]) == (9, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"question": "<|image_pad|> Where?"}, r"the question holds <\|image_pad\|>"),
+        ({"answer": "<|video_pad|>"}, r"the answer holds <\|video_pad\|>"),
+        (
+            {"image": "wide.png", "boxes": []},
+            "image 1 of 1500 x 10 pixels is refused by the model's processor: .*ratio",
+        ),
+    ],
+)
+def test_rows_that_the_model_cannot_read_are_bad_rows(
+    settings: GlimpseSettings, monkeypatch: pytest.MonkeyPatch, change: dict, words: str
+) -> None:
+    """Only the loaded processor knows them; still they stop the run before its first step."""
+    source = Path(settings.data)
+    Image.new("RGB", (1500, 10)).save(source.with_name("wide.png"))
+    stock = Qwen2VLImageProcessorPil.__call__
+
+    def strict(self: object, images: list, **options: object) -> object:
+        if any(image.width > 100 * image.height for image in images):
+            raise ValueError("absolute aspect ratio must be smaller than 100")
+        return stock(self, images, **options)
+
+    monkeypatch.setattr(Qwen2VLImageProcessorPil, "__call__", strict)
+    lines = source.read_text().splitlines()
+    lines[3] = json.dumps(json.loads(lines[3]) | change)
+    bad = source.with_name("bad.jsonl")
+    bad.write_text("\n".join(lines) + "\n")
+    for data in ({"data": str(bad)}, {"eval_data": str(bad)}):
+        with pytest.raises(DataError, match=rf"(?s)1 of 10 rows.*row 4: .*{words}"):
+            train(replace(settings, **data))
+    train(replace(settings, data=str(bad), skip_bad=True, arguments=FAST | {"max_steps": 5}))
     summary = json.loads((settings.out / "training.json").read_text())
     assert (summary["rows"], summary["rows_skipped"]) == (9, 1)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from foveate.evals.evaluate import Evaluation, Plan
 
 Model = Annotated[str | None, typer.Option(help="Folder, Hub id or zoo name; default: the zoo model.")]
-Data = Annotated[str, typer.Option(help="scenes, scenes:SPLIT, or a .jsonl or .parquet file.")]
+Data = Annotated[str, typer.Option(help="scenes, scenes:SPLIT, a .jsonl, .json or .parquet file, or a saved dataset.")]
 Methods = Annotated[list[str], typer.Option(help="Name, name:parameter=value,... or a foveate.json; repeatable.")]
 Keeps = Annotated[list[str], typer.Option(help="Ratios, fractions or counts, e.g. 1/9,0.5; repeatable.")]
 Metric = Annotated[
@@ -28,7 +28,7 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Use the first samples on
 Batch = Annotated[int, typer.Option(min=1, help="Questions per batch.")]
 NewTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
 Prompt = Annotated[str, typer.Option(help="What to ask; {question} stands for the question.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out and count them.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave unusable rows out and count them.")]
 Out = Annotated[Path, typer.Option(help="Folder; the same one again continues.")]
 Seed = Annotated[int, typer.Option(help="Of the bootstrap.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default: float32 on a CPU.")]

@@ -32,8 +32,15 @@ reproduce a paper's numbers give any method `positions="contiguous"`.
 *Seam* gives the decoder layers before which a method acts on LLaVA-1.5-7B (32 layers) with default parameters; 0 is
 before the language model. *Reads* is all that it needs: taps of the vision tower (`received` attention, `keys`,
 `hidden` states), features of the visual tokens, the text, keys of the language model, attention rows of a few tokens.
-*Verified* means compared with the official implementation or a published number, and by what; everything else follows
-the paper, is tested against cases worked out by hand, and is unverified.
+`received` is the attention that a token receives: from the class token where the tower has one, else from the patches
+of its image (in a block of windowed attention: of its window). All of them ask up to 4,096 patches, and 4,096 evenly
+spaced ones beyond, to keep reading cheap beside the tower; with `Tap("received", queries=None)` all do. What sampling
+costs is in [under_run_baselines.md](under_run_baselines.md).
+
+*Verified* says with what an implementation was compared: *official code* means that the published functions ran
+unchanged on random features, and what they chose are fixtures (`tests/golden/baselines`); where ours differs by
+default, a field makes it the same. Everything else follows the paper, is tested against cases worked out by hand, and
+is unverified. What small departures do: [under_run_baselines.md](under_run_baselines.md).
 
 What selecting takes: [methods_speed.md](methods_speed.md). What is left of the answers on the built-in scenes:
 [methods_accuracy.md](methods_accuracy.md), [methods_accuracy_llava.md](methods_accuracy_llava.md).

@@ -41,7 +41,7 @@ class BoxFormats(StrEnum):
 
 def glimpse(
     model: Annotated[str, typer.Option(help="Base model: hub id, folder or zoo name.")],
-    data: Annotated[str, typer.Option(help="Table (.jsonl, .parquet) or scenes[:SPLIT].")],
+    data: Annotated[str, typer.Option(help="Table (.jsonl, .json, .parquet, saved dataset) or scenes[:SPLIT].")],
     out: Annotated[Path, typer.Option(help="Folder for the module and its checkpoints.")],
     objective: Annotated[
         ObjectiveKind, typer.Option(help="boxes: evidence boxes; distill: no labels needed.")

@@ -25,7 +25,9 @@ def plus(
     context: typer.Context,
     out: Annotated[Path | None, typer.Option(help="Folder for the adapter and its checkpoints.")] = None,
     model: Annotated[str | None, typer.Option(help="Base model: hub id, folder or zoo name.")] = None,
-    data: Annotated[str | None, typer.Option(help="Table (.jsonl, .parquet) or scenes[:SPLIT].")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Table (.jsonl, .json, .parquet, saved dataset) or scenes[:SPLIT].")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Run a whole schedule from this YAML file instead.")] = None,
     module: Annotated[str | None, typer.Option(help="Trained glimpse module.")] = None,
     prune: Annotated[Prune, typer.Option(help="boxes: evidence boxes; glimpse: the module.")] = Prune.boxes,

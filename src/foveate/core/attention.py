@@ -9,8 +9,6 @@ from torch import Tensor
 
 CHUNK_BYTES = 64 * 1024 * 1024
 """Upper bound for one float32 block of attention scores."""
-MAX_QUERIES = 1024
-"""Queries per image that attention received is averaged over."""
 
 
 def attention_rows(q: Tensor, k: Tensor, scale: float, allowed: Tensor | None) -> Tensor:
@@ -38,16 +36,16 @@ def attention_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
 
 
 def received_attention(
-    q: Tensor, k: Tensor, scale: float, segments: Sequence[int], max_queries: int = MAX_QUERIES
+    q: Tensor, k: Tensor, scale: float, segments: Sequence[int], max_queries: int | None = None
 ) -> Tensor:
     """How much attention every token receives, summed over heads, mean over queries.
 
-    Queries are processed in chunks of bounded memory; each only sees the keys of its own segment. In segments longer
-    than `max_queries` evenly spaced queries stand for all, so that reading stays cheap beside the block itself.
+    Queries are processed in chunks of bounded memory; each only sees the keys of its own segment.
 
     Args:
         q, k: `[H, S, d]`.
         segments: lengths of the consecutive segments (images or frames), summing to S.
+        max_queries: in longer segments so many evenly spaced queries stand for all; None: all ask.
 
     Returns:
         `[S]` float32; each segment sums to the number of heads.
@@ -56,7 +54,9 @@ def received_attention(
     start = 0
     for length in segments:
         own = slice(start, start + length)
-        asking = q[:, start : start + length : -(-length // max_queries)]
+        asking = q[:, own]
+        if max_queries is not None and length > max_queries:
+            asking = asking[:, torch.arange(max_queries, device=q.device) * length // max_queries]
         keys = k[:, own].float().transpose(1, 2)
         step = max(1, CHUNK_BYTES // (4 * q.shape[0] * length))
         for first in range(0, asking.shape[1], step):

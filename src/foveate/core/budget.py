@@ -97,10 +97,13 @@ class Keep:
         if isinstance(value, bool) or not isinstance(value, Real):
             raise BudgetError(f"keep={value!r} must be a ratio in (0, 1], a whole number of tokens or a Keep.")
         if isinstance(value, Integral):
+            if value < 1:
+                raise BudgetError(f"keep={value!r} must lie in (0, 1] as a ratio, or be a number of tokens from 1 on.")
             return cls(count=int(value), per=per)
         if value > 1:
             raise BudgetError(
-                f"keep={value!r} is a ratio above 1; write a number of tokens without a point (keep={value:.0f})."
+                f"keep={value!r} is a ratio and must lie in (0, 1]; a number of tokens is written without a point, for "
+                "example keep=64."
             )
         return cls(ratio=float(value), per=per)
 
@@ -182,10 +185,14 @@ class Keep:
         return min(n, part(self.cap, n) if isinstance(self.cap, float) else self.cap)
 
 
-def part(share: float, n: int) -> int:
+def part(share: float, n: int, error: float = 1e-15) -> int:
     """A share of `n` in whole numbers: rounded down, but k for a share that is k/n up to rounding error (0.29 of 100 is
-    29, although `0.29 * 100 < 29` in floating point)."""
-    return math.floor(share * n * (1 + 1e-9))
+    29, although `0.29 * 100 < 29` in floating point).
+
+    Args:
+        error: relative error of the share; more than that of one division for one that was computed in many steps.
+    """
+    return math.floor(share * n * (1 + error))
 
 
 def top(score: Tensor, k: int) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from foveate.core.budget import Keep, Per
+from foveate.core.budget import Keep, Per, part
 from foveate.core.probe import Probe
 from foveate.core.selection import Choice, Selection
 from foveate.core.view import ModelInfo, Tap, View
@@ -183,7 +183,7 @@ class Method:
         """
         budget = self.budget
         shares = self.shares(info, budget.ratio_of(entered))
-        return [budget.share(min(1.0, share)).size(entered) for share in shares]
+        return [budget.limited(part(min(1.0, share), entered, error=1e-9), entered) for share in shares]
 
     def check(self, info: ModelInfo) -> None:
         """Raise before a prefill what would be raised in the middle of it.

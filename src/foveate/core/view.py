@@ -23,10 +23,14 @@ class Tap:
             embedding, heads concatenated, `[N, D]`. `"hidden"`: output of a block, `[N, D]`.
         block: index of the vision block; negative counts from the end. None lets the family choose its
             best block for the purpose (last block with global attention that feeds the projector).
+        queries: without a class token, attention received is averaged over so many evenly spaced patches of an image
+            (or attention window) that has more; None: over all. Sampling costs accuracy: of the third of 16,384 patches
+            that receive most, 4,096 queries find 0.88 and 1,024 find 0.62.
     """
 
     kind: Literal["received", "keys", "hidden"]
     block: int | None = None
+    queries: int | None = 4096
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Rows, images and boxes from files, read in one way. Knows no models."""
+"""Rows, answers, boxes and images, read in one way (see docs/data.md). Knows no models."""

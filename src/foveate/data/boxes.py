@@ -3,8 +3,9 @@
 Boxes are `(left, top, right, bottom)`. *Normalised* boxes are fractions of the image's width and height.
 """
 
+import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -33,6 +34,35 @@ def normalize_boxes(
     return [[x0 / across, y0 / down, x1 / across, y1 / down] for x0, y0, x1, y1 in boxes]
 
 
+def read_boxes(
+    raw: Any, sizes: Sequence[tuple[int, int]], box_format: BoxFormat
+) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    """Normalised boxes of each image, from what a row holds.
+
+    Args:
+        raw: a list of boxes, or one such list for each image.
+        sizes: (width, height) of the images.
+        box_format: what the boxes are declared to be.
+
+    Raises:
+        BoxError: names the box and what is wrong: no four numbers, empty, outside the image, or numbers that cannot be
+            of the declared unit.
+    """
+    if not isinstance(raw, list | tuple):
+        raise BoxError(f"boxes are not a list but {type(raw).__name__}")
+    per_image = [raw] if len(sizes) == 1 and not _nested(raw) else raw
+    if len(per_image) != len(sizes):
+        raise BoxError(f"boxes are given for {len(per_image)} images, but there are {len(sizes)}")
+    found = []
+    for boxes, (width, height) in zip(per_image, sizes, strict=True):
+        _check_shape(boxes)
+        normalized = normalize_boxes(boxes, box_format, width=width, height=height)
+        check_boxes(normalized)
+        _check_unit(boxes, box_format)
+        found.append(tuple(map(tuple, normalized)))
+    return tuple(found)
+
+
 def check_boxes(boxes: Sequence[Box], tolerance: float = 1e-3) -> None:
     """Refuse normalised boxes that are malformed, empty or outside the image.
 
@@ -41,11 +71,9 @@ def check_boxes(boxes: Sequence[Box], tolerance: float = 1e-3) -> None:
     Raises:
         BoxError: names the box and what is wrong with it.
     """
+    _check_shape(boxes)
     for box in boxes:
-        if len(box) != 4 or not all(isinstance(x, int | float) for x in box):
-            raise BoxError(f"box {list(box)} is not four numbers (left, top, right, bottom)")
         left, top, right, bottom = box
-        # Written so that NaN fails too.
         if not (left < right and top < bottom):
             raise BoxError(f"box {_show(box)} is empty: left must be < right and top < bottom")
         if not (min(left, top) >= -tolerance and max(right, bottom) <= 1 + tolerance):
@@ -66,6 +94,34 @@ def box_mask(boxes: Sequence[Box], height: int, width: int) -> Tensor:
         x0, y0 = max(int(left * width), 0), max(int(top * height), 0)
         mask[y0 : int(bottom * height) + 1, x0 : int(right * width) + 1] = True
     return mask
+
+
+def _nested(raw: Sequence[Any]) -> bool:
+    """Whether boxes are given per image: lists of lists of lists, of which some may be empty."""
+    return any(isinstance(item, list | tuple) and all(isinstance(x, list | tuple) for x in item) for item in raw)
+
+
+def _check_shape(boxes: Any) -> None:
+    """Refuse anything but a list of four finite numbers each, before arithmetic is done with it."""
+    if not isinstance(boxes, list | tuple):
+        raise BoxError(f"boxes of an image are not a list but {type(boxes).__name__}")
+    for box in boxes:
+        if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(_is_number, box)):
+            raise BoxError(f"box {box!r:.100} is not four numbers")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_unit(boxes: Sequence[Box], box_format: BoxFormat) -> None:
+    """Refuse boxes declared in pixels or thousandths that lie within one of them: such numbers are fractions."""
+    for box in boxes:
+        if box_format != "normalized" and max(box) <= 1:
+            raise BoxError(
+                f"box {_show(box)} is declared as {box_format}, but no number is above 1: these are fractions; "
+                "declare the box format normalized"
+            )
 
 
 def _show(box: Box) -> str:

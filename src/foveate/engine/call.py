@@ -32,6 +32,7 @@ class Call:
         features: per modality, pre-encoded features of each image (`generate` encodes before it calls).
         incoming: per modality, grids of the raw images that were given to this call.
         fresh: per modality, which of these images stand in this call's tokens (the others are cached).
+        recorded: whether a cache of ours keeps the positions of its conversation.
     """
 
     kind: Kind
@@ -39,6 +40,7 @@ class Call:
     features: dict[str, list[Tensor]] = field(default_factory=dict)
     incoming: dict[str, list[Grid]] = field(default_factory=dict)
     fresh: dict[str, list[int]] = field(default_factory=dict)
+    recorded: bool = False
     forward: ForwardPass | None = None
     started: float | torch.cuda.Event | None = None
 

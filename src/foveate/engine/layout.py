@@ -153,8 +153,13 @@ def assign(modality: str, mask: Tensor, sizes: Sequence[int]) -> list[list[int]]
 
 
 def placeholder_mismatch(modality: str, mask: Tensor, sizes: Sequence[int], row: int | None) -> InputError:
-    where = "" if row is None else f" (row {row} cannot be filled)"
     title = modality.capitalize()
+    if int(mask.sum()) == sum(sizes):
+        return InputError(
+            f"{title} features and {modality} tokens do not match row by row: the features of several rows came in one "
+            "piece. Chunked prefill (`prefill_chunk_size`) cannot be pruned; leave it unset."
+        )
+    where = "" if row is None else f" (row {row} cannot be filled)"
     return InputError(
         f"{title} features and {modality} tokens do not match: the prompt has {int(mask.sum())} {modality} placeholder "
         f"tokens, but {len(sizes)} {modality}(s) were given that make {sum(sizes)} visual tokens {list(sizes)}{where}. "

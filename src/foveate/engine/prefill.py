@@ -17,7 +17,7 @@ from foveate.engine.forward import ForwardPass
 from foveate.engine.layout import Layout, build_layout
 from foveate.engine.positions import behind_pruned, continued
 from foveate.engine.session import Session
-from foveate.errors import FoveateError, MissingTapError
+from foveate.errors import FoveateError, InputError, MissingTapError
 
 Kwargs = dict[str, Any]
 
@@ -46,7 +46,7 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
     forward = call.forward = ForwardPass(session.family, session.method, layout, mask, cache, trace, embeds.device)
     if cache is not None:
         kwargs = {**kwargs, "past_key_values": cache}
-        cache.in_pass = True
+        cache.in_pass = call.recorded = True
         _record(forward, cache, kwargs.get("position_ids"))
     return _append_probe(forward, kwargs)
 
@@ -62,6 +62,7 @@ def go_on(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
     """Begin a pass over new text behind a known conversation; returns the arguments of the text model."""
     embeds: Tensor = kwargs["inputs_embeds"]
     cache: FoveatedCache = kwargs["past_key_values"]
+    call.recorded = True
     rows, new, past = embeds.shape[0], embeds.shape[1], cache.get_seq_length()
     given = kwargs.get("attention_mask")
     if not cache.is_pruned and not (isinstance(given, Tensor) and given.dim() == 2):
@@ -90,6 +91,11 @@ def _cache(session: Session, text: nn.Module, kwargs: Kwargs) -> FoveatedCache |
     if session.method is None:
         return FoveatedCache.adopt(cache) if cache is not None and can_adopt(cache) else None
     if cache is not None:
+        if text.training and getattr(text, "gradient_checkpointing", False):
+            raise InputError(
+                "Layers with gradient checkpointing keep no KV cache while they train, so answers cannot be generated. "
+                "Call model.eval() or disable gradient checkpointing first; for a loss pass use_cache=False."
+            )
         return FoveatedCache.adopt(cache)
     config: Any = text.config
     use_cache = kwargs.get("use_cache")

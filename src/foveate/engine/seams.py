@@ -87,7 +87,7 @@ def after_base(session: Session, module: nn.Module, args: Any, output: Any) -> N
         output.last_hidden_state = torch.cat([local.prompt_states, output.last_hidden_state], dim=1)
     local.prompt_states = None
     deltas = getattr(module, "rope_deltas", None)
-    if call is not None and call.kind is not Kind.PLAIN and isinstance(deltas, Tensor) and bool(deltas.numel()):
+    if call is not None and call.recorded and isinstance(deltas, Tensor):
         session.rope_deltas = deltas
         module.rope_deltas = deltas.new_zeros(1, 1)
 

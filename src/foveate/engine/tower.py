@@ -36,7 +36,10 @@ def heard(tap: Tap, session: Session, call: AttentionCall) -> None:
             bounds = call.bounds
             lengths = [call.q.shape[2]] if bounds is None else bounds.diff().tolist()
             values = torch.stack(
-                [received_attention(q, k, call.scaling, lengths) for q, k in zip(call.q, call.k, strict=True)]
+                [
+                    received_attention(q, k, call.scaling, lengths, tap.queries)
+                    for q, k in zip(call.q, call.k, strict=True)
+                ]
             )
         local.readings.setdefault(tap, []).append(values)
 

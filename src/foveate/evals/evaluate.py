@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from foveate.data import tasks
-from foveate.evals import runner
+from foveate.data.rows import Rows
+from foveate.evals import questions, runner
 from foveate.evals.store import Store
 from foveate.evals.summary import Answers, collect, summarise
 from foveate.files.atomic import replacing, write_text
@@ -68,7 +68,7 @@ class Evaluation:
 
     found: dict[str, Any]
     answers: list[Answers]
-    task: tasks.Task
+    task: Rows
     asker: Asker
     settings: Sequence[Setting] = field(default_factory=list)
 
@@ -92,7 +92,7 @@ def evaluate(
 
     metric(plan.metric)  # before anything takes time
     check_folder(plan.out)
-    task = tasks.load(plan.data, plan.limit, plan.prompt)
+    task = questions.load(plan.data, plan.limit, plan.prompt, plan.skip_bad)
     model, processor = load(plan.model, dtype=plan.dtype, device=plan.device, attn_implementation=plan.attention)
     asker = Asker(model, processor, plan.max_new_tokens)
     for setting in plan.settings:
@@ -103,7 +103,7 @@ def evaluate(
         done = runner.run(asker, task, plan.settings, store, plan.batch, plan.skip_bad, on_answers)
         answers = collect(store, keys, task.ids, plan.metric)
     more = {"command": command, "run": store.identity, "environment": facts(model)}
-    found = _found(plan, answers) | more | {"computed_now": done.computed, "skipped": done.skipped}
+    found = _found(plan, answers) | more | {"computed_now": done.computed, "skipped": [*task.skipped, *done.skipped]}
     write_text(plan.out / "summary.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     write_text(plan.out / "summary.csv", _csv(found["results"]))
     return Evaluation(found, answers, task, asker, plan.settings)

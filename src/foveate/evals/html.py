@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate.data.tasks import DataError, Task
-from foveate.errors import MissingExtraError
+from foveate.data.rows import Rows
+from foveate.errors import DataError, MissingExtraError
 from foveate.evals.summary import Answers
 from foveate.inference.answer import Asker
 from foveate.specs.settings import Setting
@@ -20,7 +20,7 @@ CASES = 3
 
 
 def groups(
-    asker: Asker, task: Task, settings: Sequence[Setting], answers: Sequence[Answers], most: int = CASES
+    asker: Asker, task: Rows, settings: Sequence[Setting], answers: Sequence[Answers], most: int = CASES
 ) -> list[dict[str, Any]]:
     """Pictures of cases: lost to pruning (worst), won by it, and right with the fewest tokens (best).
 
@@ -49,12 +49,12 @@ def _share(one: Answers, index: int) -> float:
 
 
 def _case(
-    asker: Asker, task: Task, setting: Setting, reference: Answers, one: Answers, index: int
+    asker: Asker, task: Rows, setting: Setting, reference: Answers, one: Answers, index: int
 ) -> dict[str, Any] | None:
     record = one.records[index]
-    sample = task.samples[task.ids.index(record["sample"])]
+    sample = task[task.ids.index(record["sample"])]
     try:
-        images = sample.images()
+        images = sample.load_images()
     except DataError:  # was readable when it was answered; a picture less is no reason to lose the report
         return None
     inputs = asker.questions([(images, sample.question)])

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from foveate.core.method import Method
-from foveate.data.tasks import DataError, Sample, Task
+from foveate.data.rows import Row, Rows
+from foveate.evals.questions import prepare
 from foveate.evals.store import Record, Store
 from foveate.inference.answer import Answer, Asker
 from foveate.inference.weights import fingerprint
@@ -17,7 +18,7 @@ from foveate.specs.settings import Setting
 
 
 @dataclass
-class Run:
+class Answered:
     """What happened.
 
     Attributes:
@@ -29,7 +30,7 @@ class Run:
     computed: int = 0
 
 
-def identity(name: str, asker: Asker, task: Task, prompt: str) -> dict[str, Any]:
+def identity(name: str, asker: Asker, task: Rows, prompt: str) -> dict[str, Any]:
     """What must agree for two answers to be comparable; goes to the head of the results file."""
     model = asker.model
     return {
@@ -45,13 +46,13 @@ def identity(name: str, asker: Asker, task: Task, prompt: str) -> dict[str, Any]
 
 def run(
     asker: Asker,
-    task: Task,
+    task: Rows,
     settings: Sequence[Setting],
     store: Store,
     batch: int = 1,
     skip_bad: bool = False,
     on_answers: Callable[[int], None] = lambda n: None,
-) -> Run:
+) -> Answered:
     """Answer what the store does not hold yet.
 
     All settings see a batch before the next batch comes, so that their times can be compared. A batch whose
@@ -59,28 +60,28 @@ def run(
 
     Args:
         batch: questions per batch (padded on the left).
-        skip_bad: leave samples with unreadable images out and count them, instead of stopping.
+        skip_bad: leave samples that cannot be asked out and count them, instead of stopping.
         on_answers: told how many (setting, sample) pairs are done, stored ones included.
 
     Raises:
-        DataError: an unreadable image, unless `skip_bad`.
+        DataError: a sample that cannot be asked, unless `skip_bad`.
     """
     methods = [(setting.describe(), setting, setting.make()) for setting in settings]
-    done, warm = Run([]), False
+    done, warm = Answered([]), False
     for start in range(0, len(task.ids), batch):
-        ids = task.ids[start : start + batch]
+        some = task[start : start + batch]
+        ids = some.ids
         missing = [m for m in methods if any((m[0], sample) not in store for sample in ids)]
-        rows = _read(task.samples[start : start + batch], skip_bad, done.skipped) if missing else []
+        rows, inputs = prepare(asker, some, skip_bad, done.skipped) if missing else ([], {})
         on_answers(len(ids) * (len(methods) - (len(missing) if rows else 0)))
         if not rows:
             continue
-        inputs = asker.questions([(images, s.question) for s, images in rows])
         if not warm:
             _warm_up(asker, inputs, [method for _, _, method in methods])
             warm = True
         for key, setting, method in missing:
             answers = asker.answer(inputs, method)
-            store.append(_records(key, setting, [s for s, _ in rows], answers))
+            store.append(_records(key, setting, rows, answers))
             done.computed += len(rows)
             on_answers(len(ids))
     return done
@@ -92,19 +93,7 @@ def _warm_up(asker: Asker, inputs: dict[str, Tensor], methods: Sequence[Method |
         asker.answer(inputs, method, max_new_tokens=1)
 
 
-def _read(samples: Sequence[Sample], skip_bad: bool, skipped: list[str]) -> list[tuple[Sample, list[Any]]]:
-    rows = []
-    for sample in samples:
-        try:
-            rows.append((sample, sample.images()))
-        except DataError as error:
-            if not skip_bad:
-                raise DataError(f"{error} Use --skip-bad to leave such samples out and count them.") from error
-            skipped.append(str(error))
-    return rows
-
-
-def _records(key: str, setting: Setting, samples: Sequence[Sample], answers: Sequence[Answer]) -> list[Record]:
+def _records(key: str, setting: Setting, samples: Sequence[Row], answers: Sequence[Answer]) -> list[Record]:
     rows, trace = len(samples), answers[0].prefill
     times = {"vision_ms": trace.vision.ms, "select_ms": trace.selecting.ms, "prefill_ms": trace.prefill.ms}
     return [

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.data.tasks import DataError
+from foveate.errors import DataError
 from foveate.evals.latency import compared, first_token_ms
 from foveate.evals.store import Record, Store
 from foveate.scoring import MetricError, metric

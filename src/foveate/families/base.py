@@ -50,7 +50,6 @@ class Family(ABC):
     has_class_token: ClassVar[bool] = False
     wants_token_types: ClassVar[bool] = False
     """Whether the model needs `mm_token_type_ids` (M-RoPE) from the processor."""
-    tower_heads: int = 0
     default_template: ClassVar[str | None] = None
     """Chat template for checkpoints that come without one."""
 
@@ -77,6 +76,12 @@ class Family(ABC):
                 f"'{self.name}' expects; pass the stock transformers model of type {self.model_types}."
             )
         return part
+
+    @property
+    def tower_heads(self) -> int:
+        """Attention heads of a vision block, 0 if its configuration does not say."""
+        vision = getattr(self.config, "vision_config", None)
+        return getattr(vision, "num_attention_heads", None) or getattr(vision, "num_heads", None) or 0
 
     @property
     def info(self) -> ModelInfo:

@@ -13,9 +13,11 @@ from torch import Tensor
 from foveate.core.method import Method
 from foveate.engine import attach as engine
 from foveate.errors import InputError
+from foveate.families import adapt
 from foveate.inference.batches import encode
 from foveate.inference.chats import user
 from foveate.inference.loading import load
+from foveate.inference.placeholders import check_text, placeholders
 from foveate.inference.streaming import Stream
 from foveate.trace.records import PrefillTrace
 from foveate.trace.trace import Trace
@@ -95,6 +97,14 @@ class Asker:
             InputError, ImageError: what cannot be prepared.
         """
         return encode(self.model, self.processor, chats, remote=remote, local=local)
+
+    def check_text(self, text: str, name: str) -> None:
+        """Refuse text that goes to the model past `inputs` (a continuation) if the model would see an image in it.
+
+        Raises:
+            InputError: naming the text, and the placeholder in it.
+        """
+        check_text(text, placeholders(adapt(self.model), self.processor.tokenizer), name)
 
     def questions(self, rows: Sequence[tuple[Sequence[Any], str]]) -> dict[str, Tensor]:
         """Model inputs of one user turn per row, `(images, question)`."""

@@ -8,7 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from foveate.errors import FoveateError, InputError
+from foveate.families import adapt
 from foveate.inference.chats import open_chat, user
+from foveate.inference.placeholders import check_chat, placeholders
+from foveate.inference.processor import REFUSALS
 
 
 def build_batch(model: Any, processor: Any, rows: Sequence[tuple[Sequence[Any], str]]) -> dict[str, Tensor]:
@@ -27,12 +30,15 @@ def encode(
         remote, local: where pictures may come from, see `open_chat`.
 
     Raises:
-        InputError: a conversation that the processor cannot prepare.
+        InputError: a conversation that the processor cannot prepare, or text in which the model would see an image.
         ImageError: a picture that cannot be opened.
     """
     if not chats:
         raise InputError("There is no conversation to prepare.")
+    marks = placeholders(adapt(model), processor.tokenizer)
     opened = [open_chat(chat, remote, local) for chat in chats]
+    for chat in opened:
+        check_chat(chat, marks)
     try:
         inputs = processor.apply_chat_template(
             opened,
@@ -44,7 +50,7 @@ def encode(
         )
     except FoveateError:
         raise
-    except (ValueError, TypeError) as error:  # what stock processors raise for pictures that the model cannot take
+    except REFUSALS as error:
         raise InputError(f"The processor cannot prepare the conversation: {error}") from error
     return {
         name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)

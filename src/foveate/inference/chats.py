@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import http.client
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from foveate.data.images import open_image
+from foveate.data.images import is_address, is_data_uri, is_path, open_image
 from foveate.errors import InputError
 
 Message = dict[str, Any]
@@ -95,31 +92,28 @@ def _image_part(part: dict[str, Any], remote: bool, local: bool) -> dict[str, An
     if not given:
         return kept | {"type": "image"}
     source = part[given[0]]
-    if isinstance(source, dict):  # {"image_url": {"url": ...}}
-        source = source.get("url")
-    if given[0] == "base64" and isinstance(source, str) and not source.startswith("data:"):
-        source = _decoded(source)
+    if isinstance(source, dict) and "url" in source:  # {"image_url": {"url": ...}}
+        source = source["url"]
+    if given[0] == "base64" and isinstance(source, str) and not is_data_uri(source):
+        source = f"data:;base64,{source}"
     return kept | {"type": "image", "image": open_picture(source, remote, local)}
 
 
 def open_picture(source: Any, remote: bool = False, local: bool = True) -> Any:
-    """An upright RGB image from a path, an address, a data URL, bytes, a PIL image or a numpy array.
+    """What `open_image` opens, from where it is allowed to come; with `remote` an address too.
 
     Raises:
         InputError: an http(s) address where `remote` is off, or a file where `local` is.
         ImageError: nothing that can be opened.
     """
-    if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
+    if is_address(source):
         if not remote:
             raise InputError(
                 f"{source} is on the network, and addresses are not fetched unless that is asked for: download it and "
                 "give the file, or allow it with remote=True."
             )
         source = fetch(source)
-    elif isinstance(source, str) and source.startswith("file://"):
-        source = Path(source.removeprefix("file://"))
-    is_file = isinstance(source, Path) or (isinstance(source, str) and not source.startswith("data:"))
-    if is_file and not local:
+    elif is_path(source) and not local:
         raise InputError("Pictures are not read from files here; send a data URL (data:image/png;base64,...).")
     return open_image(source)
 
@@ -138,13 +132,6 @@ def fetch(address: str, most: int = 64 << 20, seconds: float = 20.0) -> bytes:
     if len(found) > most:
         raise InputError(f"{address} has more than {most >> 20} MiB; give a smaller picture.")
     return found
-
-
-def _decoded(text: str) -> bytes:
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InputError(f"The 'base64' of an image part is no base64: {error}.") from error
 
 
 def _shown(value: Any) -> str:

@@ -38,18 +38,11 @@ def load(
         ConfigurationError: an unknown dtype or attention implementation.
         MissingExtraError: a package is missing.
     """
-    source = zoo.resolve(str(path_or_id))
-    source = str(Path(source).expanduser()) if source.startswith("~") else source
-    where = choose_device(device)
-    wanted = parse_dtype(dtype)
-    if wanted is None:
-        wanted = torch.float32 if where.startswith("cpu") else "auto"
-    check_attention(attn_implementation, where, wanted)
-    _check_place(source)
+    where, wanted = _placement(dtype, device, attn_implementation)
+    source = _source(str(path_or_id))
     more = {"device_map": "auto"} if where == "auto" else {}
     try:
-        config = AutoConfig.from_pretrained(source)
-        _check_family(source, config.model_type)
+        _check_family(source, AutoConfig.from_pretrained(source).model_type)
         _check_weights(source)
         model = AutoModelForImageTextToText.from_pretrained(
             source, dtype=wanted, attn_implementation=attn_implementation, **more
@@ -59,14 +52,28 @@ def load(
     except FoveateError:
         raise
     except torch.OutOfMemoryError as error:
-        raise DeviceError(
-            f"{source} does not fit into the memory of {where}: {_first_line(error)} Use --dtype bfloat16 (dtype=), "
-            "several devices (device 'auto') or a smaller model."
-        ) from error
+        raise _too_large(source, where, error) from error
     except ImportError as error:
         raise MissingExtraError(f"Loading {source} needs a package that is not installed: {error}") from error
     except Exception as error:  # transformers, safetensors and the Hub each raise their own
         raise _unreadable(source, error) from error
+
+
+def _too_large(source: str, where: str, error: BaseException) -> DeviceError:
+    return DeviceError(
+        f"{source} does not fit into the memory of {where}: {_first_line(error)} Use --dtype bfloat16 (dtype=), "
+        "several devices (device 'auto') or a smaller model."
+    )
+
+
+def _placement(dtype: Any, device: Any, attention: str | None) -> tuple[str, torch.dtype | str]:
+    """The device to load onto and the dtype to load as, checked with the attention implementation."""
+    where = choose_device(device)
+    wanted = parse_dtype(dtype)
+    if wanted is None:
+        wanted = torch.float32 if where.startswith("cpu") else "auto"
+    check_attention(attention, where, wanted)
+    return where, wanted
 
 
 def _check_family(source: str, model_type: str) -> None:
@@ -75,6 +82,14 @@ def _check_family(source: str, model_type: str) -> None:
             f"{source} is a '{model_type}' model; supported families are {', '.join(sorted(registry()))}. "
             "A family is one adapter file in foveate/families/."
         )
+
+
+def _source(name: str) -> str:
+    """The folder or Hub id that a name stands for."""
+    source = zoo.resolve(name)
+    source = str(Path(source).expanduser()) if source.startswith("~") else source
+    _check_place(source)
+    return source
 
 
 def _check_place(source: str) -> None:

@@ -22,6 +22,8 @@ STANDARDISED = frozenset({"min_pixels", "max_pixels", "default_to_square", "disa
 """Read before the images are processed, or only about speed."""
 PAIRED = ("text_pair", "text_target", "text_pair_target")
 COUNTS = ("max_length", "stride", "pad_to_multiple_of")
+ABOUT_ARRAYS = frozenset({"do_rescale", "rescale_factor", "input_data_format"})
+"""Options that say what the values of an array mean; without them an array is opened as any other picture."""
 TEMPLATE = frozenset(
     {"tools", "documents", "add_generation_prompt", "continue_final_message", "return_assistant_tokens_mask",
      "tokenize", "return_tensors", "return_dict", "processor_kwargs", "sanitize_control_tokens"}
@@ -52,6 +54,12 @@ def check(image_processor: Any, given: Mapping[str, Any]) -> None:
                 _check_one(image_processor, inner, content, known, honoured, f"{name}: ")
         else:
             _check_one(image_processor, name, value, TEXT | FLAT | IMAGES | honoured, honoured, "")
+
+
+def about_arrays(given: Mapping[str, Any]) -> bool:
+    """Whether some option says what the values of arrays mean."""
+    groups = (given, *(given[name] for name in ("images_kwargs", "common_kwargs") if given.get(name)))
+    return any(group.get(name) is not None for group in groups for name in ABOUT_ARRAYS)
 
 
 def pixels_as_size(image_processor: Any, given: dict[str, Any]) -> dict[str, Any]:

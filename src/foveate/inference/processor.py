@@ -10,12 +10,14 @@ from typing import Any
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
-from transformers.image_utils import is_valid_image
 
 from foveate.errors import FoveateError, InputError
 from foveate.families.base import Family
 from foveate.inference import options
 from foveate.inference.chats import is_batch, open_chat, open_picture
+
+REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError)
+"""What processors raise for an input that they do not take. Not: what a device or the memory raises."""
 
 
 def load_processor(source: str, family: Family) -> Any:
@@ -90,8 +92,8 @@ class ImageTextProcessor(ProcessorMixin):
         """Model inputs for prompts whose image markers are still single tokens.
 
         Args:
-            images: one, a list, or a list per prompt, of anything that can be opened. Numpy arrays and tensors go to
-                the image processor as they are, with its options for them (`input_data_format`, `do_rescale`, ...).
+            images: one, a list, or a list per prompt, of anything that `open_picture` takes. With options that are
+                about the values of arrays (`ABOUT_ARRAYS`), arrays and tensors go to the image processor as they are.
             text: a prompt or a list of them.
             kwargs: options as a stock processor takes them, directly or in `text_kwargs` and `images_kwargs`.
 
@@ -107,22 +109,21 @@ class ImageTextProcessor(ProcessorMixin):
         kwargs = options.pixels_as_size(self.image_processor, kwargs)
         kwargs.setdefault("return_mm_token_type_ids", self.family.wants_token_types)
         try:
-            opened = self._opened(images)
+            opened = self._opened(images, options.about_arrays(kwargs))
             found = super().__call__(images=opened if _count(opened) else None, text=text, **kwargs)
         except FoveateError:
             raise
-        except (ValueError, TypeError, StrictDataclassError) as error:
+        except (*REFUSALS, StrictDataclassError) as error:
             raise InputError(f"The inputs cannot be prepared: {_first_line(error)}") from error
         found.pop("token_type_ids", None)
         return found
 
-    def _opened(self, images: Any) -> Any:
-        if images is None:
-            return None
-        if isinstance(images, list | tuple):
-            return [self._opened(image) for image in images]
-        raw = hasattr(images, "shape") and is_valid_image(images)  # arrays come with options of their own
-        return images if raw else open_picture(images, self.remote)
+    def _opened(self, images: Any, raw: bool) -> Any:
+        if images is None or (raw and hasattr(images, "shape")):
+            return images
+        if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
+            return [self._opened(image, raw) for image in images]
+        return open_picture(images, self.remote)
 
     def validate_inputs(self, images: Any = None, text: Any = None, **kwargs: Any) -> None:
         """As the library's; markers and images are counted in words that name the remedy."""
@@ -157,7 +158,7 @@ class ImageTextProcessor(ProcessorMixin):
             return super().apply_chat_template(prepared, chat_template=chat_template, **kwargs)
         except FoveateError:
             raise
-        except (ValueError, TypeError) as error:
+        except REFUSALS as error:
             raise InputError(f"The conversation cannot be prepared: {_first_line(error)}") from error
 
     def _template(self, given: str | None) -> str:

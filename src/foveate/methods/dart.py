@@ -22,12 +22,12 @@ class DART(Method):
     then every pivot in turn adds an equal share of the tokens left, those whose hidden states are least similar to it
     (arXiv 2502.11494).
 
-    The order in which pivots take their turn decides many of the tokens. It is visual pivots first, in reading order;
+    The order in which pivots take their turn decides some of the tokens. It is visual pivots first, in reading order;
     the published code iterates over a Python set of places in the sequence, whose order depends on where the image
     stands; `published` does the same. The published number of tokens does not count the visual pivots, ours does.
 
-    Deviations: text pivots come from all text of the prompt (with `published` from that behind the image); hidden states
-    are compared as they are (published: after the model's final norm).
+    Deviations: text pivots come from all text of the prompt (with `published` from that behind the image); hidden
+    states are compared as they are (published: after the model's final norm).
 
     Args:
         keep: average visual tokens per decoder layer, as a ratio, count or `Keep`.

@@ -19,7 +19,7 @@ class FastV(Score):
     """Before layer K keeps the visual tokens with the highest attention from the prompt's last token in layer K-1,
     averaged over heads (arXiv 2403.06764).
 
-    Unverified: no official output or published number was compared.
+    No official output was compared. The published code renumbers positions; `positions="contiguous"` does so.
 
     Args:
         keep: average visual tokens per decoder layer, as a ratio, count or `Keep`; the default is the published K=2,
@@ -28,6 +28,7 @@ class FastV(Score):
     """
 
     paper = "arXiv 2403.06764"
+    verified = "the published rule written out separately, end to end (LLaVA, contiguous positions)"
 
     keep: Keep | float | int | None = 17 / 32
     layer: int | None = None

@@ -20,8 +20,8 @@ class HiPrune(Method):
     """Keeps anchors (most attended in a middle block), the four neighbours of each, and fills up with registers (most
     attended in the deep block) (arXiv 2508.00553).
 
-    Deviations: neighbours end at the image's border, unless `wrap` is set. Attention is the class token's where there is
-    one (published: received from all tokens on every tower).
+    Deviations: neighbours end at the image's border, unless `wrap` is set. Attention is the class token's where there
+    is one (published: received from all tokens on every tower).
 
     Args:
         keep: share of the tokens that remain, in (0, 1], or their number per image.
@@ -78,7 +78,7 @@ def next_to(mark: Tensor, grid: Grid) -> Tensor:
 
 
 def next_in_order(tokens: Tensor, n: int, width: int) -> Tensor:
-    """`[n]` 1 on these tokens and on those one place and one row of `width` before and behind in raster order, as far as
-    there are such, else at the first and the last token."""
+    """`[n]` 1 on these tokens and on those one place and one row of `width` before and behind in raster order, at the
+    first or the last token where there is no such."""
     near = torch.cat([tokens + step for step in (0, -1, 1, -width, width)]).clamp(0, n - 1)
     return torch.zeros(n, device=tokens.device).index_fill_(0, near, 1)

@@ -19,8 +19,8 @@ class PyramidDrop(Score):
     """Four stages of layers; before each of the last three, the same share of the visual tokens stays, those with the
     highest attention from the prompt's last token in the previous layer (arXiv 2410.17247).
 
-    Deviation: the published code ranks by queries and keys of the layer that follows the cut. Unverified: no official
-    output or published number was compared.
+    Deviation: the published code ranks by queries and keys of the layer that follows the cut. No official output was
+    compared. The published code renumbers positions; `positions="contiguous"` does so.
 
     Args:
         keep: average visual tokens per decoder layer, as a ratio, count or `Keep`; the share per stage follows from it.
@@ -31,6 +31,7 @@ class PyramidDrop(Score):
 
     name = "pyramiddrop"
     paper = "arXiv 2410.17247"
+    verified = "the paper's rule written out separately, end to end (LLaVA, contiguous positions)"
 
     keep: Keep | float | int | None = 15 / 32
     layers: tuple[int, ...] | None = None

@@ -22,8 +22,8 @@ class VisPruner(Method):
 
     Duplicates are removed in rounds: the tokens left, first in order of attention, are split alternately into two sets,
     and those of the first set that are most similar to one of the second go. The next round begins with what is left of
-    the first set, most similar first, then the second set. Which token goes can hang on the last bit of a similarity, so
-    another device or batch may keep others.
+    the first set, most similar first, then the second set. Which token goes can hang on the last bit of a similarity,
+    so another device or batch may keep others.
 
     Deviation: the published code removes 8 tokens a round, which is 64 rounds for 576 tokens; here a round removes at
     least 1/64 of all that must go, so that large images also take at most 64 rounds. Without a class token, attention

@@ -24,8 +24,8 @@ class VScan(Method):
     Every window gives the same number of tokens, rounded down as in the published code; what that leaves over goes to
     the global scan, so a budget of less than two tokens a window is all global.
 
-    Deviation: without a class token, attention received from all tokens (in a block of windowed attention: from those of
-    the same attention window).
+    Deviation: without a class token, attention received from all tokens (in a block of windowed attention: from those
+    of the same attention window).
 
     Args:
         keep: average visual tokens per decoder layer, as a ratio, count or `Keep`. Published: 1.5 times it after stage

@@ -16,9 +16,9 @@ import torch
 from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
 from torch import Tensor
+from transformers import DynamicCache
 
 from foveate.engine.attach import prune
-from foveate.engine.cache import FoveatedCache
 from foveate.errors import ConfigurationError
 from foveate.inference.answer import Asker, cut
 from foveate.inference.chats import user
@@ -164,6 +164,7 @@ class Foveate(lmms):
             doc = self.task_dict[task][split][doc_id]
             images, target = list(to_visual(doc) or ()), target(doc) if callable(target) else target
         inputs = self.asker.inputs([[user(context, images)]])
+        self.asker.check_text(str(target), "the continuation")
         ids = self.processor.tokenizer(str(target).lstrip(), add_special_tokens=False, return_tensors="pt")["input_ids"]
         logits = self._continue(inputs, ids.to(self.model.device))
         chosen = logits.log_softmax(-1).gather(1, ids[0, :, None].to(logits.device))
@@ -172,14 +173,15 @@ class Foveate(lmms):
     def _continue(self, inputs: dict[str, Tensor], ids: Tensor) -> Tensor:
         """`[n, V]` float32 logits that predict the tokens `ids` `[1, n]` after the prompt."""
         with prune(self.model, self.method) as trace, torch.inference_mode():
-            first = self.model(**inputs, use_cache=True, logits_to_keep=1)
-            parts, cache = [first.logits[0]], first.past_key_values
+            cache = DynamicCache(config=self.model.config.get_text_config())  # will note where positions go on
+            first = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            parts = [first.logits[0]]
             if ids.shape[1] > 1:
-                known = ids[:, :-1]
+                known, past = ids[:, :-1], inputs["input_ids"].shape[1]
                 rest = self.model(
                     input_ids=known,
                     attention_mask=torch.cat([inputs["attention_mask"], torch.ones_like(known)], dim=1),
-                    position_ids=_positions(inputs["input_ids"].shape[1], known, cache),
+                    position_ids=torch.arange(past, past + known.shape[1], device=known.device)[None],
                     past_key_values=cache,
                     use_cache=True,
                 )
@@ -195,13 +197,7 @@ def _messages(messages: Any) -> Chat:
         content = []
         for part in message["content"]:
             kind = part["type"]
-            content.append({"type": kind, kind: part["text"] if kind == "text" else part["url"]})
+            value = part["text"] if kind == "text" else part["url"]
+            content.append({"type": kind, kind: value})
         chat.append({"role": message["role"], "content": content})
     return chat
-
-
-def _positions(past: int, ids: Tensor, cache: Any) -> Tensor:
-    """Positions of text after the prompt, `[1, n]` or `[3, 1, n]` for M-RoPE: only `generate` derives them itself."""
-    positions = torch.arange(past, past + ids.shape[1], device=ids.device)[None]
-    deltas = cache.rows.get("rope_deltas") if isinstance(cache, FoveatedCache) else None
-    return positions if deltas is None else (positions + deltas.to(ids.device)).expand(3, -1, -1)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from foveate.core.grid import Grid
 from foveate.data.boxes import Box, box_mask
-from foveate.data.example import DataError, Example
+from foveate.data.rows import Row
+from foveate.errors import DataError
 from foveate.families.base import Family
 from foveate.training.losses import IGNORE
 
@@ -39,15 +40,15 @@ class Collator:
     def tokenizer(self) -> Any:
         return self.processor.tokenizer
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+    def __call__(self, examples: Sequence[Row]) -> dict[str, Any]:
         """Model inputs with `labels` on the answers and, if asked for, `ref_masks` (a list, [N_b] bool each)."""
         return self._batch(examples, answered=True)
 
-    def prompts(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+    def prompts(self, examples: Sequence[Row]) -> dict[str, Tensor]:
         """Model inputs without answers, ready for `generate`."""
         return self._batch(examples, answered=False)
 
-    def _batch(self, examples: Sequence[Example], answered: bool) -> dict[str, Any]:
+    def _batch(self, examples: Sequence[Row], answered: bool) -> dict[str, Any]:
         rows, pixels, masks = [], list[dict[str, Tensor]](), list[Tensor]()
         for example in examples:
             images = example.load_images()
@@ -64,15 +65,15 @@ class Collator:
             batch["ref_masks"] = masks
         return batch
 
-    def _tokens(self, example: Example, counts: Sequence[int], answered: bool) -> tuple[list[int], list[int]]:
+    def _tokens(self, example: Row, counts: Sequence[int], answered: bool) -> tuple[list[int], list[int]]:
         """Token ids of prompt and answer."""
         prompt, answer = self._texts(example)
         image_id = self.family.token_ids["image"]
         pieces = prompt.split(self.tokenizer.convert_ids_to_tokens(image_id))
         if len(pieces) != len(counts) + 1:
             raise DataError(
-                f"row {example.row}: the prompt has {len(pieces) - 1} image placeholders for {len(counts)} "
-                "images; remove placeholders from the question"
+                f"{example.where}: the prompt has {len(pieces) - 1} image placeholders for {len(counts)} "
+                "images; remove placeholders from the question and the system message"
             )
         ids = self._ids(pieces[0], first=True)
         for count, piece in zip(counts, pieces[1:], strict=True):
@@ -95,7 +96,7 @@ class Collator:
         wanted = first and bos is not None and self.tokenizer("")["input_ids"][:1] == [bos]
         return [bos, *ids] if wanted and ids[:1] != [bos] else ids
 
-    def _texts(self, example: Example) -> tuple[str, str]:
+    def _texts(self, example: Row) -> tuple[str, str]:
         content = [{"type": "image"}] * len(example.images) + _text(example.question)
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if self.system is not None:
@@ -130,7 +131,7 @@ class Collator:
             batch["mm_token_type_ids"] = (ids == self.family.token_ids["image"]).long()
         return batch | {"labels": labels} if answered else batch
 
-    def _masks(self, example: Example, sizes: Sequence[tuple[int, int]], grids: Sequence[Grid]) -> Tensor:
+    def _masks(self, example: Row, sizes: Sequence[tuple[int, int]], grids: Sequence[Grid]) -> Tensor:
         """Evidence mask [N] of one example, all its images one after the other."""
         assert example.boxes is not None
         parts = []

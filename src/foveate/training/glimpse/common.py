@@ -28,7 +28,7 @@ class RunSettings:
 
     Attributes:
         model: base model: id, path or zoo name.
-        data: see `data.load_examples`; `limit` takes the first rows only.
+        data: see `data.reading.read_rows`; `limit` takes the first rows only.
         out: folder of the result and of its checkpoints.
         arguments: fields of the trainer's arguments that differ from the published ones.
         dtype: of the base model; `auto`: the checkpoint's on an accelerator, float32 on a CPU.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import TrainingArguments, set_seed
 
 from foveate import zoo
-from foveate.data.example import Examples, Rules
-from foveate.data.examples import load_examples
+from foveate.data.reading import read_rows
+from foveate.data.rows import Rows, Rules
 from foveate.errors import ConfigurationError
 from foveate.families import adapt
 from foveate.glimpse.module import WEIGHTS, GlimpseModule
@@ -21,6 +21,7 @@ from foveate.training.glimpse.common import RunSettings, load_base, place, write
 from foveate.training.glimpse.model import GlimpseForTraining
 from foveate.training.glimpse.objectives import Objective
 from foveate.training.glimpse.trainer import GlimpseTrainer
+from foveate.training.rows import check_for, tracked
 
 PUBLISHED = {
     "learning_rate": 1e-4,
@@ -78,6 +79,9 @@ def train(settings: GlimpseSettings) -> dict[str, float]:
     data, eval_data = _load_data(settings)  # before the models: a bad row shall not cost minutes
     set_seed(arguments.seed)
     model, collator = _load_models(settings)
+    data = check_for(collator.family, collator.processor, data, settings.skip_bad)
+    if eval_data is not None:
+        eval_data = check_for(collator.family, collator.processor, eval_data, settings.skip_bad)
     model.to(arguments.device)
     with arguments.main_process_first(desc="answers"):  # the others then find them in the file
         examples = fill_answers(model.base, collator, data, settings.out / "answers.jsonl")
@@ -95,7 +99,7 @@ def train(settings: GlimpseSettings) -> dict[str, float]:
             metrics |= _evaluated_now(trainer) or trainer.evaluate()
         trainer.save_model()
     if trainer.is_world_process_zero():
-        results = {"rows": len(examples), "rows_skipped": data.skipped, "metrics": metrics}
+        results = {"rows": len(examples), "rows_skipped": len(data.skipped), "metrics": metrics}
         write_summary(settings, arguments, tuple(PUBLISHED), results)
     return metrics
 
@@ -107,7 +111,7 @@ def _evaluated_now(trainer: GlimpseTrainer) -> dict[str, float]:
     return {name: value for name, value in found[-1].items() if name.startswith("eval_")} if found else {}
 
 
-def _load_data(settings: GlimpseSettings) -> tuple[Examples, Examples | None]:
+def _load_data(settings: GlimpseSettings) -> tuple[Rows, Rows | None]:
     objective = settings.objective
     rules = Rules(
         box_format=settings.box_format,
@@ -115,13 +119,11 @@ def _load_data(settings: GlimpseSettings) -> tuple[Examples, Examples | None]:
         needs_answer=objective.supervised,
         skip_bad=settings.skip_bad,
     )
-    data = load_examples(settings.data, rules, settings.limit)
+    data = read_rows(settings.data, rules, settings.limit, progress=tracked)
     if settings.eval_data is None:
         return data, None
     # Evaluation must be comparable between runs, so every row needs its answer.
-    checked = load_examples(
-        settings.eval_data, Rules(rules.box_format, rules.needs_boxes, True, rules.skip_bad), settings.eval_limit
-    )
+    checked = read_rows(settings.eval_data, replace(rules, needs_answer=True), settings.eval_limit, progress=tracked)
     return data, checked
 
 

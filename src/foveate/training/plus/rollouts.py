@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from foveate.core.method import Method
-from foveate.data.example import DataError, Examples
-from foveate.errors import ConfigurationError
+from foveate.data.rows import Rows
+from foveate.errors import ConfigurationError, DataError
 from foveate.glimpse.module import GlimpseModule
 from foveate.training.evidence import EvidenceBoxes, RowwiseGlimpse
 
@@ -64,7 +64,7 @@ class Pruning:
         return RowwiseGlimpse(self.module, boxes=boxes, thresholds=thresholds)
 
 
-def dataset(examples: Examples, system: str | None) -> Any:
+def dataset(examples: Rows, system: str | None) -> Any:
     """A `datasets.Dataset` whose rows are read (images decoded, scenes rendered) when they are used."""
     import datasets
 
@@ -77,7 +77,7 @@ def dataset(examples: Examples, system: str | None) -> Any:
             "question": [example.question for example in found],
             "answer": [example.answer for example in found],
             "boxes": [example.boxes for example in found],
-            "row": [example.row for example in found],
+            "row": [example.number for example in found],
         }
 
     return datasets.Dataset.from_dict({"number": list(range(len(examples)))}).with_transform(read)

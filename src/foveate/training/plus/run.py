@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import set_seed
 
-from foveate.data.example import Examples, Rules
-from foveate.data.examples import load_examples
+from foveate.data.reading import read_rows
+from foveate.data.rows import Rows, Rules
 from foveate.errors import ConfigurationError, MissingExtraError
 from foveate.families import adapt
 from foveate.glimpse.config import default_layer
@@ -24,6 +24,7 @@ from foveate.training.plus.merge import ADAPTER
 from foveate.training.plus.rewards import Rewards
 from foveate.training.plus.rollouts import Prune, Pruning, dataset
 from foveate.training.plus.threshold import ThresholdPolicy
+from foveate.training.rows import check_for, tracked
 
 PUBLISHED = {
     "num_generations": 4,
@@ -149,11 +150,14 @@ def train(settings: PlusSettings) -> dict[str, float]:
     """
     arguments = grpo_arguments(settings)
     checkpoint = place(settings, ADAPTER if settings.lora is not None else WEIGHTS)
-    rules = Rules(settings.box_format, settings.prune == "boxes" and settings.module is None, True, settings.skip_bad)
-    examples = load_examples(settings.data, rules, settings.limit, settings.first)
+    needs_boxes = settings.prune == "boxes" and settings.module is None
+    rules = Rules(settings.box_format, needs_boxes, skip_bad=settings.skip_bad)
+    examples = read_rows(settings.data, rules, settings.limit, settings.first, tracked)
     rewards = make_rewards(settings)
     set_seed(arguments.seed)
-    trainer = build_trainer(settings, arguments, examples, rewards)
+    base, processor = load_base(settings)
+    examples = check_for(adapt(base), processor, examples, settings.skip_bad)
+    trainer = build_trainer(settings, arguments, examples, rewards, base, processor)
     try:
         result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except JudgeError:
@@ -164,7 +168,7 @@ def train(settings: PlusSettings) -> dict[str, float]:
         judge = settings.judge and {name: value for name, value in settings.judge.items() if name != "api_key"}
         results = {
             "rows": len(examples),
-            "rows_skipped": examples.skipped,
+            "rows_skipped": len(examples.skipped),
             "threshold": None if trainer.policy is None else trainer.policy.threshold,
             "metrics": result.metrics,
             "log": trainer.state.log_history,
@@ -173,11 +177,12 @@ def train(settings: PlusSettings) -> dict[str, float]:
     return dict(result.metrics)
 
 
-def build_trainer(settings: PlusSettings, arguments: Any, examples: Examples, rewards: Rewards) -> Any:
+def build_trainer(
+    settings: PlusSettings, arguments: Any, examples: Rows, rewards: Rewards, base: Any, processor: Any
+) -> Any:
     """The trainer on a freshly loaded model."""
     from foveate.training.plus.trainer import PlusTrainer
 
-    base, processor = load_base(settings)
     module = None if settings.module is None else load_module(settings.module).eval()
     pruning = Pruning(settings.prune, _layer(settings, base, module), module)
     adapter = make_adapter(settings, base)
