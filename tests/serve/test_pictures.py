@@ -187,7 +187,7 @@ def test_a_folder(tmp_path: Path) -> None:
             fetch(url, folder=folder)
         answers.add(str(caught.value))
     assert len(answers) == 1  # nobody learns what there is elsewhere
-    for url, why in (("file:///big.png", "more than 1 MB"), ("file:///text.png", "no complete picture")):
+    for url, why in (("file:///big.png", "more than 1 MB"), ("file:///text.png", "no picture of a known format")):
         with pytest.raises(RequestError, match=why):
             fetch(url, folder=folder)
 

@@ -111,7 +111,7 @@ class Generation:
         return int(self.inputs["input_ids"].shape[1])
 
 
-class Row:
+class AnswerRow:
     """One answer of a request while it is generated."""
 
     def __init__(self, request: Generation, number: int, tokenizer: Any) -> None:

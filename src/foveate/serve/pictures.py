@@ -20,7 +20,7 @@ from foveate.serve.options import MediaOptions
 from foveate.serve.problems import RequestError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-"""Decoders that a request may reach: no PostScript, no fonts, nothing that runs another program."""
+"""Decoders that a request may reach: fewer than those that a user's own files do."""
 DATA = re.compile(r"data:image/[\w.+-]{1,40};base64,", re.IGNORECASE)
 
 
@@ -101,15 +101,16 @@ class Pictures:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower
-                image = Image.open(io.BytesIO(raw), formats=FORMATS)
-            with image:
-                return open_image(image, self.options.most_pixels)
-        except ImageError as error:
-            raise refused(str(error)) from error
+                image = Image.open(io.BytesIO(raw), formats=FORMATS)  # reads the header only
         except Image.DecompressionBombError as error:
             raise refused(f"too many pixels; the limit is {self.options.megapixels:g} megapixels") from error
         except Exception as error:  # decoders raise anything at all on hostile bytes
-            raise refused(f"no complete picture of a known format ({', '.join(FORMATS)})") from error
+            raise refused(f"no picture of a known format ({', '.join(FORMATS)})") from error
+        try:
+            with image:
+                return open_image(image, max_pixels=self.options.most_pixels)
+        except ImageError as error:
+            raise refused(str(error)) from error
 
     def _too_large(self) -> RequestError:
         return refused(f"more than {self.options.megabytes:g} MB; send a smaller picture")

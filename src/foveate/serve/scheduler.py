@@ -16,7 +16,7 @@ from foveate.engine.cache import FoveatedCache
 from foveate.engine.joining import RowBatch, renumbers
 from foveate.engine.planning import column_bytes
 from foveate.errors import FoveateError
-from foveate.serve.generation import Failed, Generation, Row, report
+from foveate.serve.generation import AnswerRow, Failed, Generation, report
 from foveate.serve.problems import RequestError
 
 log = logging.getLogger("foveate.serve")
@@ -27,7 +27,7 @@ PREFILLS = 4
 class Running:
     """A batch with the answers that its rows are."""
 
-    def __init__(self, batch: RowBatch, rows: list[Row]) -> None:
+    def __init__(self, batch: RowBatch, rows: list[AnswerRow]) -> None:
         self.batch, self.rows = batch, rows
 
     def drop(self, done: list[int]) -> None:
@@ -228,7 +228,7 @@ class Scheduler:
         batch = RowBatch(out.past_key_values, [request.length])
         logits = out.logits[0, -1]
         request.inputs = {"input_ids": request.inputs["input_ids"]}  # pixels are no longer needed
-        rows = [Row(request, number, self.tokenizer) for number in range(request.answers)]
+        rows = [AnswerRow(request, number, self.tokenizer) for number in range(request.answers)]
         request.tell(report(request, prefill, started, batch.cache.nbytes()))
         done = [place for place, row in enumerate(rows) if row.take(logits, self._ends)]
         self.tokens += len(rows)
