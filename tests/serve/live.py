@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import socket
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,14 +12,13 @@ from functools import cache
 from typing import Any
 
 import httpx2
-import uvicorn
 from PIL import Image
 
 from foveate.inference.answer import Asker
 from foveate.scenes.splits import load
-from foveate.serve.app import build
 from foveate.serve.choices import MethodChoices
 from foveate.serve.options import ServeOptions
+from foveate.serve.run import running
 from foveate.serve.service import Service
 
 MODEL = "foveate/scenes-qwen2_5_vl"
@@ -43,23 +40,12 @@ def make_service(
 @contextmanager
 def served(options: ServeOptions = ServeOptions(), **more: Any) -> Iterator[tuple[str, Service]]:  # noqa: B008
     """The address of a running server, and its service. At the end, nothing may be left inside."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        service = make_service(replace(options, port=listener.getsockname()[1]), **more)
-        config = uvicorn.Config(build(service), log_level="warning", lifespan="on", timeout_graceful_shutdown=60)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        try:
-            wait_until(lambda: server.started)
-            yield f"http://127.0.0.1:{service.options.port}", service
-            wait_until(lambda: service.inside == 0 and service.scheduler.running == 0)
-            assert service.scheduler.held_bytes == service.scheduler.waiting == 0
-        finally:
-            server.should_exit = True
-            thread.join(90)
-        assert not thread.is_alive()
-        assert not service.scheduler.alive
+    service = make_service(replace(options, port=0), **more)
+    with running(service) as address:
+        yield address, service
+        wait_until(lambda: service.inside == 0 and service.scheduler.running == 0)
+        assert service.scheduler.held_bytes == service.scheduler.waiting == 0
+    assert not service.scheduler.alive
 
 
 def wait_until(true: Any, seconds: float = 60) -> None:

@@ -3,85 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import random
-from typing import Any
 
 import httpx2
 import psutil
 import pytest
 
-from foveate.methods import make
 from foveate.serve.options import ServeOptions
-from tests.serve.live import body, post, scenes, served, wait_until, zoo_asker
+from tests.serve.crowd import crowd, expected, wanted
+from tests.serve.live import post, served, wait_until
 
 CLIENTS = 60
-CHOICES: list[dict[str, Any]] = [{}, {"keep": 0.5}, {"method": "none"}, {"method": "visionzip", "keep": 0.2}]
 OPTIONS = ServeOptions(methods=("visionzip",), rows=8, queue=CLIENTS, patience=3)
-
-
-def expected(number: int) -> str:
-    image, question = scenes()[number % 12]
-    chosen = CHOICES[number % 4]
-    name, keep = chosen.get("method", "vitcop"), chosen.get("keep", 1 / 3)
-    asker = zoo_asker()
-    method = None if name == "none" else make(name, keep=keep)
-    return asker.answer(asker.questions([([image], question)]), method, max_new_tokens=12)[0].text
-
-
-def wanted(number: int, **more: Any) -> dict[str, Any]:
-    image, question = scenes()[number % 12]
-    return body([image], question, foveate=CHOICES[number % 4], **more)
-
-
-async def asks(client: httpx2.AsyncClient, number: int) -> str:
-    reply = await client.post("/v1/chat/completions", json=wanted(number))
-    assert reply.status_code == 200, reply.text
-    return str(reply.json()["choices"][0]["message"]["content"])
-
-
-async def reads_slowly(client: httpx2.AsyncClient, number: int) -> str:
-    text = ""
-    async with client.stream("POST", "/v1/chat/completions", json=wanted(number, stream=True)) as reply:
-        assert reply.status_code == 200
-        async for line in reply.aiter_lines():
-            await asyncio.sleep(0.02)
-            if line.startswith("data: {"):
-                text += "".join(c["delta"].get("content", "") for c in json.loads(line[6:])["choices"])
-    return text
-
-
-async def leaves(client: httpx2.AsyncClient, number: int) -> None:
-    """At any moment: before, during or after the prefill, of a stream or not."""
-    patience = random.Random(number).random() * 1.5
-    try:
-        async with asyncio.timeout(patience):
-            await reads_slowly(client, number) if number % 2 else await asks(client, number)
-    except TimeoutError:
-        pass
-
-
-async def sends_nonsense(client: httpx2.AsyncClient, number: int) -> None:
-    raw = json.dumps(wanted(number)).encode()
-    cut = random.Random(number).randrange(len(raw))
-    reply = await client.post(
-        "/v1/chat/completions", content=raw[:cut], headers={"Content-Type": "application/json"}
-    )  # fmt: skip
-    assert 400 <= reply.status_code < 500
-
-
-async def crowd(address: str) -> dict[int, str]:
-    limits = httpx2.Limits(max_connections=CLIENTS)
-    async with httpx2.AsyncClient(base_url=address, timeout=300, limits=limits) as client:
-        tasks = [(asks, reads_slowly, leaves, sends_nonsense, leaves)[i % 5](client, i) for i in range(CLIENTS)]
-        found = await asyncio.gather(*tasks)
-    return {number: text for number, text in enumerate(found) if number % 5 in (0, 1) and text is not None}
 
 
 def test_a_crowd() -> None:
     with served(OPTIONS) as (address, service):
         for _ in range(2):
-            answers = asyncio.run(crowd(address))
+            answers = asyncio.run(crowd(address, CLIENTS))
             assert len(answers) == CLIENTS * 2 // 5
             for number, text in answers.items():
                 assert text == expected(number), number
@@ -96,7 +34,7 @@ def test_memory_does_not_grow() -> None:
     with served(OPTIONS) as (address, service):
         measured = []
         for _ in range(4):
-            asyncio.run(crowd(address))
+            asyncio.run(crowd(address, CLIENTS))
             wait_until(lambda: service.inside == 0 and service.scheduler.running == 0)
             measured.append(psutil.Process().memory_info().rss)
     assert measured[3] - measured[1] < 60_000_000, measured
