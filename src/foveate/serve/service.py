@@ -141,7 +141,7 @@ class Ongoing:
     async def _next(self) -> Report | Piece:
         event = await self._events.get()
         if isinstance(event, Failed):
-            raise event.error
+            raise of(event.error) from event.error
         return event
 
 
