@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
 import pytest
 
 from foveate.inference.chats import assistant, user
+from foveate.inference.pruning import resolve
 from foveate.methods import make
 from foveate.serve.options import ServeOptions
 from tests.serve.live import MODEL, body, data_uri, post, scenes, served, turn, zoo_asker
 
-OPTIONS = ServeOptions(methods=("visionzip", "fastv"), keep_range=(0.1, 1.0), rows=8, most_new_tokens=64)
+OPTIONS = ServeOptions(
+    methods=("visionzip", "fastv", "glimpse_prune"), keep_range=(0.1, 1.0), rows=8, most_new_tokens=64
+)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +90,21 @@ def test_each_request_chooses_its_pruning(client: openai.OpenAI) -> None:
         assert reply.choices[0].message.content == expected.text
         assert reply.foveate["kept_tokens"] == pytest.approx(expected.kept_tokens, abs=0.01)
         assert reply.foveate["method"] == (str(method) if method is not None else "none")
+
+
+def test_a_trained_module_beside_the_model(client: openai.OpenAI) -> None:
+    """GlimpsePrune appends a probe to the prompt and decides by itself how much to keep."""
+    method = resolve(zoo_asker().model, "glimpse_prune")
+    cases = [({"method": "glimpse_prune"}, method), ({}, make("vitcop", keep=1 / 3))] * 3
+    questions = [(*scene, *case) for scene, case in zip(scenes(6), cases, strict=True)]
+    with ThreadPoolExecutor(6) as pool:  # all in one batch
+        replies = list(
+            pool.map(lambda q: ask(client, [turn([q[0]], q[1])], extra_body={"foveate": q[2]}), questions)
+        )  # fmt: skip
+    for reply, (image, question, _, chosen) in zip(replies, questions, strict=True):
+        expected = offline([user(question, [image])], chosen)
+        assert reply.choices[0].message.content == expected.text
+        assert reply.foveate["kept_tokens"] == pytest.approx(expected.kept_tokens, abs=0.01)
 
 
 @pytest.mark.parametrize(

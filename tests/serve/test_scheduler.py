@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 from collections.abc import Sequence
@@ -100,6 +101,16 @@ def test_every_answer_is_that_of_the_requests_own_generate(tiny: Tiny, rows: int
         assert one.tokens() == one.alone(), one.method
     if rows > 1:
         assert scheduler.steps < sum(one.new for one in heard)  # they did share steps
+
+
+def test_half_precision(tiny: Tiny) -> None:
+    """Batched products round otherwise there, so answers need not be equal: all come to their end."""
+    half = Tiny(tiny.family, copy.deepcopy(tiny.model).to(torch.bfloat16))
+    heard = mixed(half, 12)
+    for one in heard:
+        one.request.inputs = {n: v.bfloat16() if v.is_floating_point() else v for n, v in one.inputs.items()}
+    run(half, heard, rows=5)
+    assert [len(one.tokens()) for one in heard] == [one.new for one in heard]
 
 
 def test_requests_that_come_while_others_run(tiny: Tiny) -> None:

@@ -66,6 +66,7 @@ class Preparation:
         sources = [await self._pictures.fetch(part.image_url.url) for part in request.images()]
         images = [await self._run(partial(self._pictures.open, source)) for source in sources]
         inputs = await self._run(lambda: self._encode(request, images))
+        columns = await self._run(partial(plan_columns, self._asker.model, method, inputs))
         length = int(inputs["input_ids"].shape[1])
         sampling = Sampling(request.temperature, request.top_p, request.seed, self._penalty, self._top_k)
         return Generation(
@@ -78,7 +79,7 @@ class Preparation:
             answers=request.n,
             arrived=arrived,
             deadline=arrived + self._options.seconds,
-            columns=plan_columns(self._asker.model, method, inputs),
+            columns=columns,
         )
 
     def close(self) -> None:

@@ -48,6 +48,11 @@ class Scheduler:
         tokenizer: copied, so that other threads may use theirs.
         rows: most answers at the same time.
         kv_bytes: most bytes of keys and values between steps, if all running answers become as long as they may.
+
+    Attributes:
+        running: answers that are being generated, as of the latest step; so are the others.
+        held_bytes: of all keys and values.
+        steps, tokens: decoding steps and tokens of answers since the start.
     """
 
     def __init__(self, model: Any, tokenizer: Any, rows: int = 16, kv_bytes: int | None = None) -> None:
@@ -62,7 +67,7 @@ class Scheduler:
         self._closing = False
         self._running: dict[bool, Running] = {}
         self._thread = threading.Thread(target=self._run, name="foveate-scheduler", daemon=True)
-        self.steps = self.tokens = 0
+        self.steps = self.tokens = self.running = self.held_bytes = 0
 
     # -- from any thread ---------------------------------------------------------------------------------
 
@@ -78,16 +83,6 @@ class Scheduler:
     def waiting(self) -> int:
         """Requests that wait for a place."""
         return len(self._waiting)
-
-    @property
-    def running(self) -> int:
-        """Answers that are being generated."""
-        return sum(len(running.rows) for running in list(self._running.values()))
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of all keys and values."""
-        return sum(self._bytes(running.batch.columns, len(running.batch)) for running in list(self._running.values()))
 
     def check(self, request: Generation) -> None:
         """Refuse what can never be run.
@@ -148,6 +143,13 @@ class Scheduler:
                     rows = [row for running in self._running.values() for row in running.rows]
                     self._running.clear()
                     self._fail(list({row.request for row in rows}), error)
+                self._publish()
+
+    def _publish(self) -> None:
+        """Numbers for other threads, which must not look into batches while these change."""
+        running = list(self._running.values())
+        self.held_bytes = sum(self._bytes(one.batch.columns, len(one.batch)) for one in running)
+        self.running = sum(len(one.rows) for one in running)
 
     def _wait(self) -> bool:
         """Until there is something to do; False when everything is done and the end was asked for."""

@@ -96,7 +96,7 @@ class Ongoing:
         self, service: Service, request: Generation, events: asyncio.Queue[Event], reply: Reply, stream: bool
     ) -> None:
         self.service, self.request, self.reply, self.stream = service, request, reply, stream
-        self._events = events
+        self._events, self._failed = events, False
 
     async def first(self) -> None:
         """Until the prompt was read."""
@@ -134,13 +134,14 @@ class Ongoing:
         metrics = self.service.metrics
         metrics.tokens.inc(self.reply.usage["completion_tokens"])
         metrics.whole.observe(time.monotonic() - self.request.arrived)
-        if not self.reply.is_whole:
+        if not (self.reply.is_whole or self._failed):
             self.service.scheduler.cancel(self.request)
             metrics.cancelled.inc()
 
     async def _next(self) -> Report | Piece:
         event = await self._events.get()
         if isinstance(event, Failed):
+            self._failed = True
             raise of(event.error) from event.error
         return event
 
