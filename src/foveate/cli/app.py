@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from foveate.cli import ask, bench, convert, demo, eval, methods, scenes, train_glimpse, train_plus, tune
+from foveate.cli import ask, batch, bench, convert, demo, eval, methods, scenes, train_glimpse, train_plus, tune
 
 app = typer.Typer(
     help="Visual-token pruning for stock Hugging Face vision-language models.",
@@ -23,6 +23,7 @@ def _convert() -> None:
 app.command()(ask.ask)
 app.command()(demo.demo)
 app.command()(bench.bench)
+app.command()(batch.batch)
 app.command("eval")(eval.evaluate)
 app.command()(tune.tune)
 app.command()(methods.methods)
