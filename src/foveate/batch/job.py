@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,11 @@ class BatchJob:
             DataError, MissingExtraError: see `Manifest.open`.
         """
         return Manifest.open(self.source, self.prompt, self.limit)
+
+    def absolute(self) -> BatchJob:
+        """The same job for a process with another working directory."""
+        model = str(Path(self.model).resolve()) if Path(self.model).is_dir() else self.model
+        return replace(self, model=model, source=self.source.resolve(), out=self.out.resolve())
 
     def load(self) -> Asker:
         """The model; a method that does not fit it is refused here, before any row.

@@ -126,9 +126,11 @@ class Parts:
         Raises:
             BatchError: a part that is damaged or belongs to another batch.
         """
-        return [
-            part for part in range(len(self)) if not self.path(part).is_file() or (self._errors(part) and retry_errors)
-        ]
+        return [part for part in range(len(self)) if self.lacks(part, retry_errors)]
+
+    def lacks(self, part: int, retry_errors: bool = False) -> bool:
+        """Whether a part is still to be computed."""
+        return not self.path(part).is_file() or (self._errors(part) > 0 and retry_errors)
 
     def _errors(self, part: int) -> int:
         """Number of rows with an error in a part that is there."""
