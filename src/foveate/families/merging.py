@@ -40,7 +40,7 @@ def merge_patches(values: Tensor, grid: Grid, factor: int, merge: Merge, window:
         t, h, w = grid
         blocks = values.view(t, h, factor, w, factor, values.shape[-1])
         return blocks.mean((2, 4)).flatten(0, 2) if factor > 1 else values
-    units = values.unflatten(0, (-1, factor**2)).mean(1)
+    units: Tensor = values.unflatten(0, (-1, factor**2)).mean(1)
     if merge == "units":
         return units
     order = grid.windows(window).argsort(stable=True).to(units.device)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from foveate.core.budget import top
 from foveate.core.grid import Grid
-from foveate.core.method import Choice, Method
+from foveate.core.method import Method
+from foveate.core.selection import Choice
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 

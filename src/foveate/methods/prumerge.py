@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Keep, top
-from foveate.core.method import Choice, Method
-from foveate.core.selection import Merge, Selection
+from foveate.core.method import Method
+from foveate.core.selection import Choice, Merge, Selection
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 from foveate.maths.similarity import complement, unit
@@ -125,4 +125,5 @@ def count_outliers(attention: Tensor) -> int:
 def is_outlier(x: Tensor) -> Tensor:
     """`[n]` bool: above the third quartile by more than 1.5 interquartile ranges (quartiles interpolated)."""
     first, third = torch.quantile(x.float(), torch.tensor([0.25, 0.75], device=x.device))
-    return x > third + 1.5 * (third - first)
+    above: Tensor = x > third + 1.5 * (third - first)
+    return above

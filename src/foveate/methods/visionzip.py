@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from foveate.core.budget import Keep, top
-from foveate.core.method import Choice, Method
+from foveate.core.method import Method
+from foveate.core.selection import Choice
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.maths.similarity import complement, head_mean, merge_into, nearest, unit
 

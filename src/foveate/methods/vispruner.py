@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Keep
-from foveate.core.method import Choice, Method
+from foveate.core.method import Method
+from foveate.core.selection import Choice
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 from foveate.maths.bipartite import match
