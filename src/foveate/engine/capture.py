@@ -40,12 +40,20 @@ class AttentionCall:
         k: `[B, H_kv, m, d]` keys after rotary embedding, cached ones included, heads not repeated.
         scaling: factor of the logits.
         bounds: `[segments + 1]` borders of packed segments (FlashAttention in vision towers), None if there are none.
+        mask: `[B | 1, 1 | H, n, m]` bool or additive, None if the backend was given none of that shape.
     """
 
     q: Tensor
     k: Tensor
     scaling: float
     bounds: Tensor | None = None
+    mask: Tensor | None = None
+
+    def allowed(self, row: int, queries: Tensor) -> Tensor:
+        """`[Q, m]` bool: what some queries may see, by the mask."""
+        assert self.mask is not None
+        own = self.mask[row if self.mask.shape[0] > 1 else 0, 0, queries, : self.k.shape[2]]
+        return own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2
 
 
 Listener = Callable[[AttentionCall], None]
@@ -111,8 +119,9 @@ def _heard(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mas
     scaling = kwargs.get("scaling")
     if scaling is None:
         scaling = getattr(module, "scaling", None) or query.shape[-1] ** -0.5
+    mask = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dim() == 4 else None
     brought, bias = kwargs.pop(LISTENER, None), kwargs.pop(KEY_BIAS, None)
-    call = AttentionCall(query, key, scaling, kwargs.get("cu_seq_lens_q"))
+    call = AttentionCall(query, key, scaling, kwargs.get("cu_seq_lens_q"), mask)
     for listener in (*config.foveate_listeners, *(() if brought is None else (brought,))):
         listener(call)
     own = _function_of(module, config.foveate_original._attn_implementation)

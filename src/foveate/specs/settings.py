@@ -80,6 +80,21 @@ def grid(methods: Sequence[str], keeps: Sequence[float | int], model: str = "") 
     return found
 
 
+def one_setting(method: str, keep: str | None) -> Setting:
+    """The one setting that `--method` (as in `grid`) and `--keep` name.
+
+    Raises:
+        ConfigurationError: see `grid`; several keeps, or one that the method has no use for.
+    """
+    keeps = parse_keeps([keep]) if keep is not None else []
+    if len(keeps) > 1:
+        raise ConfigurationError(f"--keep {keep}: give one budget; `foveate eval` compares several.")
+    found = grid([UNPRUNED if method.lower() == "none" else method], keeps)[-1]
+    if keeps and found.parameters.get("keep") != keeps[0]:
+        raise ConfigurationError(f"--keep {keep}: {method} already says what to keep, or has no keep; leave it out.")
+    return found
+
+
 def parse_keeps(texts: Sequence[str]) -> list[float | int]:
     """`["1/9,0.5", "64"]` -> `[0.111..., 0.5, 64]`: ratios, fractions and whole numbers of tokens. `1` is one token,
     `1.0` everything."""
