@@ -247,5 +247,39 @@ def test_a_fault_of_one_request_is_its_own(tiny: Tiny) -> None:
     assert [one.tokens() for one in heard] == [one.alone() for one in heard]
 
 
+def test_a_fault_of_one_row_is_its_own(tiny: Tiny) -> None:
+    heard = mixed(tiny, 5)
+    broken = Heard(tiny, SHAPES[0], None, 50)
+    scheduler = Scheduler(tiny.model, Numbers(), rows=8)
+
+    def break_it(event: Event) -> None:
+        broken.events.append(event)
+        for running in scheduler._running.values():
+            for row in running.rows:
+                if row.request is broken.request:
+                    row.sampler = None  # type: ignore[assignment]
+
+    broken.request.notify = break_it
+    for one in [*heard[:2], broken, *heard[2:]]:
+        scheduler.submit(one.request)
+    scheduler.start()
+    scheduler.close(60)
+    assert isinstance(broken.failed, AttributeError)
+    assert [one.tokens() for one in heard] == [one.alone() for one in heard]
+
+
+def test_a_request_behind_another_is_told_in_time_that_its_time_is_over(tiny: Tiny) -> None:
+    now = time.monotonic()
+    running = Heard(tiny, SHAPES[0], None, 100_000, deadline=now + 2)
+    first = Heard(tiny, SHAPES[0], None, 5)
+    behind = Heard(tiny, SHAPES[0], None, 5, deadline=now + 0.1)
+    when: list[float] = []
+    behind.request.notify = _also(behind.request.notify, lambda: when.append(time.monotonic()))
+    run(tiny, [running, first, behind], rows=1)
+    assert first.tokens() == first.alone()
+    assert isinstance(behind.failed, RequestError)
+    assert not first.events or when[0] < now + 2
+
+
 def _raise(event: Event) -> None:
     raise RuntimeError("the loop is closed")
