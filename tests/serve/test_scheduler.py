@@ -103,6 +103,36 @@ def test_every_answer_is_that_of_the_requests_own_generate(tiny: Tiny, rows: int
         assert scheduler.steps < sum(one.new for one in heard)  # they did share steps
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_any_order_of_coming_and_leaving(tiny: Tiny, seed: int) -> None:
+    """Random prompts, methods, lengths, places and cancels."""
+    chance = random.Random(seed)
+    heard = [
+        Heard(tiny, chance.choice(SHAPES), chance.choice(METHODS), chance.randrange(1, 12), chance.randrange(3))
+        for _ in range(20)
+    ]
+    scheduler = Scheduler(tiny.model, Numbers(), rows=chance.randrange(2, 9))
+    gone = {number for number in range(20) if chance.random() < 0.2}
+    for number in gone:  # after its report, or after some pieces
+        heard[number].request.notify = _leaving(heard[number], chance.randrange(1, 6))
+    for one in heard:
+        scheduler.submit(one.request)
+    scheduler.start()
+    scheduler.close(120)
+    for number, one in enumerate(heard):
+        if number not in gone:
+            assert one.tokens() == one.alone(), (number, one.method)
+    assert scheduler.running == scheduler.held_bytes == 0
+
+
+def _leaving(one: Heard, after: int) -> Any:
+    def notify(event: Event) -> None:
+        one.events.append(event)
+        one.request.cancelled = len(one.events) >= after
+
+    return notify
+
+
 def test_half_precision(tiny: Tiny) -> None:
     """Batched products round otherwise there, so answers need not be equal: all come to their end."""
     half = Tiny(tiny.family, copy.deepcopy(tiny.model).to(torch.bfloat16))
