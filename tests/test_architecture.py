@@ -22,7 +22,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 300, 40
 ARROWS_TO_REMOVE: set[str] = set()
 CYCLES_TO_REMOVE: set[str] = set()
 MODULE_CYCLES_TO_REMOVE: set[str] = set()
-LONG_FILES_TO_SPLIT = {"engine/forward.py"}
+LONG_FILES_TO_SPLIT: set[str] = set()
 LONG_FUNCTIONS_TO_SPLIT = {"evals/runner.py run"}
 NAMES_TO_TELL_APART: set[str] = set()
 

@@ -83,7 +83,7 @@ def withhold(model: Any, inputs: Inputs, samples: list[Sample], choose: Choose, 
     """Inputs whose mask hides the visual tokens that `choose` does not keep; other images keep all."""
     visual = inputs["input_ids"] == model.config.image_token_id
     mask = inputs["attention_mask"].clone()
-    grids = iter(adapt(model).incoming(inputs)["image"])
+    grids = iter(shape.grids[0] for shape in adapt(model).incoming(inputs)["image"])
     for i, sample in enumerate(samples):
         parts = []
         for image in range(len(sample.images)):

@@ -232,7 +232,7 @@ def test_unknown_family() -> None:
     model = LlamaForCausalLM(
         LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=9)
     )
-    with pytest.raises(UnsupportedModelError, match=r"llava.*qwen2_5_vl.*adapter"), foveate.prune(model, Random()):
+    with pytest.raises(UnsupportedModelError, match="no vision tower was found"), foveate.prune(model, Random()):
         pass
     with pytest.raises(UnsupportedModelError), foveate.prune(nn.Linear(2, 2), Random()):
         pass
@@ -243,7 +243,7 @@ def test_a_model_without_the_expected_parts(tiny: Tiny) -> None:
 
     broken = copy.deepcopy(tiny.model)
     del broken.model.language_model.layers
-    with pytest.raises(UnsupportedModelError, match="language_model.layers"), foveate.prune(broken, Random()):
+    with pytest.raises(UnsupportedModelError, match="no decoder was found"), foveate.prune(broken, Random()):
         pass
 
 

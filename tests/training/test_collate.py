@@ -11,6 +11,7 @@ from foveate import zoo
 from foveate.core.grid import Grid
 from foveate.data.rows import Row
 from foveate.errors import DataError
+from foveate.families.layout import ImageShape
 from foveate.families.llava import Llava
 from foveate.inference.processor import ImageTextProcessor, load_processor
 from foveate.training.glimpse.collate import Collator
@@ -20,11 +21,11 @@ from foveate.training.losses import IGNORE
 class FakeFamily(SimpleNamespace):
     """What a collator asks of a family adapter."""
 
-    def incoming(self, kwargs: dict) -> dict[str, list[Grid]]:
+    def incoming(self, kwargs: dict) -> dict[str, list[ImageShape]]:
         if "image_grid_thw" in kwargs:
-            return {"image": [Grid(t, h // 2, w // 2) for t, h, w in kwargs["image_grid_thw"].tolist()]}
+            return {"image": [ImageShape((Grid(t, h // 2, w // 2),)) for t, h, w in kwargs["image_grid_thw"].tolist()]}
         pixels = kwargs["pixel_values"]
-        return {"image": [Grid(1, pixels.shape[-2] // 14, pixels.shape[-1] // 14)] * len(pixels)}
+        return {"image": [ImageShape((Grid(1, pixels.shape[-2] // 14, pixels.shape[-1] // 14),))] * len(pixels)}
 
 
 @pytest.fixture(scope="module")

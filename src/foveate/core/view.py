@@ -43,6 +43,7 @@ class ModelInfo:
         tower_blocks: number of vision blocks.
         has_class_token: whether `Tap("received")` is the class token's attention.
         tower_heads: attention heads of a vision block, 0 if unknown.
+        readable: decoder layers whose keys and attention can be read; None: all of them.
     """
 
     family: str = "tensors"
@@ -50,6 +51,15 @@ class ModelInfo:
     tower_blocks: int = 1
     has_class_token: bool = False
     tower_heads: int = 0
+    readable: tuple[int, ...] | None = None
+
+    def can_read(self, layer: int) -> bool:
+        """Whether keys and attention of a decoder layer can be read."""
+        return self.readable is None or layer in self.readable
+
+    def reading_layer(self, stage: int) -> int | None:
+        """The layer that a stage before layer `stage` reads: the nearest earlier readable one, None without one."""
+        return next((layer for layer in range(stage - 1, -1, -1) if self.can_read(layer)), None)
 
 
 class Source(Protocol):

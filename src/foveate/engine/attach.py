@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from foveate.core.method import Method
+from foveate.engine.checks import check, notes
 from foveate.engine.hooks import hooks_of
 from foveate.engine.session import Session, close_session, open_session, sessions_on
 from foveate.errors import ConfigurationError, SessionError, UnsupportedModelError
 from foveate.families import adapt
-from foveate.families.base import Family
 from foveate.trace.trace import Trace
 
 
@@ -122,22 +122,8 @@ def _session(model: nn.Module, method: Method | None, full_length: bool) -> Sess
     family = adapt(model)
     prunes = method is not None and method.prunes
     if method is not None and prunes:
-        _check(family, method)
+        check(family, method)
     trace = Trace(str(method) if method else "none", family.info.layers)
+    if method is not None and prunes:
+        trace.notes = notes(family, method)
     return Session(family, method if prunes else None, trace, full_length=full_length)
-
-
-def _check(family: Family, method: Method) -> None:
-    """A bad configuration shows here, not in the middle of a prefill."""
-    info = family.info
-    stages = method.stages(info)
-    layers = [stage.layer for stage in stages]
-    last = info.layers - (0 if stages and stages[-1].compact_earlier else 1)
-    if layers != sorted(set(layers)) or any(not 0 <= k <= last for k in layers):
-        raise ConfigurationError(
-            f"{method} selects before layers {layers}; they must increase and lie in 0..{info.layers - 1} "
-            f"({info.layers} decoder layers; 0 is before the language model)."
-        )
-    method.check(info)
-    for tap in method.taps(info):
-        family.block_of(tap)

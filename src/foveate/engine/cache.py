@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from foveate.engine.conversation import Conversation
 from foveate.errors import CacheStateError, UnsupportedCacheError
+
+PRUNABLE = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, DummyLayer)
+"""Layers that a cache may have: those without tokens (recurrent, shared) stay as they are."""
 
 
 @dataclass(eq=False)
@@ -49,12 +52,15 @@ class FoveatedCache(DynamicCache):
         conversation: which images each row has seen, and where its positions go on (stock models keep the latter on
             the model, where the next chat overwrites them).
         decode_from_cache: decode at positions that follow the pruned prompt (published code that does so).
+        padded: whether the attention mask of the conversation hides anything (known on the host: a decoding step need
+            not look).
         in_pass: whether a forward pass of ours is using it; only then may stock code ask for mask sizes.
     """
 
     kept: list[Kept | None]
     conversation: Conversation
     decode_from_cache: bool
+    padded: bool
     in_pass: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -63,7 +69,7 @@ class FoveatedCache(DynamicCache):
 
     def _start(self) -> None:
         self.kept, self.conversation = [], Conversation()
-        self.decode_from_cache = self.in_pass = False
+        self.decode_from_cache = self.padded = self.in_pass = False
 
     @classmethod
     def adopt(cls, cache: Cache) -> FoveatedCache:
@@ -92,9 +98,43 @@ class FoveatedCache(DynamicCache):
 
     def physical_length(self, layer: int) -> int:
         """Number of columns that the tensors of `layer` have."""
-        return super().get_seq_length(layer)
+        entry = self.layers[layer] if layer < len(self.layers) else None
+        if isinstance(entry, DynamicSlidingWindowLayer):  # counts what it has forgotten, too
+            return 0 if entry.keys is None else entry.keys.shape[-2]
+        return super().get_seq_length(layer) if isinstance(entry, DynamicLayer) else 0
+
+    def shrinks(self, layer: int) -> bool:
+        """Whether tokens can be taken out of a layer: it has keys per token, and no window."""
+        return type(self.layers[layer]) is DynamicLayer and self.layers[layer].keys is not None
+
+    def counting(self, layer: int = 0) -> int:
+        """The layer itself, or the first that counts tokens (recurrent and shared ones do not)."""
+        if layer >= len(self.layers) or isinstance(self.layers[layer], DynamicLayer):
+            return layer
+        return next((i for i, entry in enumerate(self.layers) if isinstance(entry, DynamicLayer)), layer)
+
+    def free_window(self, layer: int, past: int) -> None:
+        """Let a sliding layer hold whatever comes: of a subset of the tokens, the mask cuts the window by distance in
+        the conversation, where the layer itself would count places.
+
+        Args:
+            past: logical tokens before this pass.
+        """
+        entry: Any = self.layers[layer] if layer < len(self.layers) else None
+        if type(entry) is not DynamicSlidingWindowLayer:
+            return
+        free = DynamicLayer()
+        if entry.keys is not None and entry.is_initialized:
+            free.lazy_initialization(entry.keys, entry.values)
+            free.keys, free.values = entry.keys, entry.values
+            rows, held = entry.keys.shape[0], entry.keys.shape[-2]
+            self.kept += [None] * (layer + 1 - len(self.kept))
+            index = torch.arange(past - held, past, device=entry.keys.device).expand(rows, -1)
+            self.kept[layer] = Kept(index, past, False)
+        self.layers[layer] = free
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
+        layer_idx = self.counting(layer_idx)
         physical = super().get_seq_length(layer_idx)
         kept = self.held(layer_idx)
         return physical if kept is None else kept.until + physical - kept.index.shape[1]
@@ -112,9 +152,8 @@ class FoveatedCache(DynamicCache):
 
     def nbytes(self) -> int:
         """Bytes of all key and value tensors."""
-        return sum(
-            t.numel() * t.element_size() for layer in self.layers for t in (layer.keys, layer.values) if t is not None
-        )
+        tensors = [getattr(layer, name, None) for layer in self.layers for name in ("keys", "values")]
+        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
     # -- operations of stock caches, carried over to the bookkeeping -------------------------------------
 
@@ -144,8 +183,9 @@ class FoveatedCache(DynamicCache):
     def reset(self) -> None:
         super().reset()
         for layer in self.layers:  # zeroed tensors, as some versions leave them, would have a pruned length
-            layer.keys = layer.values = None
-            layer.is_initialized = False
+            if isinstance(layer, DynamicLayer):
+                layer.keys = layer.values = None
+                layer.is_initialized = False
         self._start()
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -166,7 +206,9 @@ class FoveatedCache(DynamicCache):
         cropped: dict[int, tuple[Tensor, Kept | None]] = {}
         for number, layer in enumerate(self.layers):
             kept = self.held(number)
-            if kept is None or length >= kept.until:
+            if getattr(layer, "keys", None) is None and isinstance(layer, (DynamicLayer, DummyLayer)):
+                continue
+            if kept is None or length >= kept.until or not isinstance(layer, DynamicLayer):
                 layer.crop(tokens_to_remove)
                 continue
             if id(kept) not in cropped:
@@ -196,10 +238,24 @@ def check_cache(cache: object) -> None:
     if getattr(cache, "offloading", False):
         raise UnsupportedCacheError(f"An offloaded cache cannot be pruned while it moves. {remedy}")
     for layer in cache.layers:
-        if type(layer) is not DynamicLayer:
+        if type(layer) not in PRUNABLE:
             raise UnsupportedCacheError(
-                f"Cache layers of type {type(layer).__name__} (sliding window or hybrid attention) cannot be "
-                "pruned; only layers with full attention can."
+                f"Cache layers of type {type(layer).__name__} cannot be pruned; layers with plain, sliding or "
+                "recurrent attention can."
+            )
+
+
+def check_windows(cache: object, windowed: Sequence[int]) -> None:
+    """Raise `UnsupportedCacheError` if a cache forgets what the model's own layers would remember.
+
+    Args:
+        windowed: layers of the model that see a window only.
+    """
+    for number, layer in enumerate(getattr(cache, "layers", ())):
+        if type(layer) is DynamicSlidingWindowLayer and number not in windowed:
+            raise UnsupportedCacheError(
+                f"Layer {number} of this cache has a sliding window, but that of the model sees everything. Pass no "
+                "`past_key_values`, or a transformers.DynamicCache made from the model's configuration."
             )
 
 

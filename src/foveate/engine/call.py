@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from foveate.core.grid import Grid
+from foveate.families.layout import ImageShape
 
 if TYPE_CHECKING:
+    from foveate.engine.cache import FoveatedCache
     from foveate.engine.forward import ForwardPass
 
 
@@ -29,23 +31,31 @@ class Call:
 
     Attributes:
         visual: per modality, `[B, n]` bool on the host: the placeholder tokens.
+        mask: the attention mask that the call was given; the language model may be given prepared ones.
+        ids: `[B, n]` token ids on the host, None if only embeddings were given.
         features: per modality, pre-encoded features of each image (`generate` encodes before it calls).
-        incoming: per modality, grids of the raw images that were given to this call.
+        given: modalities of which raw images or features were given.
+        incoming: per modality, the raw images that were given to this call, as far as its arguments tell.
+        cache: the foveated cache that the call uses, referred to weakly.
         fresh: per modality, which of these images stand in this call's tokens (the others are cached).
         recorded: whether a cache of ours keeps the positions of its conversation.
     """
 
     kind: Kind
     visual: dict[str, Tensor] = field(default_factory=dict)
+    mask: Any = None
+    ids: Tensor | None = None
     features: dict[str, list[Tensor]] = field(default_factory=dict)
-    incoming: dict[str, list[Grid]] = field(default_factory=dict)
+    given: tuple[str, ...] = ()
+    incoming: dict[str, list[ImageShape]] = field(default_factory=dict)
     fresh: dict[str, list[int]] = field(default_factory=dict)
     recorded: bool = False
     forward: ForwardPass | None = None
+    cache: weakref.ref[FoveatedCache] | None = None
     started: float | torch.cuda.Event | None = None
 
     @property
     def sizes(self) -> dict[str, list[int]]:
-        """Per modality, tokens of every image given."""
+        """Per modality, tokens of every image given, as far as they are known before it is encoded."""
         encoded = {modality: [len(f) for f in features] for modality, features in self.features.items()}
-        return encoded | {modality: [grid.size for grid in grids] for modality, grids in self.incoming.items()}
+        return encoded | {modality: [shape.size for shape in shapes] for modality, shapes in self.incoming.items()}

@@ -16,11 +16,13 @@ class ImageSpan:
     Attributes:
         start, end: logical columns of its placeholders, padding and earlier turns counted.
         offset: M-RoPE: position of the text behind it minus the number of real tokens before that text.
+        pieces: feature tensors that it came as: one, or one per tile.
     """
 
     start: int
     end: int
     offset: int = 0
+    pieces: int = 1
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,10 @@ class Conversation:
         self._offsets.clear()
 
     def images(self) -> list[int] | None:
-        """Images seen by each row; None before the first prefill."""
-        return [sum(len(record.images) for record in row) for row in self.rows] if self.rows else None
+        """Feature tensors of images (or of their tiles) seen by each row; None before the first prefill."""
+        if not self.rows:
+            return None
+        return [sum(image.pieces for record in row for image in record.images) for row in self.rows]
 
     @property
     def is_known(self) -> bool:
@@ -79,7 +83,7 @@ class Conversation:
         return self.mrope or bool(self.rows)
 
     def offsets(self, device: torch.device) -> Tensor:
-        """`[B | 1, 1]` what to add to the number of real tokens before a new text token."""
+        """`[B | 1, 1]` position of a new text token minus the number of real tokens before it."""
         if device not in self._offsets:
             last = [[image.offset for record in row for image in record.images] for row in self.rows]
             numbers = [[found[-1] if found else 0] for found in last] or [[0]]

@@ -16,9 +16,11 @@ from foveate.engine.align import aligned
 from foveate.engine.alive import Alive
 from foveate.engine.cache import FoveatedCache, Kept, select_columns
 from foveate.engine.capture import AttentionCall
+from foveate.engine.deepstack import Deepstack
+from foveate.engine.layer_masks import LayerMasks
 from foveate.engine.layout import Group, Layout
-from foveate.engine.masks import Later, causal_mask, continued_mask, gathered_mask
-from foveate.engine.reading import Reading, read_probe, text_attention
+from foveate.engine.masks import Later
+from foveate.engine.reading import HeardLayer, Reading, read_probe, text_attention
 from foveate.engine.replay import Replay
 from foveate.engine.view import GroupSource, RowState
 from foveate.families.base import Family
@@ -72,8 +74,11 @@ class ForwardPass:
             found = {k: method.later(layout, k) for k in range(family.info.layers)}
             self.later = {k: later for k, later in found.items() if later is not None}
         self.readings: dict[int, Reading] = {}
-        self._heard: AttentionCall | None = None  # of the layer before
-        self._masks: dict[tuple[Any, ...], Any] = {}
+        self.deepstack: Deepstack | None = None
+        info = family.info
+        self._reads = {k: info.reading_layer(k) for k, stage in self.stages.items() if stage.reads != "nothing"}
+        self._heard: HeardLayer | None = None
+        self._masks = LayerMasks(self)
         self._aligned: dict[tuple[int, int], tuple[Any, Any]] = {}
 
     @property
@@ -107,12 +112,11 @@ class ForwardPass:
         """The attention of `layer`, which runs now; kept only if somebody reads it before the next layer."""
         probe = self.probe
         if probe is not None and layer in probe.reads and layer not in self.readings:
-            valid = self._valid(layer, call.k.shape[2] - call.q.shape[2])
+            valid = self.valid(layer, call.k.shape[2] - call.q.shape[2])
             with torch.no_grad():
                 self.readings[layer] = read_probe(call, probe.length, valid, self.alive.index)
-        stage = self.stages.get(layer + 1)
-        if stage is not None and stage.reads != "nothing":
-            self._heard = call
+        if layer in self._reads.values():
+            self._heard = HeardLayer(call, self.alive.index, self.alive.drops)
 
     def select(self, layer: int, hidden: Tensor) -> Packed | None:
         """Run the stage before `layer`, if there is one; returns how to re-pack the batch."""
@@ -129,7 +133,8 @@ class ForwardPass:
             if self.probe is not None and layer > max(self.probe.reads):
                 self.probe = None  # it has read all it should
             packed = self.alive.drop(selections, probe=self.alive.probe if self.probe else 0)
-        self._heard = None
+        if self._reads.get(layer) not in [self._reads[later] for later in self._reads if later > layer]:
+            self._heard = None
         if packed is not None and stage.compact_earlier and self.cache is not None:
             for earlier in range(layer):
                 self._compact(earlier)
@@ -159,21 +164,37 @@ class ForwardPass:
             visual=self.alive.visual(row, hidden.device)[:tokens],
             texts=self.alive.counts[row] - self.alive.probe - visual,
             keys=lambda: self._keys(row)[:, :tokens].to(hidden.device),
-            attention=lambda places: self._attention(row, layer - 1, tokens, places).to(hidden.device),
+            attention=lambda places: self._attention(row, self._reads[layer] or 0, tokens, places).to(hidden.device),
         )
 
     def _keys(self, row: int) -> Tensor:
         heard = self._heard
         assert heard is not None, "declare Stage(reads='keys') to read keys"
-        return heard.k[row][:, heard.k.shape[2] - heard.q.shape[2] :]
+        call = heard.call
+        keys = call.k[row][:, call.k.shape[2] - call.q.shape[2] :]
+        places = heard.places(self.alive, row)
+        return keys if places is None else keys[:, places]
 
     def _attention(self, row: int, layer: int, tokens: int, places: Tensor | None) -> Tensor:
         heard = self._heard
         assert heard is not None, "declare Stage(reads='attention') to read attention"
-        valid = self._valid(layer, heard.k.shape[2] - heard.q.shape[2])
+        call, then = heard.call, heard.places(self.alive, row)
+        valid = None if call.mask is not None else self._valid_then(layer, heard)
         if places is None:
-            places = torch.tensor([tokens - 1], device=heard.q.device)
-        return text_attention(heard, row, places, None if valid is None else valid[row])[..., :tokens]
+            places = torch.tensor([tokens - 1], device=call.q.device)
+        queries = places if then is None else then[places]
+        rows = text_attention(call, row, queries, None if valid is None else valid[row])
+        return rows[..., :tokens] if then is None else rows[..., then][..., :tokens]
+
+    def _valid_then(self, layer: int, heard: HeardLayer) -> Tensor | None:
+        """Real tokens among what a layer read when it was heard."""
+        past = heard.call.k.shape[2] - heard.call.q.shape[2]
+        if heard.drops == self.alive.drops:
+            return self.valid(layer, past)
+        now = None if heard.index is None else heard.index >= 0
+        if heard.index is None and self.mask is not None:
+            now = self.mask[:, self.layout.past :]
+        return self._joined(self._past_valid(layer), now, past)
 
     # -- what a layer sees -------------------------------------------------------------------------------
 
@@ -193,68 +214,27 @@ class ForwardPass:
         return self._aligned[key][1]
 
     def layer_mask(self, layer: int, hidden: Tensor, given: Any) -> Any:
-        """The attention mask of a layer; layers that hold the same tokens share one.
+        """The attention mask of a layer; `given` is what stock code made for the unpruned sequence."""
+        return self._masks.of(layer, hidden, given)
 
-        Args:
-            given: what stock code made for the unpruned sequence.
-        """
+    def past_columns(self, layer: int) -> int:
+        """Columns of earlier passes that a layer's attention reads, in the layer whose keys it shares."""
         cache = self.cache
-        held = None if cache is None else cache.held(layer)
-        past = 0 if cache is None else cache.physical_length(layer)
-        later = self.later.get(layer)
-        key = (id(held), past, self.alive.drops, hidden.device, id(later), id(given))
-        if key not in self._masks:
-            self._masks[key] = self._mask(layer, hidden, given, held, past)
-        return self._masks[key]
+        if cache is None:
+            return 0
+        source = self.family.layers[layer].source
+        physical = cache.physical_length(source)
+        return physical if source == layer else physical - self.entered[source].length
 
-    def _mask(self, layer: int, hidden: Tensor, given: Any, held: Kept | None, past: int) -> Any:
-        later = self.later.get(layer)
-        if isinstance(given, Tensor) and later is None:
-            if self.alive.index is not None:
-                rows, columns = self.alive.index, self._columns(held)
-                return gathered_mask(given, rows, columns, self.layout.past, self.layout.length)
-            return given if held is None else continued_mask(self._tail(given, held), held, self.mask)
-        if given is None and held is not None and later is None and self._decodes_with_sdpa(hidden):
-            return continued_mask(self._tail(None, held), held, self.mask) if held.padded else None
-        config = self.family.parts.text.config
-        now = None if later is None else self.alive.later(later, hidden.device)
-        return causal_mask(config, hidden, past, self._valid(layer, past), now)
-
-    def _decodes_with_sdpa(self, hidden: Tensor) -> bool:
-        config: Any = self.family.parts.text.config
-        implementation = config._attn_implementation
-        return hidden.shape[1] == 1 and self.alive.index is None and implementation == "sdpa" and self.mask is None
-
-    def _tail(self, given: Tensor | None, held: Kept) -> Tensor:
-        """The part of a continued pass's mask that is about what came after the pruned prompt."""
-        key = ("tail", id(given), held.until)
-        if key not in self._masks:
-            if given is None:
-                shape = (self.layout.rows, 1, 1, self.layout.past + self.layout.length - held.until)
-                self._masks[key] = torch.ones(shape, dtype=torch.bool, device=held.index.device)
-            else:
-                self._masks[key] = given[..., held.until :]
-        found: Tensor = self._masks[key]
-        return found
-
-    def _columns(self, held: Kept | None) -> Tensor:
-        """`[B, past + n]` logical index of everything that a layer's attention reads, -1 on padding."""
-        index, past = self.alive.index, self.layout.past
-        assert index is not None
-        now = torch.where(index >= 0, index + past, -1)
-        if not past:
-            return now
-        before = torch.arange(past, device=now.device).expand(now.shape[0], -1)
-        return torch.cat([before if held is None else held.full(past).to(now.device), now], dim=1)
-
-    def _valid(self, layer: int, past: int) -> Tensor | None:
+    def valid(self, layer: int, past: int) -> Tensor | None:
         """`[B, past + n]` which columns of a layer are real tokens, None if all are."""
-        before = self._past_valid(layer) if past else None
-        now = self.alive.valid
+        return self._joined(self._past_valid(layer) if past else None, self.alive.valid, past)
+
+    def _joined(self, before: Tensor | None, now: Tensor | None, past: int) -> Tensor | None:
         if before is None and now is None:
             return None
         shape, device = (self.layout.rows, past), (now if before is None else before).device  # type: ignore[union-attr]
-        before = torch.ones(shape, dtype=torch.bool, device=device) if before is None else before
+        before = torch.ones(shape, dtype=torch.bool, device=device) if before is None else before[:, -past:]
         shape = (self.layout.rows, self.alive.length)
         now = torch.ones(shape, dtype=torch.bool, device=device) if now is None else now.to(device)
         return torch.cat([before, now], dim=1)
@@ -262,7 +242,7 @@ class ForwardPass:
     def _past_valid(self, layer: int) -> Tensor | None:
         past, cache = self.layout.past, self.cache
         held = None if cache is None else cache.held(layer)
-        logical = None if self.mask is None else self.mask[:, :past]
+        logical = None if self.mask is None else self.mask[:, :past].bool()
         if held is None:
             return logical
         if logical is None:
@@ -276,6 +256,8 @@ class ForwardPass:
         """Remove from an earlier layer's block the tokens that are no longer alive."""
         cache = self.cache
         assert cache is not None
+        if not cache.shrinks(layer):
+            return  # recurrent layers have no tokens, windows are bounded as they are
         index, length, _ = self.entered[layer]
         now = self.alive.index
         assert now is not None

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.core.grid import Grid
 from foveate.engine.cache import FoveatedCache
 from foveate.engine.call import Call, Kind
-from foveate.engine.layout import EncodedImage, assign
+from foveate.engine.layout import assign
 from foveate.errors import InputError
 from foveate.families.base import Family
 
@@ -45,13 +44,17 @@ def read_call(family: Family, kwargs: Kwargs) -> tuple[Call, Kwargs]:
     known = isinstance(cache_, FoveatedCache) and (cache_.is_pruned or cache_.conversation.is_known)
     text = Kind.CONTINUATION if known else Kind.PLAIN
     outputs = kwargs.get("mm_encoder_outputs")
-    call = Call(text, features=encoded_features(outputs), incoming=family.incoming(kwargs))
-    if not any(call.sizes.values()):
+    call = Call(text, mask=kwargs.get("attention_mask"), incoming=family.incoming(kwargs))
+    call.features = encoded_features(outputs)
+    call.given = tuple(dict.fromkeys([*(outputs or {}), *family.given(kwargs)]))
+    if not call.given:
         return call, kwargs
-    call.visual = placeholders(family, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+    call.visual, call.ids = placeholders(family, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
     seen = cache_.conversation.images() if isinstance(cache_, FoveatedCache) else None
     call.fresh = fresh_images(call.visual, call.sizes, seen)
-    if any(call.fresh.values()):
+    unsized = [m for m in call.given if m not in call.sizes and m in call.visual]
+    # some models are given their images at every step; those of unknown size are new if they have placeholders
+    if any(call.fresh.values()) or any(bool(call.visual[modality].any()) for modality in unsized):
         call.kind = Kind.PREFILL
     if all(len(call.fresh[modality]) == len(given) for modality, given in call.sizes.items()):
         return call, kwargs
@@ -61,26 +64,28 @@ def read_call(family: Family, kwargs: Kwargs) -> tuple[Call, Kwargs]:
     return call, kwargs | family.take(kwargs, call.fresh)
 
 
-def placeholders(family: Family, ids: Tensor | None, embeds: Tensor | None) -> dict[str, Tensor]:
-    """Per modality, `[B, n]` bool on the host: where visual tokens stand. One synchronisation."""
+def placeholders(family: Family, ids: Tensor | None, embeds: Tensor | None) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Per modality, `[B, n]` bool on the host: where visual tokens stand; and the ids. One synchronisation."""
     given = embeds if ids is None else ids
     if given is None:
-        return {}
+        return {}, None
     if ids is not None:
-        masks = [ids == token for token in family.token_ids.values()]
-    else:
-        table: Any = family.parts.base.get_input_embeddings()  # type: ignore[operator]
-        tokens = torch.tensor(list(family.token_ids.values()), device=given.device)
-        masks = [(given == row).all(-1) for row in table(tokens)]
-    return dict(zip(family.token_ids, torch.stack(masks).cpu(), strict=True))
+        ids = ids.cpu()
+        return {modality: ids == token for modality, token in family.token_ids.items()}, ids
+    table: Any = family.parts.base.get_input_embeddings()  # type: ignore[operator]
+    tokens = torch.tensor(list(family.token_ids.values()), device=given.device)
+    masks = [(given == row).all(-1) for row in table(tokens)]
+    return dict(zip(family.token_ids, torch.stack(masks).cpu(), strict=True)), None
 
 
 def encoded_features(outputs: Any) -> dict[str, list[Tensor]]:
-    """Features per image that `generate` computed ahead, by modality."""
+    """Features per image (or tile) that `generate` computed ahead, by modality, where they are given apart."""
     found = {}
     for modality, output in (outputs or {}).items():
         features = getattr(output, "pooler_output", None)
-        if features is not None:
+        if isinstance(features, Tensor) and features.dim() > 3:
+            features = features.flatten(0, -3)
+        if features is not None and not (isinstance(features, Tensor) and features.dim() < 3):
             found[modality] = list(features)
     return found
 
@@ -120,8 +125,16 @@ def keep_fresh(outputs: Any, fresh: dict[str, list[int]]) -> dict[str, Any]:
             continue  # all of them are cached
         kept[modality] = copy.copy(output)
         if modality in fresh:
-            kept[modality].pooler_output = [output.pooler_output[i] for i in fresh[modality]]
+            chosen = fresh[modality]
+            kept[modality].pooler_output = _chosen(output.pooler_output, chosen)
+            deep = getattr(output, "deepstack_features", None)
+            if deep is not None and isinstance(deep[0][0], Tensor):  # per layer, features of every image
+                kept[modality].deepstack_features = [_chosen(layer, chosen) for layer in deep]
     return kept
+
+
+def _chosen(features: Any, numbers: list[int]) -> Any:
+    return features[numbers] if isinstance(features, Tensor) else [features[i] for i in numbers]
 
 
 def check_placeholders(call: Call) -> None:
@@ -136,43 +149,6 @@ def check_placeholders(call: Call) -> None:
                 "with cross attention) cannot be pruned."
             )
         assign(modality, mask, [given[i] for i in call.fresh[modality]])
-
-
-def match_images(call: Call, encoded: list[EncodedImage]) -> dict[str, list[EncodedImage]]:
-    """The encoded images of a call in the order of their placeholders.
-
-    `generate` repeats the *same* feature tensors for beams and several return sequences, so the identity of
-    a tensor tells which image it came from.
-    """
-    counts = {m: len({id(f) for f in features}) for m, features in call.features.items()}
-    counts |= {m: len(call.fresh[m]) for m in call.incoming}
-    total = sum(counts.values())
-    recent = encoded[len(encoded) - total :] if total <= len(encoded) else []
-    found: dict[str, list[EncodedImage]] = {}
-    for modality in call.visual:
-        own, recent = recent[: counts.get(modality, 0)], recent[counts.get(modality, 0) :]
-        if modality in call.features:
-            every = _by_identity(modality, call.features[modality], own)
-            found[modality] = [every[i] for i in call.fresh[modality]]
-        else:
-            found[modality] = own  # encoded in this call, which got the fresh ones only
-    return found
-
-
-def _by_identity(modality: str, features: list[Tensor], own: list[EncodedImage]) -> list[EncodedImage]:
-    order: dict[int, int] = {}
-    for feature in features:
-        order.setdefault(id(feature), len(order))
-    if not own:  # encoded elsewhere: sizes are known, taps are not
-        return [EncodedImage(Grid(1, 1, len(f)), {}) for f in features]
-    images = [own[order[id(feature)]] for feature in features]
-    for feature, image in zip(features, images, strict=True):
-        if len(feature) != image.grid.size:
-            raise InputError(
-                f"An image of {image.grid.size} visual tokens arrived with {len(feature)} {modality} features. "
-                "Chunked prefill (`prefill_chunk_size`) cannot be pruned; leave it unset."
-            )
-    return images
 
 
 def padding_mask(mask: Any, rows: int, new: int, past: int) -> Tensor | None:

@@ -13,14 +13,42 @@ from foveate.core.budget import Per
 from foveate.core.grid import Grid
 from foveate.core.view import Tap
 from foveate.errors import InputError
+from foveate.families.layout import ImageShape
+
+
+@dataclass
+class TowerImage:
+    """One image (or tile, or frame) in a call of the tower: its grid in tokens, what taps read `[h * w, ...]`."""
+
+    grid: Grid
+    taps: dict[Tap, Tensor]
 
 
 @dataclass
 class EncodedImage:
-    """One image that went through the vision tower, with what the taps read there."""
+    """One image as the language model sees it, with what the taps read in the tower.
 
-    grid: Grid
+    Attributes:
+        shape: how its tokens lie in the language model.
+        taps: `[N, ...]` each, for the tokens of its grids.
+        pieces: feature tensors that it is made of: its tiles, where each has one.
+    """
+
+    shape: ImageShape
     taps: dict[Tap, Tensor]
+    pieces: int = 1
+
+    @property
+    def size(self) -> int:
+        return self.shape.size
+
+    @property
+    def columns_first(self) -> Tensor:
+        """`[size]` its tokens, those of the grids first, then those that always stay."""
+        fixed = torch.tensor(self.shape.fixed, dtype=torch.long)
+        chosen = torch.ones(self.size, dtype=torch.bool)
+        chosen[fixed] = False
+        return torch.cat([chosen.nonzero().squeeze(1), fixed])
 
 
 @dataclass
@@ -30,12 +58,15 @@ class Group:
     Attributes:
         row: row of the batch.
         image: index of the first image within the row (of this forward pass).
-        grids: one grid per image.
-        columns: `[N]` their places in the unpruned rows of this forward pass.
+        grids: the grids of its images, several for an image in tiles.
+        images: number of grids of every image.
+        columns: `[N + e]` their places in the unpruned rows of this forward pass: the `N` tokens of the grids, then `e`
+            newlines, separators and class tokens.
         taps: vision-tower readings, `[N, ...]` each.
         visible: `[v]` which of the `N` a method may choose among: not those that the attention mask hides, which are
             padding, nor those that always stay.
-        fixed: `[f]` which of the `N` always stay: the prompt's last token, from which the answer is predicted.
+        fixed: `[f]` which of the `N + e` always stay: those behind the `N`, and the prompt's last token, from which the
+            answer is predicted.
         alive: `[n]` which of the visible ones are alive now.
         memo: the method's scratch space.
     """
@@ -48,11 +79,12 @@ class Group:
     visible: Tensor
     fixed: Tensor
     alive: Tensor
+    images: tuple[int, ...] = (1,)
     memo: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
-        return self.columns.shape[0]
+        return sum(grid.size for grid in self.grids)
 
     @property
     def standing(self) -> int:
@@ -71,6 +103,7 @@ class Layout:
         valid: `[B, length]` bool on the host, or None if nothing is padding.
         groups: all groups of all rows in which something can be chosen.
         spans: per row, (first, past the last) column of every image.
+        pieces: per row, feature tensors of every image.
         memo: scratch space of the method.
     """
 
@@ -80,6 +113,7 @@ class Layout:
     valid: Tensor | None
     groups: list[Group]
     spans: list[list[tuple[int, int]]] = field(default_factory=list)
+    pieces: list[list[int]] = field(default_factory=list)
     memo: dict[Any, Any] = field(default_factory=dict)
 
     @property
@@ -110,7 +144,7 @@ def build_layout(
         InputError: if the placeholders are not exactly the images' tokens.
     """
     owners = {
-        modality: assign(modality, mask, [image.grid.size for image in images.get(modality, ())])
+        modality: assign(modality, mask, [image.size for image in images.get(modality, ())])
         for modality, mask in visual.items()
     }
     union = torch.stack(list(visual.values())).any(0)
@@ -119,10 +153,11 @@ def build_layout(
         found: list[tuple[Tensor, EncodedImage]] = []
         for modality, mask in visual.items():
             own = [images[modality][number] for number in owners[modality][row]]
-            columns = mask[row].nonzero().squeeze(1).split([image.grid.size for image in own])
+            columns = mask[row].nonzero().squeeze(1).split([image.size for image in own])
             found += zip(columns, own, strict=True)
         found.sort(key=lambda pair: int(pair[0][0]))
         layout.spans.append([(int(columns[0]), int(columns[-1]) + 1) for columns, _ in found])
+        layout.pieces.append([image.pieces for _, image in found])
         layout.groups += _row_groups(layout, row, found, per, device)
     return layout
 
@@ -154,12 +189,12 @@ def assign(modality: str, mask: Tensor, sizes: Sequence[int]) -> list[list[int]]
 
 def placeholder_mismatch(modality: str, mask: Tensor, sizes: Sequence[int], row: int | None) -> InputError:
     title = modality.capitalize()
-    if int(mask.sum()) == sum(sizes):
-        return InputError(
-            f"{title} features and {modality} tokens do not match row by row: the features of several rows came in one "
-            "piece. Chunked prefill (`prefill_chunk_size`) cannot be pruned; leave it unset."
-        )
     where = "" if row is None else f" (row {row} cannot be filled)"
+    if len(sizes) == 1 and int(mask.sum()) == sizes[0] and int(mask.any(1).sum()) > 1:
+        return InputError(
+            f"{title} features and {modality} tokens do not match row by row{where}: the features of several rows "
+            "came in one piece. Chunked prefill (`prefill_chunk_size`) cannot be pruned; leave it unset."
+        )
     return InputError(
         f"{title} features and {modality} tokens do not match: the prompt has {int(mask.sum())} {modality} placeholder "
         f"tokens, but {len(sizes)} {modality}(s) were given that make {sum(sizes)} visual tokens {list(sizes)}{where}. "
@@ -175,12 +210,20 @@ def _row_groups(
     last = int(shown.nonzero()[-1]) if bool(shown.any()) else -1
     groups: list[Group] = []
     for number, bundle in enumerate(bundles):
-        columns = torch.cat([own for own, _ in bundle])
         encoded = [image for _, image in bundle]
+        ordered = [own[image.columns_first] for own, image in bundle]
+        chosen = [len(own) - len(image.shape.fixed) for own, image in bundle]
+        columns = torch.cat(
+            [own[:n] for own, n in zip(ordered, chosen, strict=True)]
+            + [own[n:] for own, n in zip(ordered, chosen, strict=True)]
+        )
+        total = sum(chosen)
         taps = {tap: torch.cat([image.taps[tap] for image in encoded]) for tap in encoded[0].taps}
-        free = (shown[columns] & (columns != last)).nonzero().squeeze(1).to(device)
-        fixed = (columns == last).nonzero().squeeze(1).to(device)
+        stays = (columns == last) | (torch.arange(len(columns)) >= total)
+        free = (shown[columns] & ~stays).nonzero().squeeze(1).to(device)
+        fixed = (shown[columns] & stays).nonzero().squeeze(1).to(device)
         if len(free):
-            grids = tuple(image.grid for image in encoded)
-            groups.append(Group(row, number, grids, columns.to(device), taps, free, fixed, free))
+            grids = tuple(grid for image in encoded for grid in image.shape.grids)
+            counts = tuple(len(image.shape.grids) for image in encoded)
+            groups.append(Group(row, number, grids, columns.to(device), taps, free, fixed, free, counts))
     return groups

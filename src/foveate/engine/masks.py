@@ -101,6 +101,14 @@ def gathered_mask(given: Tensor, rows: Tensor, columns: Tensor, past: int, lengt
     return made.masked_fill(dead[:, None, None], _hidden_value(given))
 
 
+def hide_columns(made: Tensor, gone: Tensor) -> Tensor:
+    """A mask with the columns `gone` `[B, k]` hidden from every query."""
+    gone = gone.to(made.device)
+    if made.dim() == 2:
+        return made.masked_fill(gone, 0)
+    return made.masked_fill(gone[:, None, None], _hidden_value(made))
+
+
 def continued_mask(tail: Tensor, kept: Kept, mask: Tensor | None) -> Tensor:
     """The same for new text behind a pruned conversation: the part about the past is made once.
 
@@ -113,7 +121,7 @@ def continued_mask(tail: Tensor, kept: Kept, mask: Tensor | None) -> Tensor:
     if key not in kept.masks:
         seen = (kept.index >= 0).to(tail.device)
         if mask is not None:
-            seen = seen & mask.to(tail.device).gather(1, kept.index.clamp(min=0).to(tail.device))
+            seen = seen & mask.bool().to(tail.device).gather(1, kept.index.clamp(min=0).to(tail.device))
         made = seen.to(tail.dtype)
         if tail.is_floating_point():
             made = torch.zeros_like(made).masked_fill(~seen, _hidden_value(tail))

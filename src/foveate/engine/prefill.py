@@ -10,14 +10,16 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from foveate.engine import inputs, recording
-from foveate.engine.cache import FoveatedCache, can_adopt, check_cache
+from foveate.engine.cache import FoveatedCache, can_adopt, check_cache, check_windows
 from foveate.engine.call import Call
 from foveate.engine.conversation import ImageSpan, PrefillRecord
+from foveate.engine.deepstack import Deepstack
 from foveate.engine.forward import ForwardPass
 from foveate.engine.layout import Layout, build_layout
+from foveate.engine.matching import match_images
 from foveate.engine.positions import behind_pruned, continued
 from foveate.engine.session import Session
-from foveate.errors import FoveateError, InputError, MissingTapError
+from foveate.errors import ConfigurationError, FoveateError, InputError, MissingTapError
 
 Kwargs = dict[str, Any]
 
@@ -28,11 +30,11 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
     Raises:
         InputError, UnsupportedCacheError, MissingTapError: if it cannot be pruned. What prunes nothing refuses nothing.
     """
-    embeds: Tensor = kwargs["inputs_embeds"]
+    embeds = _embeds(kwargs)
     cache = _cache(session, text, kwargs)
     past = 0 if kwargs.get("past_key_values") is None else kwargs["past_key_values"].get_seq_length()
     try:
-        mask = inputs.padding_mask(kwargs.get("attention_mask"), embeds.shape[0], embeds.shape[1], past)
+        mask = inputs.padding_mask(_given_mask(call, kwargs), embeds.shape[0], embeds.shape[1], past)
         layout = _layout(session, call, mask, past, cache is not None, embeds.device)
     except FoveateError:
         if session.method is None:
@@ -47,42 +49,79 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
     if cache is not None:
         kwargs = {**kwargs, "past_key_values": cache}
         cache.in_pass = call.recorded = True
+        cache.padded |= mask is not None
         _record(forward, cache, kwargs.get("position_ids"))
+    if forward.stages:
+        forward.deepstack, kwargs = Deepstack.taken(kwargs)
+        kwargs = _whole_pass(session, kwargs)
     return _append_probe(forward, kwargs)
 
 
-def begin_with_text(cache: Any) -> None:
+def begin_with_text(cache: Any, mask: Any) -> None:
     """A conversation without an image yet has positions without an offset, whatever other conversations leave on the
     model (M-RoPE)."""
     if isinstance(cache, DynamicCache) and cache.get_seq_length() == 0 and can_adopt(cache):
-        FoveatedCache.adopt(cache).conversation.mrope = True
+        own = FoveatedCache.adopt(cache)
+        own.conversation.mrope = True
+        own.padded = isinstance(mask, Tensor) and not bool(mask.all())
 
 
 def go_on(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
     """Begin a pass over new text behind a known conversation; returns the arguments of the text model."""
-    embeds: Tensor = kwargs["inputs_embeds"]
+    embeds = _embeds(kwargs)
     cache: FoveatedCache = kwargs["past_key_values"]
     call.recorded = True
     rows, new, past = embeds.shape[0], embeds.shape[1], cache.get_seq_length()
-    given = kwargs.get("attention_mask")
-    if not cache.is_pruned and not (isinstance(given, Tensor) and given.dim() == 2):
-        mask = None
-    else:
-        mask = inputs.padding_mask(given, rows, new, past)
+    mask = _continued_padding(cache, _given_mask(call, kwargs), rows, new, past)
     positions = None
-    if cache.decode_from_cache and (held := cache.held(0)) is not None:
+    if cache.decode_from_cache and (held := cache.held(cache.counting())) is not None:
         positions = behind_pruned(held.index.to(embeds.device), held.until, new, past, mask)
     elif cache.conversation.mrope:
-        positions = continued(cache.conversation.offsets(embeds.device), rows, new, past, mask)
+        positions = continued(cache.conversation.offsets(embeds.device), session.family.axes, rows, new, past, mask)
     if positions is not None:
         kwargs = {**kwargs, "position_ids": positions}
     if cache.is_pruned:
         layout = Layout(new, past, torch.zeros((rows, new), dtype=torch.bool), None, [])
         call.forward = ForwardPass(session.family, None, layout, mask, cache, None, embeds.device)
         cache.in_pass = True
-        if mask is not None:
-            call.forward.alive.valid = mask[:, past:]
+        if mask is not None and new > 1:
+            call.forward.alive.valid = mask[:, past:].bool()
+        kwargs = _whole_pass(session, kwargs)
     return kwargs
+
+
+def _continued_padding(cache: FoveatedCache, given: Any, rows: int, new: int, past: int) -> Tensor | None:
+    """The padding mask of a continued conversation, None if nothing is padding. A step of one token does not look: its
+    token is real, and what comes before is known."""
+    if not cache.is_pruned and not (isinstance(given, Tensor) and given.dim() == 2):
+        return None  # nothing was taken over, so whatever stock code understands will do
+    if new == 1 and isinstance(given, Tensor) and given.shape == (rows, past + 1):
+        return given if cache.padded else None
+    mask = inputs.padding_mask(given, rows, new, past)
+    cache.padded |= mask is not None
+    return mask
+
+
+def _given_mask(call: Call, kwargs: Kwargs) -> Any:
+    """The padding mask; some models prepare masks per kind of layer before they call their language model."""
+    given = kwargs.get("attention_mask")
+    plain = given is None or (isinstance(given, Tensor) and given.dim() == 2)
+    return given if plain else call.mask
+
+
+def _embeds(kwargs: Kwargs) -> Tensor:
+    """`[B, n, D]` what enters the language model; where that joins images itself, nothing but the shape is known."""
+    embeds = kwargs.get("inputs_embeds")
+    if embeds is None:
+        ids: Tensor = kwargs["input_ids"]
+        embeds = torch.empty(*ids.shape, 0, device=ids.device)
+    return embeds
+
+
+def _whole_pass(session: Session, kwargs: Kwargs) -> Kwargs:
+    """Layers that share keys may be run on the last tokens only (Gemma 4); masks of ours are for all."""
+    shares = any(facts.source != number for number, facts in enumerate(session.family.layers))
+    return {k: v for k, v in kwargs.items() if k != "logits_to_keep"} if shares else kwargs
 
 
 def _cache(session: Session, text: nn.Module, kwargs: Kwargs) -> FoveatedCache | None:
@@ -91,6 +130,8 @@ def _cache(session: Session, text: nn.Module, kwargs: Kwargs) -> FoveatedCache |
     if session.method is None:
         return FoveatedCache.adopt(cache) if cache is not None and can_adopt(cache) else None
     if cache is not None:
+        windowed = [i for i, facts in enumerate(session.family.layers) if facts.kind in ("sliding", "chunked")]
+        check_windows(cache, windowed)
         if text.training and getattr(text, "gradient_checkpointing", False):
             raise InputError(
                 "Layers with gradient checkpointing keep no KV cache while they train, so answers cannot be generated. "
@@ -113,7 +154,7 @@ def _layout(
     valid = None if mask is None else mask[:, past:].cpu()
     if session.method is not None:
         inputs.check_padding_side(valid, caching)
-    images = inputs.match_images(call, session.local.encoded)
+    images = match_images(session.family, call, session.local.encoded)
     per = session.method.per if session.method else "image"
     layout = build_layout(call.visual, valid, images, past, per, device)
     method = session.method
@@ -137,16 +178,18 @@ def _record(forward: ForwardPass, cache: FoveatedCache, positions: Tensor | None
     cache.conversation.add(
         [
             PrefillRecord(
-                start, end, tuple(ImageSpan(a + start, b + start, o) for (a, b), o in zip(spans, found, strict=True))
+                start,
+                end,
+                tuple(ImageSpan(a + start, b + start, o, n) for (a, b), o, n in zip(spans, found, pieces, strict=True)),
             )
-            for spans, found in zip(layout.spans, offsets, strict=True)
+            for spans, found, pieces in zip(layout.spans, offsets, layout.pieces, strict=True)
         ]
     )
 
 
 def _offsets(forward: ForwardPass, positions: Tensor) -> list[list[int]]:
     """For every image, position of the text behind it minus the real tokens before that text. One synchronisation."""
-    layout, axes = forward.layout, positions[-3:].amax(0).expand(forward.layout.rows, -1)
+    layout, axes = forward.layout, positions[-forward.family.axes :].amax(0).expand(forward.layout.rows, -1)
     follow = F.pad(axes, (0, 1))
     follow[:, -1] = axes.amax(1) + 1  # behind the last token of a row
     real = torch.ones_like(axes) if forward.mask is None else forward.mask[:, layout.past :].long()
@@ -163,7 +206,12 @@ def _append_probe(forward: ForwardPass, kwargs: Kwargs) -> Kwargs:
     probe = forward.probe
     if probe is None:
         return kwargs
-    embeds, positions = kwargs["inputs_embeds"], kwargs.get("position_ids")
+    embeds, positions = kwargs.get("inputs_embeds"), kwargs.get("position_ids")
+    if embeds is None:
+        raise ConfigurationError(
+            f"{forward.method} appends tokens behind the prompt, which '{forward.family.name}' cannot be given: its "
+            "language model joins images and text itself."
+        )
     length = embeds.shape[1]
     if positions is None:
         past = forward.layout.past

@@ -8,7 +8,32 @@ import torch
 from torch import Tensor
 
 from foveate.core.attention import attention_logits, attention_rows
+from foveate.engine.alive import Alive
 from foveate.engine.capture import AttentionCall
+
+
+@dataclass(frozen=True)
+class HeardLayer:
+    """Queries and keys of a decoder layer, until the stages that read them.
+
+    Attributes:
+        index: `[B, n]` columns of the unpruned rows that were alive there, None for all.
+        drops: how often tokens had been dropped.
+    """
+
+    call: AttentionCall
+    index: Tensor | None
+    drops: int
+
+    def places(self, alive: Alive, row: int) -> Tensor | None:
+        """`[m]` where the tokens alive now stood, None if nothing was dropped since."""
+        if alive.drops == self.drops or alive.index is None:
+            return None
+        now = alive.index[row].to(self.call.q.device)
+        if self.index is None:
+            return now.clamp(min=0)
+        then = self.index[row].to(now.device)
+        return torch.searchsorted(then.contiguous(), now.contiguous()).clamp(max=len(then) - 1)
 
 
 def text_attention(call: AttentionCall, row: int, tokens: Tensor | None, valid: Tensor | None) -> Tensor:
@@ -24,10 +49,11 @@ def text_attention(call: AttentionCall, row: int, tokens: Tensor | None, valid: 
     columns = torch.arange(k.shape[1], device=q.device)
     if tokens is None:
         tokens = torch.tensor([q.shape[1] - 1], device=q.device)
-    allowed = columns[None] <= tokens.to(q.device)[:, None] + past
+    tokens = tokens.to(q.device)
+    allowed = columns[None] <= tokens[:, None] + past if call.mask is None else call.allowed(row, tokens)
     if valid is not None:
         allowed = allowed & valid.to(q.device)[None]
-    return attention_rows(q[:, tokens.to(q.device)], k, call.scaling, allowed)[..., past:]
+    return attention_rows(q[:, tokens], k, call.scaling, allowed)[..., past:]
 
 
 @dataclass(frozen=True)
@@ -53,14 +79,17 @@ class Reading:
         return logits - self.total[row][..., None] if log_probabilities else logits
 
 
-def read_probe(call: AttentionCall, length: int, valid: Tensor | None, columns: Tensor | None) -> Reading:
+def read_probe(
+    call: AttentionCall, length: int, valid: Tensor | None, columns: Tensor | None, past: int | None = None
+) -> Reading:
     """Record the attention of a probe of `length` tokens, the last ones of every row.
 
     Args:
         valid: `[B, past + n]` bool, None if all are real.
         columns: as in `Reading`.
+        past: keys whose logits are left out; None: those that were cached before this pass.
     """
-    past = call.k.shape[2] - call.q.shape[2]
+    past = call.k.shape[2] - call.q.shape[2] if past is None else past
     logits, totals = [], []
     for row in range(call.q.shape[0]):
         scores = attention_logits(call.q[row, :, -length:], call.k[row], call.scaling)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 from foveate.core.selection import Packed
 from foveate.engine import prefill, recording
 from foveate.engine.alive import scatter
-from foveate.engine.call import Call, Kind
+from foveate.engine.cache import FoveatedCache
+from foveate.engine.call import Kind
 from foveate.engine.capture import AttentionCall
 from foveate.engine.draft import read_prompt_first
 from foveate.engine.forward import ForwardPass
 from foveate.engine.inputs import by_name, check_placeholders, read_call
 from foveate.engine.positions import renumber
-from foveate.engine.recompute import Entry, remember, repeat
+from foveate.engine.recompute import LayerChange, apply_again, keep_for_backward
 from foveate.engine.session import Session
 from foveate.errors import ConfigurationError
 
@@ -53,18 +55,20 @@ def before_base(session: Session, module: nn.Module, args: tuple[Any, ...], kwar
     local = session.local
     local.call = local.prompt_states = None
     given = by_name(module, args, kwargs)
-    call, kept = read_call(session.family, given)
+    behind = given if session.method is None else read_prompt_first(session, module, given)
+    call, kept = read_call(session.family, behind)
     if session.method is not None:
         if call.kind is Kind.PREFILL:
             check_placeholders(call)
-            kept = read_prompt_first(session, module, kept)
-            if local.prompt_states is not None:  # the prompt is in the cache now, its draft follows
-                call = Call(Kind.CONTINUATION)
         elif given.get("inputs_embeds") is not None and given.get("input_ids") is None:
             _warn_about_embeddings(given)
     if call.kind is Kind.PLAIN and hasattr(module, "rope_deltas"):
-        prefill.begin_with_text(given.get("past_key_values"))
+        prefill.begin_with_text(given.get("past_key_values"), given.get("attention_mask"))
     local.call = call
+    cache = kept.get("past_key_values")
+    if call.kind is not Kind.PLAIN and isinstance(cache, FoveatedCache):
+        cache.in_pass = True  # some models make their masks before they call their language model
+        call.cache = weakref.ref(cache)
     return None if kept is given else ((), kept)
 
 
@@ -83,13 +87,15 @@ def after_base(session: Session, module: nn.Module, args: Any, output: Any) -> N
     model."""
     local = session.local
     call, local.call = local.call, None
+    if call is not None and call.cache is not None and (cache := call.cache()) is not None:
+        cache.in_pass = False
     if output is not None and local.prompt_states is not None:
         output.last_hidden_state = torch.cat([local.prompt_states, output.last_hidden_state], dim=1)
     local.prompt_states = None
     deltas = getattr(module, "rope_deltas", None)
-    if call is not None and call.recorded and isinstance(deltas, Tensor):
-        session.rope_deltas = deltas
-        module.rope_deltas = deltas.new_zeros(1, 1)
+    if call is not None and call.recorded and isinstance(deltas, Tensor) and deltas is not session.no_deltas:
+        session.rope_deltas, session.no_deltas = deltas, deltas.new_zeros(1, 1)
+        module.rope_deltas = session.no_deltas
 
 
 # -- seam 2: before the language model
@@ -163,36 +169,57 @@ def before_layer(number: int) -> PreHook:
     def hook(session: Session, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> Any:
         forward = session.local.call.forward if session.local.call else None
         if forward is None:
-            return repeat(number, args, kwargs)
+            return apply_again(number, args, kwargs)
         if not (forward.stages or forward.took_over):
             return None
         given = by_name(module, args, kwargs)
-        hidden = given["hidden_states"]
+        name = session.family.hidden_names[number]
+        hidden = stock = given[name]
+        if forward.deepstack is not None:
+            hidden = forward.deepstack.behind(number - 1, hidden, forward.alive.index, forward.layout.length)
         before = forward.alive.valid
-        packed = forward.select(number, hidden)
+        packed = forward.select(number, one_stream(hidden))
         if packed is not None:
-            hidden = packed.apply(hidden)
-            _renumber(forward, number, hidden, packed, before)
+            hidden = repack(packed, hidden)
+            _renumber(forward, number, hidden, given, packed, before)
         if forward.probe is not None:
             hidden = forward.probe.add(number, hidden)
         forward.enter(number)
-        entry = Entry(packed, forward.probe)
+        entry = LayerChange(packed, forward.probe)
         if forward.took_over:
-            entry.arguments = _arguments(forward, number, hidden, given)
-        elif forward.probe is None:
+            entry.arguments = _arguments(forward, number, one_stream(hidden), given)
+        elif hidden is stock:
             return None
-        remember(number, module, given, entry)
-        rest = {k: v for k, v in given.items() if k != "hidden_states"}
+        keep_for_backward(number, module, given, entry)
+        rest = {k: v for k, v in given.items() if k != name}
         return (hidden,), rest | entry.arguments
 
     return hook
 
 
-def _renumber(forward: ForwardPass, number: int, hidden: Tensor, packed: Packed, before: Tensor | None) -> None:
+def one_stream(hidden: Tensor) -> Tensor:
+    """`[B, n, D]` what a method sees of hidden states; some models carry several streams, `[4, B, n, D]` (AltUp)."""
+    return hidden if hidden.dim() == 3 else hidden[0]
+
+
+def repack(packed: Packed, hidden: Tensor) -> Tensor:
+    """Select and merge the survivors, in every stream."""
+    return packed.apply(hidden) if hidden.dim() == 3 else torch.stack([packed.apply(stream) for stream in hidden])
+
+
+def _renumber(
+    forward: ForwardPass, number: int, hidden: Tensor, given: Kwargs, packed: Packed, before: Tensor | None
+) -> None:
     """Rotary embeddings of the survivors, where the method does not keep the original positions."""
     assert forward.method is not None
     mode = forward.stages[number].positions or forward.method.positions
     if mode != "original":
+        embeddings = given.get("position_embeddings")
+        if not isinstance(embeddings, tuple) or not all(isinstance(t, Tensor) and t.dim() == 3 for t in embeddings):
+            raise ConfigurationError(
+                f"positions={mode!r} renumbers rotary embeddings, and '{forward.family.name}' has others than a pair "
+                "of cosines and sines for all layers; keep the original positions."
+            )
         forward.rotary = forward.family.rotary(hidden, renumber(packed, before, mode).to(hidden.device))
     elif forward.rotary is not None:
         forward.rotary = tuple(packed.gather(t, batch_dim=-3, dim=-2) for t in forward.rotary)
@@ -201,8 +228,11 @@ def _renumber(forward: ForwardPass, number: int, hidden: Tensor, packed: Packed,
 def _arguments(forward: ForwardPass, number: int, hidden: Tensor, given: Kwargs) -> Kwargs:
     """The layer's arguments that differ from what stock code made for the whole sequence."""
     own: Kwargs = {}
+    name_of_states, cache = forward.family.hidden_names[number], forward.cache
+    if cache is not None and forward.alive.index is not None:
+        cache.free_window(number, forward.layout.past)
     for name, value in given.items():
-        if name in ("hidden_states", "past_key_values", "attention_mask") or value is None:
+        if name in (name_of_states, "past_key_values", "attention_mask", "shared_kv_states") or value is None:
             continue
         if name == "position_embeddings" and forward.rotary is not None:
             own[name] = tuple(t.to(hidden.device) for t in forward.rotary)

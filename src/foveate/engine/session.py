@@ -16,7 +16,7 @@ from foveate.core.method import Method
 from foveate.core.timing import Stopwatch
 from foveate.core.view import Tap
 from foveate.engine.call import Call
-from foveate.engine.layout import EncodedImage
+from foveate.engine.layout import TowerImage
 from foveate.errors import SessionError
 from foveate.families.base import Family
 from foveate.trace.records import PrefillTrace
@@ -47,7 +47,7 @@ class TowerCall:
             are kept until the next images come.
     """
 
-    images: list[EncodedImage]
+    images: list[TowerImage]
     output: weakref.ref[Tensor] | None
     used: bool = False
 
@@ -56,7 +56,7 @@ class TowerCall:
         return self.output is not None and self.output() is not None
 
 
-class Local(threading.local):
+class ThreadState(threading.local):
     """What one thread is doing with one session.
 
     Attributes:
@@ -82,7 +82,7 @@ class Local(threading.local):
         self.trace: Trace | None = None
 
     @property
-    def encoded(self) -> list[EncodedImage]:
+    def encoded(self) -> list[TowerImage]:
         """Images in the order in which they were encoded."""
         return [image for call in self.tower_calls for image in call.images]
 
@@ -102,6 +102,8 @@ class Session:
         attached: in force for every thread until `detach`.
         every_thread: also applies to threads that opened no session of their own.
         full_length: give hidden states back at the unpruned length, zero where a token was dropped.
+        rope_deltas, no_deltas: M-RoPE offsets that stock code left on the model, and the zeros that stand there for as
+            long as the offsets come from conversations.
     """
 
     family: Family
@@ -112,7 +114,8 @@ class Session:
     full_length: bool = False
     closed: bool = False
     rope_deltas: Tensor | None = None
-    local: Local = field(default_factory=Local)
+    no_deltas: Tensor | None = None
+    local: ThreadState = field(default_factory=ThreadState)
     taps: tuple[Tap, ...] = ()
     needs: tuple[Need, ...] = ("seams",)
 
@@ -121,14 +124,15 @@ class Session:
             return
         info = self.family.info
         self.taps = tuple(dict.fromkeys(self.method.taps(info)))
-        reads = {stage.layer - 1 for stage in self.method.stages(info) if stage.reads != "nothing" and stage.layer}
+        stages = [stage for stage in self.method.stages(info) if stage.reads != "nothing" and stage.layer]
+        reads = {layer for stage in stages if (layer := info.reading_layer(stage.layer)) is not None}
         probe = self.method.probe(info)
         layers = sorted(reads | set(probe.reads if probe is not None else ()))
         self.needs = ("seams", *self.taps, *(LayerReads(layer) for layer in layers))
 
     def new_prefill(self) -> PrefillTrace:
         """The record of a prefill that begins now."""
-        prefill = PrefillTrace(self.trace.method, self.trace.layers)
+        prefill = PrefillTrace(self.trace.method, self.trace.layers, self.trace.notes)
         prefill.vision, prefill.tapping = self.local.vision, self.local.tapping
         self.local.vision, self.local.tapping = Stopwatch(), Stopwatch()
         if self.attached:  # a server runs for weeks, in many threads: each remembers its last prefill only

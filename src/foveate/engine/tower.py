@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from foveate.core.attention import attention_rows, received_attention
 from foveate.core.view import Tap
 from foveate.engine.capture import AttentionCall
-from foveate.engine.layout import EncodedImage
+from foveate.engine.layout import TowerImage
 from foveate.engine.session import Session, TowerCall
 
 
@@ -79,7 +79,7 @@ def after_tower(session: Session, module: nn.Module, args: Any, output: Any) -> 
     local.started = None
     if output is None:
         return
-    images = [EncodedImage(grid, {}) for grid in local.grids]
+    images = [TowerImage(grid, {}) for grid in local.grids]
     for tap, values in local.readings.items():
         with local.tapping.span(values[0].device), torch.no_grad():
             joined = values[0] if len(values) == 1 else torch.cat(values, dim=1)

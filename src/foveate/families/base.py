@@ -1,160 +1,144 @@
-"""What the engine must know of a model family. Adapters in `families/` are data more than code."""
+"""What the engine must know of a model: one adapter for every stock model, with tables for what cannot be probed."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from foveate.core.grid import Grid
-from foveate.core.view import ModelInfo, Tap
-from foveate.errors import MissingTapError, UnsupportedModelError
+from foveate.core.view import Tap
+from foveate.errors import MissingTapError
+from foveate.families.merging import merge_patches, per_image
+from foveate.families.parts import attention_of
+from foveate.families.probed import Probed
+from foveate.families.tables import MERGES, side
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The modules that hooks go to.
+class Family(Probed):
+    """Adapter of one model: probes a stock model's structure, so that most types need no line here.
 
-    Attributes:
-        base: receives `input_ids` and joins text and images (the model without its LM head).
-        tower: vision tower; called once per kind of visual input.
-        blocks: its transformer blocks.
-        text: language model without head; called with keyword arguments.
-        layers: its decoder layers.
-        head: the model with its LM head, None if the base model was given alone.
+    Subclass in a file of `foveate/families/`, or in another package under the entry points `foveate.families`, for what
+    probing gets wrong; `model_types` are the values of `config.model_type` that a subclass serves.
+
+    Raises:
+        UnsupportedModelError: a part was not found, or images enter otherwise than as tokens of a decoder.
     """
 
-    base: nn.Module
-    tower: nn.Module
-    blocks: nn.ModuleList
-    text: nn.Module
-    layers: nn.ModuleList
-    head: nn.Module | None
-
-
-class Family(ABC):
-    """Adapter of one model family; one instance serves one model.
-
-    Subclass in a file of `foveate/families/`; the registry finds it. `model_types` are the values of
-    `config.model_type` it serves; paths name modules relative to the base model.
-    """
-
-    name: ClassVar[str]
-    model_types: ClassVar[tuple[str, ...]]
-    tower_path: ClassVar[str]
-    blocks_path: ClassVar[str]
-    text_path: ClassVar[str] = "language_model"
-    has_class_token: ClassVar[bool] = False
-    wants_token_types: ClassVar[bool] = False
-    """Whether the model needs `mm_token_type_ids` (M-RoPE) from the processor."""
+    model_types: ClassVar[tuple[str, ...]] = ()
     default_template: ClassVar[str | None] = None
     """Chat template for checkpoints that come without one."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.config: Any = model.config
-        base = getattr(model, "model", model)  # accepts the base model as well as the one with a head
-        base = base if _has(base, self.text_path) else model
-        self.parts = Parts(
-            base=base,
-            tower=self._part(base, self.tower_path, nn.Module),
-            blocks=self._part(base, f"{self.tower_path}.{self.blocks_path}", nn.ModuleList),
-            text=self._part(base, self.text_path, nn.Module),
-            layers=self._part(base, f"{self.text_path}.layers", nn.ModuleList),
-            head=None if base is model else model,
-        )
+    # -- reading the tower -------------------------------------------------------------------------------
 
-    def _part(self, root: nn.Module, path: str, kind: type) -> Any:
-        part: Any = root
-        for step in path.split("."):
-            part = getattr(part, step, None)
-        if not isinstance(part, kind):
-            raise UnsupportedModelError(
-                f"{type(root).__name__} has no `{path}` ({kind.__name__}), which the family adapter "
-                f"'{self.name}' expects; pass the stock transformers model of type {self.model_types}."
-            )
-        return part
-
-    @property
-    def tower_heads(self) -> int:
-        """Attention heads of a vision block, 0 if its configuration does not say."""
-        vision = getattr(self.config, "vision_config", None)
-        return getattr(vision, "num_attention_heads", None) or getattr(vision, "num_heads", None) or 0
-
-    @property
-    def info(self) -> ModelInfo:
-        return ModelInfo(
-            self.name, len(self.parts.layers), len(self.parts.blocks), self.has_class_token, self.tower_heads
-        )
-
-    @property
-    @abstractmethod
-    def token_ids(self) -> dict[str, int]:
-        """Placeholder token id per modality (`image`, `video`), in the order in which features are joined."""
-
-    @abstractmethod
-    def tower_grids(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Grid]:
-        """Merged grids of the images in one call of the tower."""
-
-    @abstractmethod
-    def incoming(self, kwargs: dict[str, Any]) -> dict[str, list[Grid]]:
-        """Merged grids per modality of the raw images that a call of the base model brings."""
-
-    @abstractmethod
-    def take(self, kwargs: dict[str, Any], chosen: dict[str, list[int]]) -> dict[str, Any]:
-        """The raw-image arguments of such a call with only the chosen images of each modality."""
-
-    @abstractmethod
-    def without_images(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of such a call with no images at all."""
-
-    # -- reading -----------------------------------------------------------------------------------------
-
-    @abstractmethod
     def block_of(self, tap: Tap) -> int:
-        """Index of the vision block that a tap reads (resolves None and negative numbers)."""
+        """Index of the vision block that a tap reads (resolves None and negative numbers).
 
-    @abstractmethod
-    def block_attention(self, block: nn.Module) -> nn.Module:
-        """The module of a vision block that calls the attention function."""
-
-    @abstractmethod
-    def key_features(self, block: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-        """The module of a vision block whose output holds its keys before rotary embedding, and how to take them out,
-        heads concatenated."""
-
-    @abstractmethod
-    def to_tokens(self, tap: Tap, values: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
-        """Values per patch, as the tower orders them, as values per visual token in raster order, a tensor per image.
-
-        Args:
-            values: `[B, S]` (received) or the tower's own shape with features last (keys, hidden).
+        Raises:
+            MissingTapError: there is no such block, or no way from its patches to tokens.
         """
-
-    def layer_attention(self, layer: int) -> nn.Module:
-        """The module of a decoder layer that calls the attention function."""
-        module: Any = self.parts.layers[layer]
-        return module.self_attn
-
-    def rotary(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotary embeddings (cos, sin) of text positions `[B, n]`."""
-        module: Any = self.parts.text.rotary_emb
-        return module(hidden, positions)
-
-    def resolve_block(self, tap: Tap, default: int) -> int:
         blocks = len(self.parts.blocks)
-        block = default if tap.block is None else tap.block
+        if not blocks:
+            raise MissingTapError(f"{tap} reads a vision tower's blocks, but '{self.name}' has none.")
+        if self.merge == "none":
+            raise MissingTapError(
+                f"{tap} gives a value per patch, but how patches become tokens of '{self.name}' is "
+                f"{'not known' if self.name not in MERGES else 'learned (a resampler)'}; use a method without taps."
+            )
+        block = self.default_block if tap.block is None else tap.block
         if not -blocks <= block < blocks:
             raise MissingTapError(
                 f"{tap} asks for vision block {block}, but the tower of '{self.name}' has {blocks} blocks."
             )
         return block % blocks
 
+    @property
+    def default_block(self) -> int:
+        """The last block with global attention that feeds the projector."""
+        feature = getattr(self.config, "vision_feature_layer", None)
+        if isinstance(feature, list | tuple):
+            feature = feature[-1]
+        if isinstance(feature, int):  # counts `hidden_states`, of which the first is the embedding
+            return feature if feature < 0 else feature - 1
+        full = getattr(getattr(self.config, "vision_config", None), "fullatt_block_indexes", None)
+        return max(full) if full else -1
 
-def _has(root: nn.Module, path: str) -> bool:
-    part: Any = root
-    for step in path.split("."):
-        part = getattr(part, step, None)
-    return isinstance(part, nn.Module)
+    def block_attention(self, block: nn.Module) -> nn.Module:
+        """The module of a vision block that calls the attention function."""
+        found = attention_of(block)
+        if found is None:
+            raise MissingTapError(f"{type(block).__name__} of '{self.name}' has no attention module that can be read.")
+        return found
+
+    def key_features(self, block: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+        """The module of a vision block whose output holds its keys before rotary embedding, and how to take them out,
+        heads concatenated."""
+        attention: Any = self.block_attention(block)
+        for name in ("k_proj", "key", "wk"):
+            if isinstance(found := getattr(attention, name, None), nn.Module):
+                return found, lambda keys: keys
+        joined = getattr(attention, "qkv", None)
+        if not isinstance(joined, nn.Module):
+            raise MissingTapError(f"{type(attention).__name__} of '{self.name}' has no projection of keys to read.")
+        return joined, self._middle_third(attention)
+
+    def _middle_third(self, attention: Any) -> Callable[[Tensor], Tensor]:
+        """The keys in joined queries, keys and values; fewer heads of keys than of queries are possible."""
+        sizes = [getattr(attention, name, None) for name in ("num_heads", "num_key_value_heads")]
+        heads = sizes[0] or 1
+        fewer = sizes[1] or heads
+
+        def keys(joined: Tensor) -> Tensor:
+            width = joined.shape[-1] // (heads + 2 * fewer)
+            return joined[..., heads * width : (heads + fewer) * width]
+
+        return keys
+
+    def to_tokens(self, tap: Tap, values: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+        """Values per patch, as the tower orders them, as values per visual token in raster order, a tensor per image.
+
+        Args:
+            values: `[B, S]` (received) or the tower's own shape with features last (keys, hidden).
+            grids: of the images (or tiles) in tokens.
+        """
+        received = tap.kind == "received"
+        values = values[..., None] if received else values
+        patches = [grid.size * self.factor**2 for grid in grids]
+        rows = per_image(values, patches, self.class_token_last)
+        window = self.window
+        found = [
+            merge_patches(row, grid, self.factor, self.merge, window) for row, grid in zip(rows, grids, strict=True)
+        ]
+        return [value.squeeze(-1) for value in found] if received else found
+
+    @property
+    def window(self) -> int:
+        """Side of the tower's attention windows in tokens, 0 if it has none."""
+        vision: Any = getattr(self.config, "vision_config", None)
+        size = getattr(vision, "window_size", None)
+        return size // side(vision.patch_size) // self.factor if size and self.merge == "windowed" else 0
+
+    # -- reading the language model ----------------------------------------------------------------------
+
+    def layer_attention(self, layer: int) -> nn.Module:
+        """The module of a decoder layer that calls the attention function."""
+        found = attention_of(self.parts.layers[layer])
+        if found is None:
+            raise MissingTapError(f"Decoder layer {layer} of '{self.name}' has no attention module that can be read.")
+        return found
+
+    @cached_property
+    def axes(self) -> int:
+        """Axes of multimodal positions."""
+        rope = getattr(self.parts.text.config, "rope_parameters", None) or {}
+        return len(rope.get("mrope_section") or (0, 0, 0)) if isinstance(rope, dict) else 3
+
+    def rotary(self, hidden: Tensor, positions: Tensor) -> Any:
+        """Rotary embeddings (cos, sin) of text positions `[B, n]`."""
+        module: Any = self.parts.text.rotary_emb
+        sections = getattr(self.parts.text.config, "rope_parameters", None) or {}
+        if isinstance(sections, dict) and "mrope_section" in sections:
+            positions = positions.expand(3, *positions.shape)
+        return module(hidden, positions)

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from foveate import zoo
 from foveate.errors import CheckpointError, DeviceError, FoveateError, MissingExtraError, UnsupportedModelError
-from foveate.families import adapt, registry
+from foveate.families import adapt
+from foveate.families.refusals import type_refusal
 from foveate.inference.placement import check_attention, choose_device, parse_dtype
 from foveate.inference.processor import load_processor
 
@@ -42,7 +43,7 @@ def load(
     source = _source(str(path_or_id))
     more = {"device_map": "auto"} if where == "auto" else {}
     try:
-        _check_family(source, AutoConfig.from_pretrained(source).model_type)
+        _check_family(source, AutoConfig.from_pretrained(source))
         _check_weights(source)
         model = AutoModelForImageTextToText.from_pretrained(
             source, dtype=wanted, attn_implementation=attn_implementation, **more
@@ -76,12 +77,10 @@ def _placement(dtype: Any, device: Any, attention: str | None) -> tuple[str, tor
     return where, wanted
 
 
-def _check_family(source: str, model_type: str) -> None:
-    if model_type not in registry():
-        raise UnsupportedModelError(
-            f"{source} is a '{model_type}' model; supported families are {', '.join(sorted(registry()))}. "
-            "A family is one adapter file in foveate/families/."
-        )
+def _check_family(source: str, config: Any) -> None:
+    """Refuse before weights are read what cannot be pruned whatever they are."""
+    if reason := type_refusal(config):
+        raise UnsupportedModelError(f"{source} is a '{config.model_type}' model, which cannot be pruned: {reason}")
 
 
 def _source(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,22 @@ def overlay(image: Image.Image, trace: PrefillTrace, row: int = 0, index: int = 
     canvas = image.convert("RGB").resize((image.width * side, image.height * side), Image.Resampling.LANCZOS)
     canvas = _tint(canvas, stage, len(layers))
     return _with_legend(canvas, layers, [int((stage == s).sum()) for s in range(len(layers) + 1)])
+
+
+def overlays(image: Image.Image, trace: PrefillTrace, row: int = 0, index: int = 0) -> list[tuple[Image.Image, str]]:
+    """A picture after each stage and what it shows in words, as `overlay`: the last one is that of all stages.
+
+    Raises:
+        InputError: there is no such image in the trace.
+    """
+    group = _find(trace, row, index)[0]
+    found = []
+    for number, step in enumerate(group.steps, 1):
+        until = replace(trace, groups=[replace(one, steps=one.steps[:number]) for one in trace.groups])
+        before = group.shown if number == 1 else len(group.alive_at(group.steps[number - 2].layer))
+        caption = f"{where(step.layer)}: {before} to {len(group.alive_at(step.layer))} visual tokens"
+        found.append((overlay(image, until, row, index), caption))
+    return found
 
 
 def save(picture: Image.Image, path: Path) -> None:

@@ -41,9 +41,10 @@ class GroupTrace:
     """History of the visual tokens of one image (or of one prompt's images).
 
     Attributes:
-        columns: `[N]` their places in the unpruned row of this pass.
+        columns: `[N + e]` their places in the unpruned row of this pass: the grids' tokens, then those beside them.
         visible: `[v]` which of the `N` could be chosen (the attention mask hides the others, or they always stay).
-        fixed: `[f]` which of the `N` always stay.
+        fixed: `[f]` which of the columns always stay; those from `N` on are newlines, separators and class tokens.
+        images: number of grids of every image.
     """
 
     row: int
@@ -52,6 +53,7 @@ class GroupTrace:
     columns: Tensor
     visible: Tensor
     fixed: Tensor
+    images: tuple[int, ...] = (1,)
     steps: list[Step] = field(default_factory=list)
 
     @property
@@ -79,6 +81,7 @@ class PrefillTrace:
     Attributes:
         method: the method as text.
         layers: number of decoder layers.
+        notes: what was read otherwise than the method says, and what stood in for a class token.
         kv_bytes: bytes of all key and value tensors right after this prefill (0 without a cache).
         kv_bytes_unpruned: what the same cache would hold with nothing dropped.
         vision, prefill: stopwatches of the tower and of the language model; `tapping` and `selecting` are the shares
@@ -87,6 +90,7 @@ class PrefillTrace:
 
     method: str
     layers: int
+    notes: tuple[str, ...] = ()
     rows: int = 0
     past: int = 0
     length: int = 0
@@ -141,6 +145,7 @@ class PrefillTrace:
         token stands at its target's column. `kept` are those alive after the last stage."""
         return {
             "method": self.method,
+            "notes": list(self.notes),
             "visual_tokens": self.visual_tokens,
             "alive_per_layer": self.alive_per_layer(),
             "keep_ratio": self.keep_ratio,

@@ -16,6 +16,7 @@ def describe(trace: PrefillTrace) -> str:
         lines.append(f"  KV cache       {trace.kv_bytes:,} of {trace.kv_bytes_unpruned:,} bytes ({share:.1%})")
     lines.append(f"  selecting      {trace.selecting.ms:.1f} ms of {trace.prefill.ms:.1f} ms prefill")
     lines.append(f"  reading        {trace.tapping.ms:.1f} ms of {trace.vision.ms:.1f} ms in the vision tower")
+    lines += [f"  note           {note}" for note in trace.notes]
     if len(trace.groups) > 1:
         lines += [f"  {_image_line(trace, number)}" for number in range(len(trace.groups))]
     return "\n".join(lines)

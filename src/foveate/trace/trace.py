@@ -14,12 +14,14 @@ from foveate.trace.text import describe
 class Trace:
     """Everything that happened while a method was in force; `prefills` has one entry per pruned prefill.
 
-    Attributes and methods of the last prefill can be read from the trace itself.
+    Attributes and methods of the last prefill can be read from the trace itself. `notes` say what was read otherwise
+    than the method says, because of the model.
     """
 
     def __init__(self, method: str, layers: int) -> None:
         self.method = method
         self.layers = layers
+        self.notes: tuple[str, ...] = ()
         self.prefills: list[PrefillTrace] = []
 
     @property

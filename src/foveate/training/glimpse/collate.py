@@ -53,7 +53,7 @@ class Collator:
         for example in examples:
             images = example.load_images()
             encoded = dict(self.processor.image_processor(images=images, return_tensors="pt"))
-            grids = self.family.incoming(encoded)["image"]
+            grids = [shape.grids[0] for shape in self.family.incoming(encoded)["image"]]
             rows.append(self._tokens(example, [grid.size for grid in grids], answered))
             pixels.append(encoded)
             if self.with_boxes and answered:

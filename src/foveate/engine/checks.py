@@ -1,0 +1,60 @@
+"""What a method asks of a model, checked before a prefill; and what it gets instead, for the trace."""
+
+from __future__ import annotations
+
+from foveate.core.method import Method
+from foveate.errors import ConfigurationError
+from foveate.families.base import Family
+
+
+def check(family: Family, method: Method) -> None:
+    """A bad configuration shows here, not in the middle of a prefill."""
+    info = family.info
+    stages = method.stages(info)
+    layers = [stage.layer for stage in stages]
+    last = info.layers - (0 if stages and stages[-1].compact_earlier else 1)
+    if layers != sorted(set(layers)) or any(not 0 <= k <= last for k in layers):
+        raise ConfigurationError(
+            f"{method} selects before layers {layers}; they must increase and lie in 0..{info.layers - 1} "
+            f"({info.layers} decoder layers; 0 is before the language model)."
+        )
+    method.check(info)
+    _check_reading(family, method)
+    for tap in method.taps(info):
+        family.block_of(tap)
+
+
+def _check_reading(family: Family, method: Method) -> None:
+    """Raise where the language model has no layer that could be read."""
+    info = family.info
+    for stage in method.stages(info):
+        if stage.reads != "nothing" and stage.layer and info.reading_layer(stage.layer) is None:
+            first = next((layer + 1 for layer in range(info.layers) if info.can_read(layer)), None)
+            possible = first is not None and first < info.layers
+            remedy = f"select before layer {first} or later" if possible else "use a method that reads no layer"
+            raise ConfigurationError(
+                f"{method} reads {stage.reads} before layer {stage.layer}, but no layer before it of '{info.family}' "
+                f"has keys that can be read; {remedy}."
+            )
+    probe = method.probe(info)
+    unread = [layer for layer in (probe.reads if probe is not None else ()) if not info.can_read(layer)]
+    if unread:
+        raise ConfigurationError(
+            f"{method} reads its probe in layers {unread} of '{info.family}', whose attention cannot be read."
+        )
+
+
+def notes(family: Family, method: Method) -> tuple[str, ...]:
+    """What is read otherwise than a method says, for the trace."""
+    info, found = family.info, []
+    for stage in method.stages(info):
+        layer = info.reading_layer(stage.layer) if stage.reads != "nothing" and stage.layer else None
+        if layer is not None and layer != stage.layer - 1:
+            before = stage.layer - 1
+            kind = family.layers[before].kind
+            found.append(
+                f"the stage before layer {stage.layer} reads layer {layer}: layer {before} ({kind}) is unreadable"
+            )
+    if any(tap.kind == "received" for tap in method.taps(info)):
+        found.append(f"received attention comes from {'the class token' if info.has_class_token else 'all patches'}")
+    return tuple(found)

@@ -1,0 +1,52 @@
+"""How the visual tokens of one image lie: its grids, and the tokens among them that always stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from foveate.core.grid import Grid
+
+
+@dataclass(frozen=True)
+class ImageShape:
+    """The tokens of one image (or tile) in the language model.
+
+    Attributes:
+        grids: of the tokens that can be chosen, in the order of the sequence.
+        fixed: places, among all its tokens, of those that always stay: newlines, separators, class tokens.
+    """
+
+    grids: tuple[Grid, ...]
+    fixed: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return sum(grid.size for grid in self.grids) + len(self.fixed)
+
+
+def shape_of(size: int, grids: Sequence[Grid], exact: bool) -> ImageShape:
+    """The shape of `size` tokens that the tower gave as `grids`; a class token may come first, a newline behind every
+    row, and a token at either end.
+
+    Args:
+        exact: whether the grids are known to be right, so that another size is a fault of the input.
+    """
+    total = sum(grid.size for grid in grids)
+    if len(grids) == 1 and total + 1 == size:
+        return ImageShape(tuple(grids), (0,))
+    if len(grids) == 1 and grids[0].t == 1:
+        _, h, w = grids[0]
+        for ends in (0, 1):
+            if h * (w + 1) + 2 * ends == size:
+                newlines = [ends + row * (w + 1) + w for row in range(h)]
+                return ImageShape(tuple(grids), tuple([0] * ends + newlines + [size - 1] * ends))
+    if grids and (exact or total == size):
+        return ImageShape(tuple(grids))
+    return ImageShape((square(size),))
+
+
+def square(n: int) -> Grid:
+    """A grid of `n` tokens of which nothing is known: square if it can be."""
+    root = round(n**0.5)
+    return Grid(1, root, root) if root * root == n else Grid(1, 1, n)

@@ -1,0 +1,198 @@
+"""What is true of one model, found by probing its structure, with tables for what cannot be probed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.core.grid import Grid
+from foveate.core.view import ModelInfo
+from foveate.errors import UnsupportedModelError
+from foveate.families.layout import ImageShape, shape_of
+from foveate.families.parts import Parts, find_parts, layer_facts
+from foveate.families.tables import CLASS_TOKEN_LAST, IN_FRAMES, MERGES, TILED, Merge, merge_factor, side
+
+TOKEN_NAMES = {
+    "image": ("image_token_id", "image_token_index", "image_patch_id", "img_context_token_id"),
+    "video": ("video_token_id", "video_token_index"),
+}
+PIXEL_NAMES = {
+    "image": ("pixel_values", "pixel_values_images", "image_patches", "image_pixel_values"),
+    "video": ("pixel_values_videos",),
+}
+"""Arguments that bring images or videos."""
+
+GRID_NAMES = {"image": "image_grid_thw", "video": "video_grid_thw"}
+CLASS_TOKENS = ("class_embedding", "cls_token")
+
+
+class Probed:
+    """Parts, facts and inputs of a model.
+
+    Raises:
+        UnsupportedModelError: a part was not found, or images enter otherwise than as tokens of a decoder.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        config: Any = model.config
+        self.config = config
+        self.name = str(self.config.model_type)
+        self.parts: Parts = find_parts(model)
+        self.layers = layer_facts(self.parts.text)
+        self.token_ids: dict[str, int] = self._token_ids()
+        self.merge: Merge = MERGES.get(self.name, "none")
+
+    def _token_ids(self) -> dict[str, int]:
+        """Placeholder token id per modality (`image`, `video`), in the order in which features are joined."""
+        places = [self.config, getattr(self.config, "vision_config", None), getattr(self.config, "text_config", None)]
+        found: dict[str, int] = {}
+        for modality, names in TOKEN_NAMES.items():
+            ids = [value for place in places for name in names if isinstance(value := getattr(place, name, None), int)]
+            if ids and ids[0] not in found.values():  # some types have one token for both
+                found[modality] = ids[0]
+        if not found:
+            raise UnsupportedModelError(
+                f"{type(self.parts.base).__name__} ({self.name}): no placeholder token id was found in its "
+                f"configuration (one of {', '.join(TOKEN_NAMES['image'])}), so visual tokens cannot be told from text."
+            )
+        return found
+
+    # -- facts -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def has_class_token(self) -> bool:
+        """Whether the tower has a class token, whose attention `Tap("received")` reads."""
+        tower = self.parts.tower
+        names = [] if tower is None else [name.rpartition(".")[2] for name, _ in tower.named_parameters()]
+        return any(name in CLASS_TOKENS for name in names)
+
+    @property
+    def class_token_last(self) -> bool:
+        return self.name in CLASS_TOKEN_LAST
+
+    @cached_property
+    def info(self) -> ModelInfo:
+        layers, blocks = len(self.parts.layers), len(self.parts.blocks)
+        readable = self._readable()
+        whole = readable if len(readable) < layers else None
+        return ModelInfo(self.name, layers, blocks, self.has_class_token, self.tower_heads, whole)
+
+    def _readable(self) -> tuple[int, ...]:
+        """Layers whose keys and attention are about all tokens; where every layer has a window, all of them."""
+        own = [(i, facts.kind) for i, facts in enumerate(self.layers) if facts.kind != "linear" and facts.source == i]
+        whole = tuple(i for i, kind in own if kind == "full")
+        return whole or tuple(i for i, _ in own)
+
+    @cached_property
+    def tower_heads(self) -> int:
+        """Attention heads of a vision block, 0 if its configuration does not say."""
+        vision = getattr(self.config, "vision_config", None)
+        return getattr(vision, "num_attention_heads", None) or getattr(vision, "num_heads", None) or 0
+
+    @cached_property
+    def wants_token_types(self) -> bool:
+        """Whether the model needs `mm_token_type_ids` from the processor."""
+        return "mm_token_type_ids" in parameters(self.parts.base)
+
+    @cached_property
+    def hidden_names(self) -> tuple[str, ...]:
+        """What each decoder layer calls the hidden states that it is given."""
+        return tuple(next(iter(parameters(layer))) for layer in self.parts.layers)
+
+    # -- what a call brings ------------------------------------------------------------------------------
+
+    def given(self, kwargs: dict[str, Any]) -> list[str]:
+        """Modalities of which a call of the base model brings raw images."""
+        return [m for m, names in PIXEL_NAMES.items() if any(kwargs.get(name) is not None for name in names)]
+
+    def incoming(self, kwargs: dict[str, Any]) -> dict[str, list[ImageShape]]:
+        """Per modality, the raw images that a call of the base model brings, as far as its arguments tell."""
+        found = {}
+        for modality in self.given(kwargs):
+            thw = kwargs.get(GRID_NAMES[modality])
+            if thw is not None:
+                found[modality] = [ImageShape((grid,)) for grid in self._merged(thw)]
+        return found
+
+    def take(self, kwargs: dict[str, Any], chosen: dict[str, list[int]]) -> dict[str, Any]:
+        """The raw-image arguments of such a call with only the chosen images of each modality."""
+        taken: dict[str, Any] = {}
+        for modality, numbers in chosen.items():
+            pixels = next(name for name in PIXEL_NAMES[modality] if kwargs.get(name) is not None)
+            grid = GRID_NAMES[modality]
+            if kwargs.get(grid) is None:
+                taken[pixels] = kwargs[pixels][numbers] if numbers else None
+                continue
+            parts = kwargs[pixels].split(kwargs[grid].prod(-1).tolist())
+            taken[pixels] = torch.cat([parts[i] for i in numbers]) if numbers else None
+            taken[grid] = kwargs[grid][numbers] if numbers else None
+        return taken
+
+    def without_images(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of such a call with no images at all."""
+        names = [name for names in PIXEL_NAMES.values() for name in names] + list(GRID_NAMES.values())
+        return kwargs | {name: None for name in (*names, "mm_encoder_outputs") if name in kwargs}
+
+    def tower_grids(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Grid]:
+        """Grids in tokens of the images (or tiles) in one call of the tower; empty if it cannot be told."""
+        tower: Any = self.parts.tower
+        given = {**dict(zip(parameters(tower), args, strict=False)), **kwargs}
+        for name in ("grid_thw", "image_grid_thw"):
+            if isinstance(given.get(name), Tensor):
+                return self._merged(given[name])
+        factor = self.factor
+        if isinstance(given.get("spatial_shapes"), Tensor):
+            return [Grid(1, h // factor, w // factor) for h, w in given["spatial_shapes"].tolist()]
+        pixels = given.get("pixel_values", given.get("hidden_states"))
+        patch = getattr(getattr(tower, "config", None), "patch_size", None)
+        if not isinstance(pixels, Tensor) or pixels.dim() != 4 or patch is None:
+            return []
+        patch = side(patch) * factor
+        sizes = given.get("image_sizes")
+        if sizes is None:
+            sizes = [pixels.shape[-2:]] * pixels.shape[0]
+        return [Grid(1, int(h) // patch, int(w) // patch) for h, w in sizes]
+
+    def _merged(self, thw: Tensor) -> list[Grid]:
+        return [Grid(t, h // self.factor, w // self.factor) for t, h, w in thw.tolist()]
+
+    @cached_property
+    def factor(self) -> int:
+        """Patches per token along each side."""
+        return merge_factor(self.config)
+
+    def in_tiles(self, modality: str) -> bool:
+        """Whether features come per tile (or frame), several of which make an image (or video)."""
+        return self.name in (TILED if modality == "image" else IN_FRAMES)
+
+    def tower_images(self, modality: str, size: int, grids: Sequence[Grid]) -> int:
+        """How many images of the tower make a feature tensor of `size` tokens.
+
+        Args:
+            grids: of what the tower encoded lately.
+        """
+        if not self.in_tiles(modality) or not grids or size % grids[-1].size:
+            return 1
+        return size // grids[-1].size  # tiles have one size
+
+    def shape(self, modality: str, size: int, grids: Sequence[Grid]) -> ImageShape:
+        """How the tokens of one feature tensor lie.
+
+        Args:
+            size: its tokens.
+            grids: of the tower's images that made it, empty if unknown.
+        """
+        return shape_of(size, grids, exact=self.merge != "none")
+
+    def join(self, shape: ImageShape, grids: Sequence[Grid], values: Sequence[Tensor]) -> Tensor:
+        """Values per token of the tower's images that make one feature tensor, as values of its `N` tokens."""
+        return torch.cat(list(values))
+
+
+def parameters(module: nn.Module) -> list[str]:
+    return list(inspect.signature(type(module).forward).parameters)[1:]

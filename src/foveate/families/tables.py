@@ -1,0 +1,74 @@
+"""What cannot be probed: how each model type turns the patches of its tower into tokens of the language model."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+Merge = Literal["raster", "units", "windowed", "unpad", "none"]
+"""How patches become tokens: `raster` blocks of neighbouring patches (identity, pooling and pixel shuffle alike),
+contiguous `units` of the tower's own order, the same in `windowed` order, tiles that are stitched, `unpad`ded and given
+newlines, or `none`: a resampler mixes them all."""
+
+MERGES: dict[str, Merge] = {
+    **dict.fromkeys(
+        (
+            "llava", "vipllava", "video_llava", "paligemma", "shieldgemma2", "janus", "deepseek_vl", "internvl",
+            "qianfan_ocr", "idefics3", "smolvlm", "aya_vision", "cohere2_vision", "ovis2", "llama4",
+            "lfm2_vl", "gemma3", "gemma4", "mistral3", "lighton_ocr", "pp_chart2table",
+        ),
+        "raster",
+    ),
+    **dict.fromkeys(
+        (
+            "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "qwen3_omni_moe_thinker",
+            "cosmos3_omni", "glm4v", "glm46v", "glm4v_moe", "glm_ocr", "ernie4_5_vl_moe", "cohere_compass",
+            "video_llama_3", "paddleocr_vl",
+        ),
+        "units",
+    ),
+    **dict.fromkeys(("qwen2_5_vl", "qwen2_5_omni_thinker", "exaone4_5", "hyperclovax_vision_v2"), "windowed"),
+    **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision"), "unpad"),
+    **dict.fromkeys(("idefics2", "aria", "blip-2", "instructblip", "phi4_multimodal"), "none"),
+}  # fmt: skip
+
+TILED = frozenset(
+    ("internvl", "qianfan_ocr", "idefics3", "smolvlm", "aya_vision", "cohere2_vision", "llama4",
+     "got_ocr2", "lfm2_vl", "ovis2")
+)  # fmt: skip
+"""Types whose tower and projector give a feature per *tile*; an image is all tiles up to the one that closes it."""
+
+IN_FRAMES = frozenset(("video_llava",))
+"""Types whose videos come as a feature per frame."""
+
+CLASS_TOKEN_LAST = frozenset(("llama4",))
+"""Towers that put the class token behind the patches."""
+
+FACTORS = (
+    ("vision_config", "spatial_merge_size"),
+    ("", "spatial_merge_size"),
+    ("", "scale_factor"),
+    ("", "downsample_factor"),
+    ("", "downsample_ratio"),
+    ("vision_config", "pixel_shuffle_ratio"),
+    ("vision_config", "hidden_stride"),
+    ("vision_config", "pooling_kernel_size"),
+)
+"""Where configurations say how many patches a token is wide: (sub-configuration, name)."""
+
+
+def merge_factor(config: Any) -> int:
+    """Patches per token along each side."""
+    for part, name in FACTORS:
+        value = getattr(getattr(config, part, None) if part else config, name, None)
+        if isinstance(value, int | float) and value:
+            return round(value if value >= 1 else 1 / value)
+    tokens = getattr(config, "mm_tokens_per_image", None)  # Gemma 3 pools to a fixed number
+    vision = getattr(config, "vision_config", None)
+    if tokens and vision is not None:
+        return round(vision.image_size // vision.patch_size / tokens**0.5)
+    return 1
+
+
+def side(value: Any) -> int:
+    """Patch and image sizes are numbers or pairs of equal numbers."""
+    return int(value[0] if isinstance(value, list | tuple) else value)

@@ -1,0 +1,70 @@
+"""Types whose images enter in ways of their own: framed by tokens, through a Q-Former, in strips."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.families.tiny import BOTH_IDS, IMAGE, IMAGE_IDS, VOCAB, Picture, add, noise, run, square, text, tower
+
+
+def framed(h: int, w: int, random: torch.Generator) -> Picture:
+    """A token before the image, one behind it, and one behind every row."""
+    pixels = noise(random, 4 * h * w, 3 * 16 * 16)
+    return run(h * (w + 1) + 2), {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 2 * h, 2 * w]])}
+
+
+add(
+    "hunyuan_vl",
+    {
+        "text_config": text(
+            head_dim=16,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 2, 2]},
+        ),
+        "vision_config": {
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
+            "patch_size": 16, "spatial_merge_size": 2, "out_hidden_size": 64, "max_image_size": 128,
+            "text_hidden_size": 64,
+        },
+        "image_token_id": IMAGE,
+    },
+    framed, token_types="mm_token_type_ids",
+)  # fmt: skip
+add(
+    "blip-2",
+    {
+        "vision_config": tower(num_hidden_layers=3),
+        "qformer_config": {
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "encoder_hidden_size": 32, "vocab_size": 64,
+        },
+        "text_config": {
+            "model_type": "opt", "hidden_size": 64, "ffn_dim": 96, "num_hidden_layers": 6, "num_attention_heads": 4,
+            "vocab_size": VOCAB, "max_position_embeddings": 512, "word_embed_proj_dim": 64, "pad_token_id": 0,
+            "bos_token_id": 1, "eos_token_id": 2,
+        },
+        "num_query_tokens": 8, **IMAGE_IDS,
+    },
+    square(8),
+)  # fmt: skip
+
+
+def strips(h: int, w: int, random: torch.Generator) -> Picture:
+    return run(6), {"pixel_values": noise(random, 1, 3, 16, 16 * 16 * 6), "target_sizes": torch.tensor([[8, 12]])}
+
+
+LINEAR = {
+    "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention"] * 2,
+    "rope_parameters": {
+        "rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 0], "partial_rotary_factor": 0.25,
+    },
+}  # fmt: skip
+add(
+    "minicpmv4_6",
+    {
+        "text_config": {"model_type": "qwen3_5_text", **text(**LINEAR)},
+        "vision_config": {**tower(128, 16), "insert_layer_id": 1}, "insert_layer_id": 1, "image_size": 128, **BOTH_IDS,
+    },
+    strips, exact=False, joined_along=(("pixel_values", -1),),
+)  # fmt: skip
