@@ -114,6 +114,25 @@ def test_unpruned_rows_become_a_stock_cache_again(tiny: Tiny) -> None:
     assert answer == alone(tiny, ROWS[1], None, 4)
 
 
+@pytest.mark.parametrize("leaving", [[0], [0, 3], [1, 3], [0, 1], [2], [0, 1, 2], [1, 2, 3]])
+def test_padding_of_unpruned_rows_is_never_taken_for_tokens(tiny: Tiny, leaving: list[int]) -> None:
+    """Unpruned rows of other lengths stand padded in layers that hold every column; then a pruned row joins."""
+    rows, methods = [ROWS[1], ROWS[2], ROWS[0], ROWS[3]], [None, None, None, METHODS[0]]
+    begun = [begin(tiny, row, method) for row, method in zip(rows, methods, strict=True)]
+    batch, answers = begun[0][0], [[token] for _, token in begun]
+    batch.join([begun[1][0], begun[2][0]])
+    step(tiny, batch, answers[:3])
+    batch.join([begun[3][0]])
+    step(tiny, batch, answers)
+    batch.drop(leaving)
+    stay = [row for row in range(4) if row not in leaving]
+    for _ in range(4):
+        step(tiny, batch, [answers[row] for row in stay])
+    for row in stay:
+        assert answers[row] == alone(tiny, rows[row], methods[row], len(answers[row])), row
+    assert max(batch.columns) <= max(batch.lengths)
+
+
 def test_a_row_can_be_repeated(tiny: Tiny) -> None:
     batch, token = begin(tiny, ROWS[1], METHODS[0])
     batch.repeat(3)

@@ -103,6 +103,36 @@ def test_every_answer_is_that_of_the_requests_own_generate(tiny: Tiny, rows: int
         assert scheduler.steps < sum(one.new for one in heard)  # they did share steps
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_any_order_of_coming_and_leaving(tiny: Tiny, seed: int) -> None:
+    """Random prompts, methods, lengths, places and cancels."""
+    chance = random.Random(seed)
+    heard = [
+        Heard(tiny, chance.choice(SHAPES), chance.choice(METHODS), chance.randrange(1, 12), chance.randrange(3))
+        for _ in range(20)
+    ]
+    scheduler = Scheduler(tiny.model, Numbers(), rows=chance.randrange(2, 9))
+    gone = {number for number in range(20) if chance.random() < 0.2}
+    for number in gone:  # after its report, or after some pieces
+        heard[number].request.notify = _leaving(heard[number], chance.randrange(1, 6))
+    for one in heard:
+        scheduler.submit(one.request)
+    scheduler.start()
+    scheduler.close(120)
+    for number, one in enumerate(heard):
+        if number not in gone:
+            assert one.tokens() == one.alone(), (number, one.method)
+    assert scheduler.running == scheduler.held_bytes == 0
+
+
+def _leaving(one: Heard, after: int) -> Any:
+    def notify(event: Event) -> None:
+        one.events.append(event)
+        one.request.cancelled = len(one.events) >= after
+
+    return notify
+
+
 def test_half_precision(tiny: Tiny) -> None:
     """Batched products round otherwise there, so answers need not be equal: all come to their end."""
     half = Tiny(tiny.family, copy.deepcopy(tiny.model).to(torch.bfloat16))
@@ -245,6 +275,40 @@ def test_a_fault_of_one_request_is_its_own(tiny: Tiny) -> None:
     run(tiny, [heard[0], broken, heard[1], deaf, *heard[2:]], rows=8)
     assert broken.failed is not None
     assert [one.tokens() for one in heard] == [one.alone() for one in heard]
+
+
+def test_a_fault_of_one_row_is_its_own(tiny: Tiny) -> None:
+    heard = mixed(tiny, 5)
+    broken = Heard(tiny, SHAPES[0], None, 50)
+    scheduler = Scheduler(tiny.model, Numbers(), rows=8)
+
+    def break_it(event: Event) -> None:
+        broken.events.append(event)
+        for running in scheduler._running.values():
+            for row in running.rows:
+                if row.request is broken.request:
+                    row.sampler = None  # type: ignore[assignment]
+
+    broken.request.notify = break_it
+    for one in [*heard[:2], broken, *heard[2:]]:
+        scheduler.submit(one.request)
+    scheduler.start()
+    scheduler.close(60)
+    assert isinstance(broken.failed, AttributeError)
+    assert [one.tokens() for one in heard] == [one.alone() for one in heard]
+
+
+def test_a_request_behind_another_is_told_in_time_that_its_time_is_over(tiny: Tiny) -> None:
+    now = time.monotonic()
+    running = Heard(tiny, SHAPES[0], None, 100_000, deadline=now + 2)
+    first = Heard(tiny, SHAPES[0], None, 5)
+    behind = Heard(tiny, SHAPES[0], None, 5, deadline=now + 0.1)
+    when: list[float] = []
+    behind.request.notify = _also(behind.request.notify, lambda: when.append(time.monotonic()))
+    run(tiny, [running, first, behind], rows=1)
+    assert first.tokens() == first.alone()
+    assert isinstance(behind.failed, RequestError)
+    assert not first.events or when[0] < now + 2
 
 
 def _raise(event: Event) -> None:

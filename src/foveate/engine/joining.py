@@ -72,7 +72,7 @@ class RowBatch:
             held = [cache.held(layer) for cache in caches]
             key = tuple(map(id, held))
             if key not in joined:
-                joined[key] = _join_kept(held, [len(batch) for batch in every], lengths)
+                joined[key] = _join_kept(held, [batch.lengths for batch in every], lengths)
             kept.append(joined[key])
             _join_tensors(caches, layer, max(lengths) if joined[key] is None else 0)
         flag = renumbers(self.cache)
@@ -136,19 +136,22 @@ class RowBatch:
         return logits
 
 
-def _join_kept(held: Sequence[Kept | None], rows: Sequence[int], lengths: Sequence[int]) -> Kept | None:
+def _join_kept(held: Sequence[Kept | None], rows: Sequence[list[int]], lengths: Sequence[int]) -> Kept | None:
     """What a layer holds of the joined rows; None if every row is whole.
 
     Args:
-        held, rows, lengths: of every cache: what it holds, its rows, the tokens that it has seen.
+        held, lengths: of every cache: what it holds, and the logical columns that it has seen.
+        rows: of every cache, real tokens of its rows. What stands before them is padding, also in a layer that holds
+            every column.
     """
     known = [kept for kept in held if kept is not None]
     if not known:
         return None
     device, found = known[0].index.device, []
-    for kept, count, own in zip(held, rows, lengths, strict=True):
-        index = torch.arange(own, device=device).expand(count, -1) if kept is None else kept.full(own).to(device)
-        found.append(torch.where(index >= 0, index + (max(lengths) - own), -1))
+    for kept, real, own in zip(held, rows, lengths, strict=True):
+        starts = torch.tensor([[own - length] for length in real], device=device)
+        index = torch.arange(own, device=device) if kept is None else kept.full(own).to(device)
+        found.append(torch.where(index >= starts, index + (max(lengths) - own), -1))
     width = max(index.shape[1] for index in found)
     index = torch.cat([F.pad(index, (width - index.shape[1], 0), value=-1) for index in found])
     return Kept(index, max(lengths), bool((index < 0).any()))

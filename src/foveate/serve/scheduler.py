@@ -161,9 +161,14 @@ class Scheduler:
         return True
 
     def _leave(self) -> None:
-        """Rows that nobody waits for go at once."""
+        """Rows that nobody waits for go at once, and waiting requests whose time is over are told so."""
         for key, running in list(self._running.items()):
             self._drop(key, [place for place, row in enumerate(running.rows) if row.request.cancelled])
+        now = time.monotonic()
+        with self._changed:
+            late = [request for request in self._waiting if now > request.deadline and not request.cancelled]
+            self._fail(late, RequestError("No place became free in time.", 503, retry_after=10))
+            self._waiting = deque(request for request in self._waiting if not request.cancelled)
 
     def _drop(self, key: bool, done: list[int]) -> None:
         running = self._running[key]
@@ -190,19 +195,10 @@ class Scheduler:
 
     def _next(self, joining: list[Running]) -> Generation | None:
         """The oldest waiting request, if there is room for it."""
-        while True:
-            with self._changed:
-                if not self._waiting:
-                    return None
-                request = self._waiting[0]
-                late = time.monotonic() > request.deadline
-                if not (request.cancelled or late or self._fits(request, joining)):
-                    return None
-                self._waiting.popleft()
-            if late and not request.cancelled:
-                self._fail([request], RequestError("No place became free in time.", 503, retry_after=10))
-            elif not request.cancelled:
-                return request
+        with self._changed:
+            if self._waiting and self._fits(self._waiting[0], joining):
+                return self._waiting.popleft()
+        return None
 
     def _fits(self, request: Generation, joining: list[Running]) -> bool:
         every = [*self._running.values(), *joining]
@@ -232,8 +228,7 @@ class Scheduler:
         request.inputs = {"input_ids": request.inputs["input_ids"]}  # pixels are no longer needed
         rows = [AnswerRow(request, number, self.tokenizer) for number in range(request.answers)]
         request.tell(report(request, prefill, started, batch.cache.nbytes()))
-        done = [place for place, row in enumerate(rows) if row.take(logits, self._ends)]
-        self.tokens += len(rows)
+        done = [place for place, row in enumerate(rows) if self._take(row, logits)]
         if len(done) == len(rows):
             return None
         batch.repeat(len(rows))
@@ -256,12 +251,20 @@ class Scheduler:
         running = self._running[key]
         try:
             logits = running.batch.decode(self.model, [row.last for row in running.rows])
-            done = [place for place, row in enumerate(running.rows) if row.take(logits[place], self._ends)]
-            self.steps, self.tokens = self.steps + 1, self.tokens + len(running.rows)
-            self._drop(key, done)
+            self.steps += 1
+            self._drop(key, [place for place, row in enumerate(running.rows) if self._take(row, logits[place])])
         except Exception as error:
             self._running.pop(key, None)
             self._fail(list({row.request for row in running.rows}), error)
+
+    def _take(self, row: AnswerRow, logits: torch.Tensor) -> bool:
+        """One more token of an answer; whether it has ended. What goes wrong there is this request's alone."""
+        self.tokens += 1
+        try:
+            return row.take(logits, self._ends)
+        except Exception as error:
+            self._fail([row.request], error)
+            return True
 
     def _fail(self, requests: list[Generation], error: Exception) -> None:
         if not isinstance(error, FoveateError):
