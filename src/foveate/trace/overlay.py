@@ -33,7 +33,9 @@ def overlay(image: Image.Image, trace: PrefillTrace, row: int = 0, index: int = 
         InputError: there is no such image in the trace.
     """
     group, start, grid = _find(trace, row, index)
-    stage = _dropped_at(group)[start : start + grid.size].reshape(grid)[min(frame, grid.t - 1)]
+    stage = np.empty(grid, dtype=int)
+    stage[tuple(grid.coordinates().T.numpy())] = _dropped_at(group)[start : start + grid.size]
+    stage = stage[min(frame, grid.t - 1)]
     layers = [step.layer for step in group.steps]
     side = max(1, -(-640 // max(image.size)))  # small pictures are enlarged, or nothing could be read
     canvas = image.convert("RGB").resize((image.width * side, image.height * side), Image.Resampling.LANCZOS)
