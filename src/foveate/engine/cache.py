@@ -52,12 +52,15 @@ class FoveatedCache(DynamicCache):
         conversation: which images each row has seen, and where its positions go on (stock models keep the latter on
             the model, where the next chat overwrites them).
         decode_from_cache: decode at positions that follow the pruned prompt (published code that does so).
+        padded: whether the attention mask of the conversation hides anything (known on the host: a decoding step need
+            not look).
         in_pass: whether a forward pass of ours is using it; only then may stock code ask for mask sizes.
     """
 
     kept: list[Kept | None]
     conversation: Conversation
     decode_from_cache: bool
+    padded: bool
     in_pass: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -66,7 +69,7 @@ class FoveatedCache(DynamicCache):
 
     def _start(self) -> None:
         self.kept, self.conversation = [], Conversation()
-        self.decode_from_cache = self.in_pass = False
+        self.decode_from_cache = self.padded = self.in_pass = False
 
     @classmethod
     def adopt(cls, cache: Cache) -> FoveatedCache:

@@ -83,7 +83,7 @@ class Conversation:
         return self.mrope or bool(self.rows)
 
     def offsets(self, device: torch.device) -> Tensor:
-        """`[B | 1, 1]` what to add to the number of real tokens before a new text token."""
+        """`[B | 1, 1]` position of a new text token minus the number of real tokens before it."""
         if device not in self._offsets:
             last = [[image.offset for record in row for image in record.images] for row in self.rows]
             numbers = [[found[-1] if found else 0] for found in last] or [[0]]

@@ -14,10 +14,12 @@ Kwargs = dict[str, Any]
 def read_prompt_first(session: Session, base: nn.Module, kwargs: Kwargs) -> Kwargs:
     """Read the prompt on its own, as an ordinary prefill; what is left of the call is the draft behind it.
 
-    Its hidden states wait in `session.local.prompt_states` for those of the draft. Without a cache, or without a draft,
+    Its hidden states wait in `session.local.prompt_states` for those of the draft. Without a cache, images or a draft
     nothing happens.
     """
     local, cache = session.local, kwargs.get("past_key_values")
+    if not kwargs.get("mm_encoder_outputs") and not session.family.incoming(kwargs):
+        return kwargs
     given = kwargs.get("input_ids")
     given = kwargs.get("inputs_embeds") if given is None else given
     if not local.draft or cache is None or given is None or local.draft >= given.shape[1]:

@@ -193,7 +193,7 @@ class ForwardPass:
             return self.valid(layer, past)
         now = None if heard.index is None else heard.index >= 0
         if heard.index is None and self.mask is not None:
-            now = self.mask[:, self.layout.past :]
+            now = self.mask[:, self.layout.past :].bool()
         return self._joined(self._past_valid(layer), now, past)
 
     # -- what a layer sees -------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ class ForwardPass:
     def _past_valid(self, layer: int) -> Tensor | None:
         past, cache = self.layout.past, self.cache
         held = None if cache is None else cache.held(layer)
-        logical = None if self.mask is None else self.mask[:, :past]
+        logical = None if self.mask is None else self.mask[:, :past].bool()
         if held is None:
             return logical
         if logical is None:

@@ -190,7 +190,7 @@ def assign(modality: str, mask: Tensor, sizes: Sequence[int]) -> list[list[int]]
 def placeholder_mismatch(modality: str, mask: Tensor, sizes: Sequence[int], row: int | None) -> InputError:
     title = modality.capitalize()
     where = "" if row is None else f" (row {row} cannot be filled)"
-    if int(mask.sum()) == sum(sizes):
+    if len(sizes) == 1 and int(mask.sum()) == sizes[0] and int(mask.any(1).sum()) > 1:
         return InputError(
             f"{title} features and {modality} tokens do not match row by row{where}: the features of several rows "
             "came in one piece. Chunked prefill (`prefill_chunk_size`) cannot be pruned; leave it unset."

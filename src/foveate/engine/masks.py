@@ -121,7 +121,7 @@ def continued_mask(tail: Tensor, kept: Kept, mask: Tensor | None) -> Tensor:
     if key not in kept.masks:
         seen = (kept.index >= 0).to(tail.device)
         if mask is not None:
-            seen = seen & mask.to(tail.device).gather(1, kept.index.clamp(min=0).to(tail.device))
+            seen = seen & mask.bool().to(tail.device).gather(1, kept.index.clamp(min=0).to(tail.device))
         made = seen.to(tail.dtype)
         if tail.is_floating_point():
             made = torch.zeros_like(made).masked_fill(~seen, _hidden_value(tail))

@@ -31,7 +31,9 @@ def continued(offsets: Tensor, axes: int, rows: int, new: int, past: int, mask: 
         offsets: `[B, 1]` of the conversation (`Conversation.offsets`).
         mask: `[B, past + n]` bool or None.
     """
-    if mask is not None:
+    if mask is not None and new == 1:
+        text = mask.sum(1, keepdim=True).add_(offsets).sub_(1)
+    elif mask is not None:
         text = (mask.long().cumsum(1) - 1).clamp(min=0)[:, past:] + offsets
     elif new == 1:
         text = offsets + past
@@ -49,5 +51,5 @@ def behind_pruned(held: Tensor, until: int, new: int, past: int, mask: Tensor | 
     """
     real = held >= 0
     if mask is not None:
-        real = real & mask.gather(1, held.clamp(min=0))
+        real = real & mask.bool().gather(1, held.clamp(min=0))
     return real.sum(1, keepdim=True) + (past - until) + torch.arange(new, device=held.device)

@@ -49,6 +49,7 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
     if cache is not None:
         kwargs = {**kwargs, "past_key_values": cache}
         cache.in_pass = call.recorded = True
+        cache.padded |= mask is not None
         _record(forward, cache, kwargs.get("position_ids"))
     if forward.stages:
         forward.deepstack, kwargs = Deepstack.taken(kwargs)
@@ -56,11 +57,13 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
     return _append_probe(forward, kwargs)
 
 
-def begin_with_text(cache: Any) -> None:
+def begin_with_text(cache: Any, mask: Any) -> None:
     """A conversation without an image yet has positions without an offset, whatever other conversations leave on the
     model (M-RoPE)."""
     if isinstance(cache, DynamicCache) and cache.get_seq_length() == 0 and can_adopt(cache):
-        FoveatedCache.adopt(cache).conversation.mrope = True
+        own = FoveatedCache.adopt(cache)
+        own.conversation.mrope = True
+        own.padded = isinstance(mask, Tensor) and not bool(mask.all())
 
 
 def go_on(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
@@ -69,11 +72,7 @@ def go_on(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
     cache: FoveatedCache = kwargs["past_key_values"]
     call.recorded = True
     rows, new, past = embeds.shape[0], embeds.shape[1], cache.get_seq_length()
-    given = _given_mask(call, kwargs)
-    if not cache.is_pruned and not (isinstance(given, Tensor) and given.dim() == 2):
-        mask = None
-    else:
-        mask = inputs.padding_mask(given, rows, new, past)
+    mask = _continued_padding(cache, _given_mask(call, kwargs), rows, new, past)
     positions = None
     if cache.decode_from_cache and (held := cache.held(cache.counting())) is not None:
         positions = behind_pruned(held.index.to(embeds.device), held.until, new, past, mask)
@@ -85,8 +84,8 @@ def go_on(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
         layout = Layout(new, past, torch.zeros((rows, new), dtype=torch.bool), None, [])
         call.forward = ForwardPass(session.family, None, layout, mask, cache, None, embeds.device)
         cache.in_pass = True
-        if mask is not None:
-            call.forward.alive.valid = mask[:, past:]
+        if mask is not None and new > 1:
+            call.forward.alive.valid = mask[:, past:].bool()
         kwargs = _whole_pass(session, kwargs)
     return kwargs
 
@@ -111,6 +110,18 @@ def _whole_pass(session: Session, kwargs: Kwargs) -> Kwargs:
     """Layers that share keys may be run on the last tokens only (Gemma 4); masks of ours are for all."""
     shares = any(facts.source != number for number, facts in enumerate(session.family.layers))
     return {k: v for k, v in kwargs.items() if k != "logits_to_keep"} if shares else kwargs
+
+
+def _continued_padding(cache: FoveatedCache, given: Any, rows: int, new: int, past: int) -> Tensor | None:
+    """The padding mask of a continued conversation, None if nothing is padding. A step of one token does not look: its
+    token is real, and what comes before is known."""
+    if not cache.is_pruned and not (isinstance(given, Tensor) and given.dim() == 2):
+        return None  # nothing was taken over, so whatever stock code understands will do
+    if new == 1 and isinstance(given, Tensor) and given.shape == (rows, past + 1):
+        return given if cache.padded else None
+    mask = inputs.padding_mask(given, rows, new, past)
+    cache.padded |= mask is not None
+    return mask
 
 
 def _cache(session: Session, text: nn.Module, kwargs: Kwargs) -> FoveatedCache | None:

@@ -14,7 +14,7 @@ from foveate.core.selection import Packed
 from foveate.engine import prefill, recording
 from foveate.engine.alive import scatter
 from foveate.engine.cache import FoveatedCache
-from foveate.engine.call import Call, Kind
+from foveate.engine.call import Kind
 from foveate.engine.capture import AttentionCall
 from foveate.engine.draft import read_prompt_first
 from foveate.engine.forward import ForwardPass
@@ -55,17 +55,15 @@ def before_base(session: Session, module: nn.Module, args: tuple[Any, ...], kwar
     local = session.local
     local.call = local.prompt_states = None
     given = by_name(module, args, kwargs)
-    call, kept = read_call(session.family, given)
+    behind = given if session.method is None else read_prompt_first(session, module, given)
+    call, kept = read_call(session.family, behind)
     if session.method is not None:
         if call.kind is Kind.PREFILL:
             check_placeholders(call)
-            kept = read_prompt_first(session, module, kept)
-            if local.prompt_states is not None:  # the prompt is in the cache now, its draft follows
-                call = Call(Kind.CONTINUATION, mask=kept.get("attention_mask"))
         elif given.get("inputs_embeds") is not None and given.get("input_ids") is None:
             _warn_about_embeddings(given)
     if call.kind is Kind.PLAIN and hasattr(module, "rope_deltas"):
-        prefill.begin_with_text(given.get("past_key_values"))
+        prefill.begin_with_text(given.get("past_key_values"), given.get("attention_mask"))
     local.call = call
     cache = kept.get("past_key_values")
     if call.kind is not Kind.PLAIN and isinstance(cache, FoveatedCache):
@@ -95,9 +93,9 @@ def after_base(session: Session, module: nn.Module, args: Any, output: Any) -> N
         output.last_hidden_state = torch.cat([local.prompt_states, output.last_hidden_state], dim=1)
     local.prompt_states = None
     deltas = getattr(module, "rope_deltas", None)
-    if call is not None and call.recorded and isinstance(deltas, Tensor):
-        session.rope_deltas = deltas
-        module.rope_deltas = deltas.new_zeros(1, 1)
+    if call is not None and call.recorded and isinstance(deltas, Tensor) and deltas is not session.no_deltas:
+        session.rope_deltas, session.no_deltas = deltas, deltas.new_zeros(1, 1)
+        module.rope_deltas = session.no_deltas
 
 
 # -- seam 2: before the language model

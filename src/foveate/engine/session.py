@@ -102,6 +102,8 @@ class Session:
         attached: in force for every thread until `detach`.
         every_thread: also applies to threads that opened no session of their own.
         full_length: give hidden states back at the unpruned length, zero where a token was dropped.
+        rope_deltas, no_deltas: M-RoPE offsets that stock code left on the model, and the zeros that stand there for as
+            long as the offsets come from conversations.
     """
 
     family: Family
@@ -112,6 +114,7 @@ class Session:
     full_length: bool = False
     closed: bool = False
     rope_deltas: Tensor | None = None
+    no_deltas: Tensor | None = None
     local: Local = field(default_factory=Local)
     taps: tuple[Tap, ...] = ()
     needs: tuple[Need, ...] = ("seams",)
