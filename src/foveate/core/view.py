@@ -222,6 +222,11 @@ class View:
         """Value of a declared vision-tower tap for the tokens alive, `[n, ...]`."""
         return self.source.tap(tap).to(self.device)[self.index]
 
+    def parts(self) -> Tensor:
+        """`[n]` which of `grids` each token is in."""
+        ends = torch.tensor([grid.size for grid in self.grids], device=self.device).cumsum(0)
+        return torch.bucketize(self.index, ends, right=True)
+
     def positions(self) -> Tensor:
         """`[n, 3]` (frame, row, column) of every token within its own image, int64."""
         return torch.cat([grid.coordinates(self.device) for grid in self.grids])[self.index]

@@ -193,7 +193,7 @@ class ForwardPass:
             return self.valid(layer, past)
         now = None if heard.index is None else heard.index >= 0
         if heard.index is None and self.mask is not None:
-            now = self.mask[:, self.layout.past :]
+            now = self.mask[:, self.layout.past :].bool()
         return self._joined(self._past_valid(layer), now, past)
 
     # -- what a layer sees -------------------------------------------------------------------------------

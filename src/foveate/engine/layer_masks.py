@@ -91,7 +91,7 @@ class LayerMasks:
         allowed = columns[:, None] <= (rows + past)[:, :, None]
         valid = (columns >= 0) & ~gone
         if forward.mask is not None:
-            valid = valid & forward.mask.to(device).gather(1, columns.clamp(min=0))
+            valid = valid & forward.mask.to(device, torch.bool).gather(1, columns.clamp(min=0))
         return self._as_backend((allowed & valid[:, None])[:, None], hidden)
 
     def _gone(self, columns: Tensor, own: Kept | None) -> Tensor:

@@ -148,6 +148,9 @@ class Probed:
         factor = self.factor
         if isinstance(given.get("spatial_shapes"), Tensor):
             return [Grid(1, h // factor, w // factor) for h, w in given["spatial_shapes"].tolist()]
+        places = given.get("pixel_position_ids")
+        if isinstance(places, Tensor):  # (column, row) of every patch, negative on padding
+            return [Grid(1, (y + 1) // factor, (x + 1) // factor) for x, y in places.amax(1).tolist()]
         pixels = given.get("pixel_values", given.get("hidden_states"))
         patch = getattr(getattr(tower, "config", None), "patch_size", None)
         if not isinstance(pixels, Tensor) or pixels.dim() != 4 or patch is None:

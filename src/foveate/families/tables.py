@@ -14,7 +14,7 @@ MERGES: dict[str, Merge] = {
         (
             "llava", "vipllava", "video_llava", "paligemma", "shieldgemma2", "janus", "deepseek_vl", "internvl",
             "qianfan_ocr", "idefics3", "smolvlm", "aya_vision", "cohere2_vision", "ovis2", "llama4",
-            "lfm2_vl", "gemma3", "gemma4", "mistral3", "lighton_ocr", "pp_chart2table",
+            "lfm2_vl", "paddleocr_vl", "gemma3", "gemma4", "mistral3", "lighton_ocr", "pp_chart2table",
         ),
         "raster",
     ),
@@ -22,7 +22,7 @@ MERGES: dict[str, Merge] = {
         (
             "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "qwen3_omni_moe_thinker",
             "cosmos3_omni", "glm4v", "glm46v", "glm4v_moe", "glm_ocr", "ernie4_5_vl_moe", "cohere_compass",
-            "video_llama_3", "paddleocr_vl",
+            "video_llama_3",
         ),
         "units",
     ),

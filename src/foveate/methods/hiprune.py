@@ -62,13 +62,18 @@ class HiPrune(Method):
         middle, deep = view.tap(self._middle(view.info)), view.tap(Tap("received", self.deep_block))
         anchors = top(middle, round(count * self.alpha / 5))  # each brings up to four neighbours
         anchor = torch.zeros(len(view), device=view.device).index_fill_(0, anchors, 1)
-        near = next_in_order(anchors, len(view), view.grid.w) if self.wrap else next_to(anchor, view.grid)
+        near = next_in_order(anchors, len(view), view.grid.w) if self.wrap else next_to(anchor, view.grids)
         # whole numbers rank the kinds, the attention (a share of the total) ranks within a kind
         return top(anchor + near + deep / deep.sum(), count)
 
 
-def next_to(mark: Tensor, grid: Grid) -> Tensor:
-    """`[n]` 1 on marked tokens and their four neighbours within a frame, else 0."""
+def next_to(marks: Tensor, grids: Sequence[Grid]) -> Tensor:
+    """`[n]` 1 on marked tokens and their four neighbours within a frame (or tile), else 0."""
+    parts = marks.split([grid.size for grid in grids])
+    return torch.cat([_next_to(mark, grid) for mark, grid in zip(parts, grids, strict=True)])
+
+
+def _next_to(mark: Tensor, grid: Grid) -> Tensor:
     image = mark.view(grid)
     near = image.clone()
     near[:, 1:] += image[:, :-1]

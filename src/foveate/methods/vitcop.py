@@ -160,7 +160,7 @@ class ViTCoP(Method):
         keys = view.tap(Tap("keys", self.saliency_block)).float()
         score = view.tap(Tap("received", self.saliency_block)) if self.saliency == "received" else -keys.norm(dim=-1)
         kept = top(score, count)
-        side = max(view.grid.h, view.grid.w)
+        side = max(side for grid in view.grids for side in grid[1:])
         _, fraction = self.preset(view.info, self.budget.ratio_of(view.entered))
         labels = density_peaks(
             keys[kept], view.positions()[kept, 1:] / side, fraction, self.kernel_width, self.reach,

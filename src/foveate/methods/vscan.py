@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from foveate.core.budget import Keep, part, top
 from foveate.core.method import BEFORE_LLM, Method, Stage
 from foveate.core.selection import Choice, Selection
@@ -79,12 +82,20 @@ class VScan(Method):
             return self._scan(view, count)
         return top(view.attention().mean(0)[0], count)
 
+    def _windows(self, view: View) -> tuple[Tensor, int]:
+        """`[n]` window of every token, and their number; every grid of an image in tiles is divided alike."""
+        frame, row, col = view.positions().unbind(1)
+        table, windows = [], 0
+        for t, h, w in view.grids:
+            down, across = min(self.windows, h), min(self.windows, w)
+            table.append((h, w, down, across, windows))
+            windows += t * down * across
+        height, width, rows, cols, first = torch.tensor(table, device=view.device)[view.parts()].unbind(1)
+        return first + (frame * rows + row * rows // height) * cols + col * cols // width, windows
+
     def _scan(self, view: View, count: int) -> Selection:
         n = len(view)
-        frame, row, col = view.positions().unbind(1)
-        down, across = min(self.windows, view.grid.h), min(self.windows, view.grid.w)
-        window = (frame * down + row * down // view.grid.h) * across + col * across // view.grid.w
-        windows = view.grid.t * down * across
+        window, windows = self._windows(view)
         each = part(self.local, count) // windows
         local = rank_within(view.tap(self._shallow(view.info)), window, windows) < each
         chosen = top(view.tap(Tap("received")).masked_fill(local, float("inf")), count)
