@@ -19,10 +19,12 @@ import multiprocessing
 import os
 import shlex
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import groupby
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,18 @@ def measure(options: argparse.Namespace, model: str, split: str) -> dict[str, An
             for setting, found in zip(settings, answers, strict=bool(ids))
         ],
     }
+
+
+def end_with_parent() -> None:
+    """Let no worker outlive a run that was killed: it would hold the answers that the next run continues."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "called in a worker"
+
+    def wait_for_its_end() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait_for_its_end, daemon=True).start()
 
 
 def answer(asker: Asker, rows: Rows, settings: list[Measured], store: Store, times: Path, name: str) -> None:
@@ -141,7 +155,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     parts = [(model, split) for model in options.models for split in options.splits]
-    with ProcessPoolExecutor(min(options.jobs, len(parts)), multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(options.jobs, len(parts)), spawn, initializer=end_with_parent) as pool:
         reports = [found.result() for found in [pool.submit(measure, options, *part) for part in parts]]
     write_text(options.out / f"{options.study}.json", json.dumps(reports) + "\n")
     seconds = sum(r["seconds_per_answer"] * (len(r["settings"]) or 1) * r["wanted"] for r in reports)

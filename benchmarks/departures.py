@@ -78,7 +78,7 @@ class VScanGlobalFirst(VScan):
 
     def _scan(self, view: View, count: int) -> Selection:
         n, few = len(view), count - part(self.local, count)
-        overall = top(view.tap(Tap("received")), few)
+        overall = top(view.tap(Tap("received", queries=self.queries)), few)
         rest = complement(n, overall)
         frame, row, col = view.positions()[rest].unbind(1)
         down, across = min(self.windows, view.grid.h), min(self.windows, view.grid.w)
