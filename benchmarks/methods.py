@@ -118,8 +118,8 @@ def outdated(report: dict[str, Any]) -> list[str]:
     names = ", ".join(f"`{name}`" for name in CHANGED)
     return [
         f"**Measured, in part at least, before {DEFAULTS_CHANGED[:10]}**, when these methods began to follow the "
-        f"published code by default: {names}. Their rows are of what they did before; delete them from the JSON file and "
-        "run the command again to measure them anew. All other rows stand.",
+        f"published code by default: {names}. Their rows are of what they did before; delete them from the JSON file "
+        "and run the command again to measure them anew. All other rows stand.",
         "",
     ]
 
