@@ -35,7 +35,7 @@ class Side:
 
 
 def compare(asker: Asker, image: Image.Image, question: str, method: Method) -> Iterator[tuple[Side, Side]]:
-    """Both sides again with every piece that comes. The two run one after the other, or they would slow each other down.
+    """Both sides again with every piece that comes. The two run one after the other, or each would slow the other.
 
     Each reads the prompt once before it is measured: what a first call of a shape costs is not what pruning saves.
 
@@ -47,10 +47,11 @@ def compare(asker: Asker, image: Image.Image, question: str, method: Method) -> 
     inputs = asker.questions([([image], question)])
     stock, pruned = Side("unpruned"), Side(method.name)
     yield stock, pruned
-    for stock in _answer(asker, inputs, None, stock):
+    for side in _answer(asker, inputs, None, stock):
+        stock = side
         yield stock, pruned
-    for pruned in _answer(asker, inputs, method, pruned):
-        yield stock, pruned
+    for side in _answer(asker, inputs, method, pruned):
+        yield stock, side
 
 
 def _answer(asker: Asker, inputs: dict[str, Any], method: Method | None, side: Side) -> Iterator[Side]:
