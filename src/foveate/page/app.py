@@ -25,6 +25,8 @@ EXAMPLES = (9, 0, 4, 6, 15)
 """Numbers of scenes of the test split, of different questions."""
 _LARGEST_UPLOAD = "50mb"
 _MOST_WAITING = 16
+_A_DAY = (86400, 86400)
+"""Seconds between looks for uploads to delete, and their age; the rest go when the page ends."""
 _LAYOUT = """
 footer {display: none !important;}
 .gradio-container {max-width: 1280px !important; margin: 0 auto !important;}
@@ -80,7 +82,7 @@ class Page:
             yield self._show(image, stock, pruned)
 
     def _show(self, image: Image.Image, stock: Side, pruned: Side) -> Outputs:
-        if pruned.answer is None:
+        if pruned.answer is None or not pruned.readings:
             return stock.text, pruned.text, *NOTHING[2:]
         whole = (stock, stock.answer), (pruned, pruned.answer)
         trace = {side.name: answer.prefill.to_dict() for side, answer in whole if answer is not None}
@@ -105,7 +107,7 @@ def build(page: Page, folder: Path, method: str = "vitcop") -> Any:
         except FoveateError as error:
             raise gr.Error(escape(str(error)), print_exception=False) from error
 
-    with gr.Blocks(title="foveate", analytics_enabled=False, fill_width=True) as blocks:
+    with gr.Blocks(title="foveate", analytics_enabled=False, fill_width=True, delete_cache=_A_DAY) as blocks:
         gr.Markdown(page.about(), elem_id="about")
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=320):
@@ -174,7 +176,6 @@ def launch(page: Page, port: int, method: str = "vitcop") -> Any:
         OutputError: the port is taken.
     """
     folder = tempfile.TemporaryDirectory(prefix="foveate-page-")
-    os.environ["GRADIO_TEMP_DIR"] = folder.name  # uploads go when the page goes
     blocks = build(page, Path(folder.name), method)
     blocks.folder_until_then = folder
     import gradio as gr

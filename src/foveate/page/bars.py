@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
+from statistics import median
 
 from foveate.inference.answer import Answer
-from foveate.page.comparing import Side
+from foveate.page.comparing import READINGS, Side
 from foveate.trace.records import PrefillTrace
 
 CSS = """
@@ -27,7 +29,8 @@ CSS = """
 .dark .saved .ratio.more {color: #fbbf24;}
 """
 _NOTE = (
-    "One reading each, after one that warms up. Times vary with what else the machine does; tokens and bytes do not."
+    f"Times of the prompt: medians of {READINGS} readings in turns; a ratio stands where all readings of one lie below "
+    "all of the other. Decoding is timed once, with the answer."
 )
 
 
@@ -41,18 +44,22 @@ WAITING = _card("", "Ask a question, or choose a scene first: times, tokens and 
 def bars(stock: Side, pruned: Side) -> str:
     """Times and bytes of two finished sides."""
     first, second = stock.answer, pruned.answer
-    if first is None or second is None:
+    if first is None or second is None or not stock.readings or not pruned.readings:
         return WAITING
-    one, two = first.prefill, second.prefill
+
+    def times(what: Callable[[PrefillTrace], float]) -> tuple[list[float], list[float]]:
+        return [what(one) for one in stock.readings], [what(one) for one in pruned.readings]
+
     rows = [
-        ("Visual tokens, layer average", first.kept_tokens, second.kept_tokens, ""),
-        ("Time to first token", one.first_token_ms, two.first_token_ms, "ms"),
-        ("LLM prefill", one.prefill.ms, two.prefill.ms, "ms"),
-        ("Decoding, per token", _per_token(stock, first), _per_token(pruned, second), "ms"),
-        ("KV cache after prefill", one.kv_bytes / 1000, two.kv_bytes / 1000, "kB"),
-        ("Of it all, choosing tokens", _choosing_ms(one), _choosing_ms(two), "ms"),
+        ("Visual tokens, layer average", ([first.kept_tokens], [second.kept_tokens]), "", True),
+        ("Time to first token", times(lambda one: one.first_token_ms), "ms", True),
+        ("LLM prefill", times(lambda one: one.prefill.ms), "ms", True),
+        ("Decoding, per token", ([_per_token(stock, first)], [_per_token(pruned, second)]), "ms", False),
+        ("KV cache after prefill", ([first.prefill.kv_bytes / 1000], [second.prefill.kv_bytes / 1000]), "kB", True),
+        ("Of it all, choosing tokens", times(_choosing_ms), "ms", False),
     ]
-    return _card(f'<div class="saved">{"".join(_pair(pruned.name, *row) for row in rows)}</div>', _NOTE)
+    shown = (_pair(pruned.name, title, *values, unit, compared) for title, values, unit, compared in rows)
+    return _card(f'<div class="saved">{"".join(shown)}</div>', _NOTE)
 
 
 def _choosing_ms(trace: PrefillTrace) -> float:
@@ -65,10 +72,12 @@ def _per_token(side: Side, answer: Answer) -> float:
     return side.decode_ms / (len(answer.tokens) - 1) if len(answer.tokens) > 1 else 0.0
 
 
-def _pair(name: str, title: str, stock: float, pruned: float, unit: str) -> str:
-    most = max(stock, pruned) or 1.0
-    lines = [_line("unpruned", stock, most, unit, ""), _line(name, pruned, most, unit, " pruned")]
-    return f"<section><h4><span>{title}</span>{_ratio(stock, pruned)}</h4>{''.join(lines)}</section>"
+def _pair(name: str, title: str, stock: list[float], pruned: list[float], unit: str, compared: bool) -> str:
+    usual = median(stock), median(pruned)
+    most = max(usual) or 1.0
+    lines = [_line("unpruned", usual[0], most, unit, ""), _line(name, usual[1], most, unit, " pruned")]
+    ratio = _ratio(stock, pruned) if compared else ""
+    return f"<section><h4><span>{title}</span>{ratio}</h4>{''.join(lines)}</section>"
 
 
 def _line(name: str, value: float, most: float, unit: str, kind: str) -> str:
@@ -77,10 +86,10 @@ def _line(name: str, value: float, most: float, unit: str, kind: str) -> str:
     return f'<div class="line"><span>{escape(name)}</span>{bar}<span>{shown}</span></div>'
 
 
-def _ratio(stock: float, pruned: float) -> str:
-    """How many times less, or more; nothing within a tenth, which one reading cannot tell."""
-    if not stock or not pruned or 1 / 1.1 < stock / pruned < 1.1:
-        return ""
-    if stock > pruned:
-        return f'<span class="ratio">{stock / pruned:.1f}x less</span>'
-    return f'<span class="ratio more">{pruned / stock:.1f}x more</span>'
+def _ratio(stock: list[float], pruned: list[float]) -> str:
+    """How many times less, or more; nothing where the readings overlap."""
+    if min(stock) > max(pruned) > 0:
+        return f'<span class="ratio">{median(stock) / median(pruned):.1f}x less</span>'
+    if min(pruned) > max(stock) > 0:
+        return f'<span class="ratio more">{median(pruned) / median(stock):.1f}x more</span>'
+    return ""
