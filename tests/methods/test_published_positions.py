@@ -111,7 +111,7 @@ def scans(windows: int, each: int, overall: int) -> Stage:
         (VScan(keep=0.6, windows=2, late=0.5, layer=4, positions="contiguous"), scans(2, 1, 7), 4, (11, 5)),
         (VScan(keep=0.5, windows=1, local=0.25, positions="contiguous"), scans(1, 3, 9), 3, (12, 4)),
     ],
-    ids=str,
+    ids=["two windows", "later", "one window"],
 )  # fmt: skip
 @pytest.mark.parametrize("seed", range(3))
 def test_vscan_with_both_of_its_stages(
