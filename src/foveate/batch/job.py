@@ -113,7 +113,8 @@ def run(
         on_rows: told how many more rows are done.
 
     Raises:
-        DataError, BatchError: see `Manifest.open`, `BatchFolder.held` and `answer_rows`; what `BatchJob.load` raises.
+        DataError, BatchError: see `Manifest.open`, `BatchFolder.held` and `answer_rows`.
+        FoveateError: what `BatchJob.load` raises.
     """
     check_folder(job.out)
     manifest = job.manifest()
