@@ -9,6 +9,9 @@ tokens per decoder layer over the unpruned number, alike for every method; a bud
 model is left out and said so. Every part (a model on a split) has a folder of answers under `--out`: a run that was
 stopped, however, continues from there, and answers that another study needs as well are not computed again. One part a
 process, one thread each.
+
+An answer takes 0.10 to 0.15 CPU seconds from scenes-llava and 0.07 from scenes-qwen2_5_vl, so that all methods,
+budgets, models and splits at 270 questions each (121,000 answers) take about 1.7 hours on two cores.
 """
 
 from __future__ import annotations
@@ -104,8 +107,9 @@ def answer(asker: Asker, rows: Rows, settings: list[Measured], store: Store, tim
         for group in by_size(some):
             begin = time.process_time()
             done = runner.run(asker, Rows.of(group, rows.name), settings, store, 16, warm_up=False)
-            with times.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"answers": done.computed, "cpu_s": time.process_time() - begin}) + "\n")
+            if done.computed:
+                with times.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"answers": done.computed, "cpu_s": time.process_time() - begin}) + "\n")
         left = len(settings) * (len(rows) - start - len(some)) * seconds_per_answer(times)
         print(f"{name}: {start + len(some)} of {len(rows)} questions, {left / 60:.0f} minutes left", flush=True)
 
@@ -141,7 +145,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--study", choices=list(STUDIES), default="methods")
     parser.add_argument("--models", nargs="*", default=zoo.names())
     parser.add_argument("--splits", nargs="*", default=["test", "val"])
-    parser.add_argument("--n", type=int, default=180, help=f"questions of each split; best a multiple of {CHUNK}")
+    parser.add_argument("--n", type=int, default=270, help=f"questions of each split; best a multiple of {CHUNK}")
     parser.add_argument("--first", type=int, help="answer so many of them, and say how long all would take")
     parser.add_argument("--keeps", nargs="*", choices=list(KEEPS), default=list(KEEPS))
     parser.add_argument("--kinds", nargs="*", help="only these methods")
