@@ -15,7 +15,12 @@ from foveate.errors import CacheStateError
 
 def renumbers(cache: FoveatedCache) -> bool:
     """Whether decoding goes on behind the pruned prompt; rows that do and rows that do not cannot share a batch."""
-    return cache.decode_from_cache and cache.held(0) is not None
+    return cache.decode_from_cache and cache.held(cache.counting()) is not None
+
+
+def can_join(cache: FoveatedCache) -> bool:
+    """Whether every layer holds keys per token. Windows and recurrent states have no place for padding."""
+    return all(cache.shrinks(layer) for layer in range(len(cache.layers)))
 
 
 class RowBatch:
@@ -54,7 +59,7 @@ class RowBatch:
         no time two copies of everything are held.
 
         Raises:
-            CacheStateError: decoding positions are counted in another way there.
+            CacheStateError: decoding positions are counted in another way there, or a layer takes no padding.
         """
         if not others:
             return
@@ -65,6 +70,11 @@ class RowBatch:
                 "follow the whole prompt. Keep them in batches of their own."
             )
         caches = [batch.cache for batch in every]
+        if not all(map(can_join, caches)):
+            raise CacheStateError(
+                "Layers with a sliding window, a recurrent state or the keys of other layers take no padding, so other "
+                "rows cannot join them. Keep such rows in batches of their own."
+            )
         lengths = [cache.get_seq_length() for cache in caches]
         joined: dict[tuple[int, ...], Kept | None] = {}
         kept: list[Kept | None] = []
@@ -79,6 +89,7 @@ class RowBatch:
         _join_conversations(caches, [len(batch) for batch in every], lengths)
         self.cache.kept, self.cache.decode_from_cache = kept, flag
         self.lengths = [length for batch in every for length in batch.lengths]
+        self._note_padding()
 
     def drop(self, rows: Sequence[int]) -> None:
         """Take rows out and trim what only they needed.
@@ -91,7 +102,7 @@ class RowBatch:
         if not stay:
             raise CacheStateError("A batch without rows: let go of the batch instead of dropping its last row.")
         if len(stay) < len(self):
-            self.cache.batch_select_indices(torch.tensor(stay, device=self.cache.layers[0].keys.device))
+            self.cache.batch_select_indices(torch.tensor(stay, device=self._device))
             self.lengths = [self.lengths[row] for row in stay]
             self.trim()
 
@@ -110,10 +121,20 @@ class RowBatch:
             if lead:  # a copy: a slice would hold the memory
                 layer.keys, layer.values = layer.keys[:, :, lead:].clone(), layer.values[:, :, lead:].clone()
         cache.conversation.shift(-spare)
+        self._note_padding()
+
+    @property
+    def _device(self) -> torch.device:
+        keys: Tensor = self.cache.layers[self.cache.counting()].keys
+        return keys.device
+
+    def _note_padding(self) -> None:
+        """A decoding step reads the mask only if the cache says that it hides something."""
+        self.cache.padded = min(self.lengths) < self.cache.get_seq_length()
 
     def mask(self, new: int = 0) -> Tensor:
         """`[B, length + new]` which logical columns are real, `new` coming tokens included."""
-        width, device = self.cache.get_seq_length() + new, self.cache.layers[0].keys.device
+        width, device = self.cache.get_seq_length() + new, self._device
         starts = torch.tensor([width - new - length for length in self.lengths], device=device)
         return (torch.arange(width, device=device) >= starts[:, None]).long()
 

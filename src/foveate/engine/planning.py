@@ -39,7 +39,8 @@ def column_bytes(model: Any) -> int:
     """Bytes of the keys and values of one token in one layer."""
     config = model.config.get_text_config()
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_key_value_heads * head * model.dtype.itemsize)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return int(2 * heads * head * model.dtype.itemsize)
 
 
 def _says_beforehand(method: Method) -> bool:

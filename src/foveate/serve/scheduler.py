@@ -13,7 +13,7 @@ import torch
 
 from foveate.engine.attach import prune
 from foveate.engine.cache import FoveatedCache
-from foveate.engine.joining import RowBatch, renumbers
+from foveate.engine.joining import RowBatch, can_join, renumbers
 from foveate.engine.planning import column_bytes
 from foveate.errors import FoveateError
 from foveate.serve.generation import AnswerRow, Failed, Generation, report
@@ -22,6 +22,10 @@ from foveate.serve.problems import RequestError
 log = logging.getLogger("foveate.serve")
 PREFILLS = 4
 """At most so many prompts are read between two decoding steps, so that running answers do not stall for long."""
+
+
+Key = bool | Generation
+"""Of a batch: whether its rows renumber positions, or the only request that is in it."""
 
 
 class Running:
@@ -41,7 +45,8 @@ class Scheduler:
     """Runs a model in a thread of its own. All model work happens there; `submit` may be called from anywhere.
 
     Prompts are read one by one, each under its own method, and all rows decode together. Rows whose decoding positions
-    are counted in another way (`renumbers`) form a second batch.
+    are counted in another way (`renumbers`) form a second batch; a request whose cache takes no padding (`can_join`) is
+    one by itself.
 
     Args:
         model: stock model.
@@ -65,7 +70,7 @@ class Scheduler:
         self._waiting: deque[Generation] = deque()
         self._changed = threading.Condition()
         self._closing = False
-        self._running: dict[bool, Running] = {}
+        self._running: dict[Key, Running] = {}
         self._thread = threading.Thread(target=self._run, name="foveate-scheduler", daemon=True)
         self.steps = self.tokens = self.running = self.held_bytes = 0
 
@@ -170,7 +175,7 @@ class Scheduler:
             self._fail(late, RequestError("No place became free in time.", 503, retry_after=10))
             self._waiting = deque(request for request in self._waiting if not request.cancelled)
 
-    def _drop(self, key: bool, done: list[int]) -> None:
+    def _drop(self, key: Key, done: list[int]) -> None:
         running = self._running[key]
         running.drop(done)
         if not running.rows:
@@ -178,7 +183,7 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Read prompts of waiting requests, oldest first, as far as there is room; then let all join at once."""
-        joining: dict[bool, list[Running]] = {}
+        joining: dict[Key, list[Running]] = {}
         for _ in range(PREFILLS):
             request = self._next([running for own in joining.values() for running in own])
             if request is None:
@@ -189,7 +194,8 @@ class Scheduler:
                 self._fail([request], error)
                 continue
             if begun is not None:
-                joining.setdefault(renumbers(begun.batch.cache), []).append(begun)
+                cache = begun.batch.cache  # one that nobody can join is a batch of its own
+                joining.setdefault(renumbers(cache) if can_join(cache) else request, []).append(begun)
         for key, own in joining.items():
             self._join(key, own)
 
@@ -236,7 +242,7 @@ class Scheduler:
         running.drop(done)
         return running
 
-    def _join(self, key: bool, joining: list[Running]) -> None:
+    def _join(self, key: Key, joining: list[Running]) -> None:
         every = [*([self._running[key]] if key in self._running else []), *joining]
         try:
             every[0].batch.join([running.batch for running in every[1:]])
@@ -246,7 +252,7 @@ class Scheduler:
             return
         self._running[key] = Running(every[0].batch, [row for running in every for row in running.rows])
 
-    def _step(self, key: bool) -> None:
+    def _step(self, key: Key) -> None:
         """One more token for every row of a batch."""
         running = self._running[key]
         try:
