@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -51,6 +51,7 @@ class ModelInfo:
         has_class_token: whether `Tap("received")` is the class token's attention.
         tower_heads: attention heads of a vision block, 0 if unknown.
         readable: decoder layers whose keys and attention can be read; None: all of them.
+        windowed: those whose attention can be read, but sees only the nearest tokens.
     """
 
     family: str = "tensors"
@@ -59,14 +60,26 @@ class ModelInfo:
     has_class_token: bool = False
     tower_heads: int = 0
     readable: tuple[int, ...] | None = None
+    windowed: tuple[int, ...] = ()
 
     def can_read(self, layer: int) -> bool:
-        """Whether keys and attention of a decoder layer can be read."""
+        """Whether keys and attention of a decoder layer can be read, about all tokens."""
         return self.readable is None or layer in self.readable
 
     def reading_layer(self, stage: int) -> int | None:
         """The layer that a stage before layer `stage` reads: the nearest earlier readable one, None without one."""
-        return next((layer for layer in range(stage - 1, -1, -1) if self.can_read(layer)), None)
+        earlier = range(stage - 1, -1, -1)
+        whole = next((layer for layer in earlier if self.can_read(layer)), None)
+        return next((layer for layer in earlier if layer in self.windowed), None) if whole is None else whole
+
+    def reading_stages(self, stages: Sequence[int]) -> tuple[int, ...]:
+        """Where stages can be that read a layer before them: those without one (recurrent layers come first) move back
+        to behind the first that can be read, and the others behind them if they must."""
+        found: list[int] = []
+        for stage in stages:
+            stage = max(stage, found[-1] + 1) if found else stage
+            found.append(next((k for k in range(stage, self.layers) if self.reading_layer(k) is not None), stage))
+        return tuple(found)
 
 
 class Source(Protocol):

@@ -74,7 +74,7 @@ class LayerMasks:
         """The mask of a layer that reads the keys of an earlier one, of which some were dropped in between."""
         forward = self.forward
         layout = forward.layout
-        block = forward.entered[source]
+        block, _ = forward.lent[source]
         cache, past = forward.cache, layout.past
         device = hidden.device
         now = torch.arange(layout.length, device=device).expand(layout.rows, -1)

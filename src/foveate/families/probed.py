@@ -80,7 +80,14 @@ class Probed:
         layers, blocks = len(self.parts.layers), len(self.parts.blocks)
         readable = self._readable()
         whole = readable if len(readable) < layers else None
-        return ModelInfo(self.name, layers, blocks, self.has_class_token, self.tower_heads, whole)
+        own = [(i, facts.kind) for i, facts in enumerate(self.layers) if facts.source == i and i not in readable]
+        windowed = tuple(i for i, kind in own if kind in ("sliding", "chunked"))
+        return ModelInfo(self.name, layers, blocks, self.has_class_token, self.tower_heads, whole, windowed)
+
+    @cached_property
+    def sources(self) -> frozenset[int]:
+        """Layers whose keys other layers read."""
+        return frozenset(facts.source for i, facts in enumerate(self.layers) if facts.source != i)
 
     def _readable(self) -> tuple[int, ...]:
         """Layers whose keys and attention are about all tokens; where every layer has a window, all of them."""

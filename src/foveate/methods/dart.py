@@ -55,7 +55,9 @@ class DART(Method):
             raise ConfigurationError("DART: visual_pivots must be at least 1, text_pivots at least 0.")
 
     def stages(self, info: ModelInfo) -> Sequence[Stage]:
-        layer = scaled_layers((2,), 32, info.layers, "DART")[0] if self.layer is None else self.layer
+        layer = self.layer
+        if layer is None:
+            (layer,) = info.reading_stages(scaled_layers((2,), 32, info.layers, "DART"))
         return (Stage(layer, reads="nothing" if layer == BEFORE_LLM else "keys"),)
 
     def choose(self, view: View, count: int) -> Choice:

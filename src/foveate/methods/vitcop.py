@@ -40,7 +40,8 @@ class ViTCoP(Method):
             presets; other values interpolate their vision keep and cluster fraction.
         vision_keep: share kept in stage 1. None: from `keep`.
         cluster_fraction: cluster centres over tokens kept in stage 1. None: from `keep`.
-        shallow_layer, deep_layer: layers of stages 2 and 3. None: 2 and 22 of 32, scaled to the depth.
+        shallow_layer, deep_layer: layers of stages 2 and 3. None: 2 and 22 of 32, scaled to the depth; behind the first
+            layer with keys per token, if recurrent ones come first.
         deep_divisor: stage 3 keeps this fraction of stage 2's tokens.
         kernel_width, reach: density kernel and spatial limit of the clustering.
         saliency: what ranks patches in stage 1: `"received"` attention or `"key_norm"` (small first).
@@ -90,7 +91,9 @@ class ViTCoP(Method):
 
     def layers(self, info: ModelInfo) -> tuple[int, int]:
         """Layers of stages 2 and 3 on a model of this depth."""
-        shallow = max(1, round(info.layers * 2 / 32)) if self.shallow_layer is None else self.shallow_layer
+        shallow = self.shallow_layer
+        if shallow is None:
+            (shallow,) = info.reading_stages((max(1, round(info.layers * 2 / 32)),))
         deep = max(shallow + 1, round(info.layers * 22 / 32)) if self.deep_layer is None else self.deep_layer
         if not 0 < shallow < deep < info.layers:
             raise ConfigurationError(
