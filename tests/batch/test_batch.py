@@ -19,7 +19,7 @@ from PIL import Image
 from foveate import scenes
 from foveate.batch import answering
 from foveate.batch.job import BatchJob, run
-from foveate.batch.parts import BatchError, Parts
+from foveate.batch.parts import BatchError, BatchFolder
 from foveate.errors import ConfigurationError, DataError
 from foveate.inference.answer import Asker
 from foveate.specs.settings import one_setting
@@ -202,7 +202,7 @@ def test_parts_of_others_and_damaged_ones_are_told(table: Path, tmp_path: Path) 
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
-    parts = Parts(tmp_path, {"a": 1}, 3, 2)
+    parts = BatchFolder(tmp_path, {"a": 1}, 3, 2)
     with parts.held(), pytest.raises(BatchError, match="Another process"), parts.held():
         pass
 

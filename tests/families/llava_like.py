@@ -265,13 +265,3 @@ add(
     },
     square(4),
 )  # fmt: skip
-add(
-    "fast_vlm",
-    {
-        "vision_config": {
-            "model_type": "timm_wrapper", "architecture": "fastvit_mci3", "num_classes": 64,
-        },
-        "text_config": QWEN2, **IMAGE_IDS,
-    },
-    square(16, 64),
-)  # fmt: skip

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 from transformers.models.gemma3n import modeling_gemma3n
 
+from tests.families.conv_tower import without_timm
 from tests.families.tiny import (
     AUDIO,
     BOTH_IDS,
@@ -91,20 +92,9 @@ add(
 )  # fmt: skip
 
 
-class ConvTower(torch.nn.Module):
-    """Stands in for Gemma 3n's tower, which needs timm."""
-
-    def __init__(self, config: object) -> None:
-        super().__init__()
-        self.config = config
-        self.conv = torch.nn.Conv2d(3, config.hidden_size, 14, 14)
-
-    def forward(self, pixel_values: torch.Tensor, **unused: object) -> object:
-        return modeling_gemma3n.BaseModelOutputWithPooling(last_hidden_state=self.conv(pixel_values))
-
-
 def gemma3n() -> object:
-    config = modeling_gemma3n.Gemma3nConfig(
+    without_timm(modeling_gemma3n)
+    return modeling_gemma3n.Gemma3nConfig(
         text_config=text(
             head_dim=16, sliding_window=8, intermediate_size=[96] * 6, layer_types=ALTERNATE, num_kv_shared_layers=2,
             hidden_size_per_layer_input=8, vocab_size_per_layer_input=100, laurel_rank=8,
@@ -117,19 +107,6 @@ def gemma3n() -> object:
         },
         image_token_id=IMAGE, audio_token_id=AUDIO, boi_token_id=101, eoi_token_id=102, vision_soft_tokens_per_image=16,
     )  # fmt: skip
-    if not isinstance(modeling_gemma3n.AutoModel, _StandIn):
-        modeling_gemma3n.AutoModel = _StandIn(modeling_gemma3n.AutoModel)
-    return config
-
-
-class _StandIn:
-    def __init__(self, stock: object) -> None:
-        self.stock = stock
-
-    def from_config(self, config: object = None, **more: object) -> object:
-        if config.model_type == "gemma3n_vision":
-            return ConvTower(config)
-        return self.stock.from_config(config, **more)
 
 
 def gemma3n_image(h: int, w: int, random: torch.Generator) -> Picture:

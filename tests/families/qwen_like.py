@@ -161,18 +161,22 @@ ROUTED = {
     "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 1,
     "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
 }  # fmt: skip
-add("glm4v", {"text_config": text(**GLM_ROPE), "vision_config": GLM_TOWER, **GLM_IDS}, patches(P14), token_types=TYPES)
+# their stock code repeats image by image for beams, which mixes up rows of more than one image
+add(
+    "glm4v", {"text_config": text(**GLM_ROPE), "vision_config": GLM_TOWER, **GLM_IDS},
+    patches(P14), token_types=TYPES, beams=False,
+)  # fmt: skip
 add(
     "glm46v",
     {
         "text_config": {"model_type": "glm4v_text", **text(**GLM_ROPE)},
         "vision_config": {"model_type": "glm4v_vision", **GLM_TOWER}, **GLM_IDS,
     },
-    patches(P14), token_types=TYPES,
+    patches(P14), token_types=TYPES, beams=False,
 )  # fmt: skip
 add(
     "glm4v_moe", {"text_config": text(head_dim=16, **ROUTED, **GLM_ROPE), "vision_config": GLM_TOWER, **GLM_IDS},
-    patches(P14), token_types=TYPES,
+    patches(P14), token_types=TYPES, beams=False,
 )  # fmt: skip
 add(
     "glm_ocr",
@@ -180,7 +184,7 @@ add(
         "text_config": text(head_dim=16, **rope(4, 2, 2, partial_rotary_factor=1.0)), "vision_config": GLM_TOWER,
         **GLM_IDS,
     },
-    patches(P14), token_types=TYPES,
+    patches(P14), token_types=TYPES, beams=False,
 )  # fmt: skip
 add(
     "ernie4_5_vl_moe",

@@ -1,10 +1,13 @@
-"""Types whose images enter in ways of their own: framed by tokens, through a Q-Former, in strips."""
+"""Types whose images enter in ways of their own: framed by tokens, through towers of timm's, in strips."""
 
 from __future__ import annotations
 
 import torch
+from transformers.models.fast_vlm import modeling_fast_vlm
+from transformers.models.perception_lm import modeling_perception_lm
 
-from tests.families.tiny import BOTH_IDS, IMAGE, IMAGE_IDS, VOCAB, Picture, add, noise, run, square, text, tower
+from tests.families.conv_tower import timm_config, without_timm
+from tests.families.tiny import BOTH_IDS, IMAGE, IMAGE_IDS, Picture, add, noise, run, square, text, tower
 
 
 def framed(h: int, w: int, random: torch.Generator) -> Picture:
@@ -29,23 +32,29 @@ add(
     },
     framed, token_types="mm_token_type_ids",
 )  # fmt: skip
-add(
-    "blip-2",
-    {
-        "vision_config": tower(num_hidden_layers=3),
-        "qformer_config": {
-            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "encoder_hidden_size": 32, "vocab_size": 64,
-        },
-        "text_config": {
-            "model_type": "opt", "hidden_size": 64, "ffn_dim": 96, "num_hidden_layers": 6, "num_attention_heads": 4,
-            "vocab_size": VOCAB, "max_position_embeddings": 512, "word_embed_proj_dim": 64, "pad_token_id": 0,
-            "bos_token_id": 1, "eos_token_id": 2,
-        },
-        "num_query_tokens": 8, **IMAGE_IDS,
-    },
-    square(8),
-)  # fmt: skip
+
+
+def fast_vlm() -> object:
+    without_timm(modeling_fast_vlm)
+    return modeling_fast_vlm.FastVlmConfig(
+        vision_config=timm_config(), text_config={"model_type": "qwen2", **text()}, **IMAGE_IDS
+    )
+
+
+def perception_lm() -> object:
+    without_timm(modeling_perception_lm, flat=True)
+    return modeling_perception_lm.PerceptionLMConfig(
+        vision_config=timm_config(), text_config={"model_type": "llama", **text()}, projector_pooling_ratio=2,
+        vision_use_cls_token=False, **BOTH_IDS,
+    )  # fmt: skip
+
+
+def perceived(h: int, w: int, random: torch.Generator) -> Picture:
+    return run(4), {"pixel_values": noise(random, 1, 1, 3, 56, 56)}
+
+
+add("fast_vlm", fast_vlm, square(16))
+add("perception_lm", perception_lm, perceived)
 
 
 def strips(h: int, w: int, random: torch.Generator) -> Picture:

@@ -105,8 +105,13 @@ def add(model_type: str, config: Any, image: Maker, name: str = "", **more: Any)
     TABLE[name or model_type] = TinyType(model_type, config, image, **more)
 
 
-@cache
 def build(name: str, attention: str = "sdpa") -> Any:
+    """The one model of a type and attention backend in this process."""
+    return _build(name, attention)
+
+
+@cache
+def _build(name: str, attention: str) -> Any:
     """A model of the type with spread weights, so that attention is not uniform; it never decodes a placeholder."""
     entry = TABLE[name]
     torch.manual_seed(0)

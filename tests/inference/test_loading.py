@@ -132,7 +132,7 @@ def test_unreadable_checkpoints(break_it: str, tmp_path: Path) -> None:
 
 def test_another_family_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UnsupportedModelError, match=r"bert.*llava, qwen2_5_vl"):
+    with pytest.raises(UnsupportedModelError, match=r"'bert' model.*reads images"):
         foveate.load(tmp_path)
 
 

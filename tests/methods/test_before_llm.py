@@ -131,7 +131,7 @@ def test_hiprune_keeps_anchors_neighbours_and_registers() -> None:
 def test_hiprune_neighbours_stay_within_a_frame() -> None:
     mark = torch.zeros(2, 2, 3)
     mark[0, 1, 2] = 1  # the last token of the first frame
-    near = next_to(mark.flatten(), Grid(2, 2, 3)).view(2, 2, 3)
+    near = next_to(mark.flatten(), [Grid(2, 2, 3)]).view(2, 2, 3)
     assert near.nonzero().tolist() == [[0, 0, 2], [0, 1, 1], [0, 1, 2]]
 
 

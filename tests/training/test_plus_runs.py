@@ -116,6 +116,9 @@ def test_a_whole_schedule_runs_and_goes_on(
     folder = schedules.run(schedules.read(path))
     assert [(run.out / stage / "training.json").stat().st_mtime_ns for stage in ("glimpse", "rl")] == done
     assert schedules.run(schedules.read(path)) == folder
+    changed = write_schedule(tmp_path / "changed.yaml", run, rl={"arguments": QUICK, "rewards": {"exact_match": 1.0}})
+    with pytest.raises(ConfigurationError, match="rewards"):  # done before, but otherwise
+        schedules.run(schedules.read(changed))
     model, _ = load(str(folder))
     module = GlimpseModule.from_pretrained(folder / "glimpse").eval()
     assert module.config.base_model == str(folder)

@@ -53,10 +53,13 @@ MODELS = {
 }
 
 
-def answered(tiny: Tiny, rows: list[list[Any]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def answered(
+    tiny: Tiny, rows: list[list[Any]], answer: Tensor | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Prompts, and the same with answers of three tokens behind them."""
     prompts = tiny.batch(rows)
-    answer = torch.randint(5, 80, (len(rows), 3), generator=torch.Generator().manual_seed(4))
+    if answer is None:
+        answer = torch.randint(5, 80, (len(rows), 3), generator=torch.Generator().manual_seed(4))
     batch = dict(prompts)
     batch["labels"] = torch.cat([torch.full_like(prompts["input_ids"], IGNORE), answer], 1)
     batch["input_ids"] = torch.cat([prompts["input_ids"], answer], 1)
@@ -95,6 +98,29 @@ def test_training_and_pruning_see_the_same(name: str, raw: bool, monkeypatch: py
 def sizes(prompts: dict[str, Tensor]) -> list[int]:
     """Visual tokens of each row."""
     return (prompts["input_ids"] == IMAGE).sum(1).tolist()
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "q_norm eager"])
+@pytest.mark.parametrize("layer", [1, 2, -1], ids=["early", "middle", "behind all layers"])
+def test_gates_answer_as_pruned_generation_does(name: str, layer: int) -> None:
+    tiny = MODELS[name]()
+    prompts = tiny.batch([[3, (3, 4), 5], [(4, 2), 12, (2, 2), 2]])
+    last = len(tiny.model.model.language_model.layers) - 1
+    torch.manual_seed(1)
+    module = GlimpseModule.for_model(
+        tiny.model, le_dropout=0.0, selected_layers=(1,), reduce_layer=last if layer < 0 else layer, max_keep=0.3
+    ).eval()
+    tiny.model.generation_config.eos_token_id = None
+    start = prompts["input_ids"].shape[1]
+    with foveate.prune(tiny.model, GlimpsePrune(module)):
+        answer = tiny.model.generate(**prompts, max_new_tokens=3, do_sample=False)[:, start:]
+    stock = tiny.model.generate(**prompts, max_new_tokens=3, do_sample=False)[:, start:]
+    _, batch = answered(tiny, [[3, (3, 4), 5], [(4, 2), 12, (2, 2), 2]], answer)
+    masks = [torch.ones(n, dtype=torch.bool) for n in sizes(prompts)]
+    with GlimpseForTraining(tiny.model, module) as training:
+        found = training.eval()(masks, **batch)
+    assert found["accuracy"].tolist() == [1.0, 1.0]
+    assert found["accuracy_unpruned"].tolist() == (answer == stock).all(1).float().tolist()
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from foveate.errors import ConfigurationError, DataError, FoveateError, OutputError
+from foveate.errors import ConfigurationError, DataError, FoveateError, InputError, OutputError
 from foveate.files.atomic import publish, replacing
 from foveate.glimpse import GlimpseModule
 from foveate.inference.loading import load
@@ -86,6 +86,12 @@ def test_bad_rows_are_named_or_left_out(settings: GlimpseSettings, change: dict[
         train(run)
     train(replace(run, skip_bad=True))
     assert json.loads((run.out / "training.json").read_text())["rows_skipped"] == 1
+
+
+def test_a_placeholder_in_the_system_message(settings: GlimpseSettings, run: plus.PlusSettings) -> None:
+    for train_, given in ((train, settings), (plus.train, run)):
+        with pytest.raises(InputError, match="the system message holds"):
+            train_(replace(given, system="Look at <|image_pad|>."))
 
 
 def test_a_table_without_rows(settings: GlimpseSettings) -> None:

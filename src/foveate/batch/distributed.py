@@ -7,6 +7,7 @@ not used: a part that Ray computes twice, after a machine was lost, replaces its
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 
 from foveate.batch.answering import answer_rows
 from foveate.batch.job import BatchDone, BatchJob
-from foveate.batch.parts import BatchError, Parts
+from foveate.batch.parts import BatchError, BatchFolder
 from foveate.errors import FoveateError
 from foveate.files.outputs import check_folder, check_packages
 
@@ -57,7 +58,7 @@ class _Worker:
         return {"rows": [len(self.parts.range(part)) for part in numbers]}
 
 
-def _describe(job: BatchJob) -> Parts:
+def _describe(job: BatchJob) -> BatchFolder:
     """The folder as a machine of the cluster sees it: its dtype depends on whether there is a GPU."""
     return job.parts(job.manifest(), job.load())
 
@@ -80,7 +81,7 @@ def run_distributed(
     job = job.absolute()
     with _connected(cluster) as ray, _told(ray):
         placed = {"num_cpus": cluster.cpus, "num_gpus": cluster.gpus}
-        parts: Parts = ray.get(ray.remote(**placed)(_describe).remote(job))
+        parts: BatchFolder = ray.get(ray.remote(**placed)(_describe).remote(job))
         with parts.held():
             missing = parts.missing(retry_errors)
             computed = sum(len(parts.range(part)) for part in missing)
@@ -107,6 +108,7 @@ def _connected(cluster: Cluster) -> Iterator[Any]:
     import ray
     import ray.data
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the progress is ours
     ours = not ray.is_initialized()
     if ours:
         local = {} if cluster.address else {"include_dashboard": False}

@@ -9,7 +9,7 @@ from typing import Any
 
 from foveate.batch.answering import answer_rows
 from foveate.batch.manifest import Manifest
-from foveate.batch.parts import Parts
+from foveate.batch.parts import BatchFolder
 from foveate.engine import attach as engine
 from foveate.files.outputs import check_folder
 from foveate.inference.answer import Asker
@@ -71,7 +71,7 @@ class BatchJob:
             pass
         return asker
 
-    def parts(self, manifest: Manifest, asker: Asker) -> Parts:
+    def parts(self, manifest: Manifest, asker: Asker) -> BatchFolder:
         """The folder, with all that answers depend on."""
         model = asker.model
         spec: dict[str, Any] = {
@@ -87,14 +87,14 @@ class BatchJob:
             "batch": self.batch,
             "part": self.part,
         }
-        return Parts(self.out, spec, len(manifest), self.part)
+        return BatchFolder(self.out, spec, len(manifest), self.part)
 
 
 @dataclass(frozen=True)
 class BatchDone:
     """What a finished batch holds, and how many of its rows this call computed."""
 
-    parts: Parts
+    parts: BatchFolder
     computed: int
     errors: int
 
@@ -113,7 +113,8 @@ def run(
         on_rows: told how many more rows are done.
 
     Raises:
-        DataError, BatchError: see `Manifest.open`, `Parts.held` and `answer_rows`; and what `BatchJob.load` raises.
+        DataError, BatchError: see `Manifest.open`, `BatchFolder.held` and `answer_rows`.
+        FoveateError: what `BatchJob.load` raises.
     """
     check_folder(job.out)
     manifest = job.manifest()

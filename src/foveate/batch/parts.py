@@ -45,7 +45,7 @@ class BatchError(FoveateError, RuntimeError):
 
 
 @dataclass(frozen=True)
-class Parts:
+class BatchFolder:
     """The folder of a batch.
 
     Attributes:

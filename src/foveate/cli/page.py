@@ -28,4 +28,6 @@ def page(
     chosen = find(method).name
     name = model or zoo.DEFAULT
     asker = Asker.load(name, max_new_tokens, dtype=dtype, device=device, attn_implementation=attention)
-    launch(Page(asker, name), port, chosen)
+    blocks = launch(Page(asker, name), port, chosen)
+    typer.echo(f"{blocks.local_url} (for browsers of this machine; Ctrl-C ends it)")
+    blocks.block_thread()

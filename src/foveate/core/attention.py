@@ -43,7 +43,8 @@ def received_attention(
     Queries are processed in chunks of bounded memory; each only sees the keys of its own segment.
 
     Args:
-        q, k: `[H, S, d]`.
+        q: `[H, S, d]`.
+        k: `[H_kv, S, d]`; heads are shared by groups as in the model.
         segments: lengths of the consecutive segments (images or frames), summing to S.
         max_queries: in longer segments so many evenly spaced queries stand for all; None: all ask.
 
@@ -51,6 +52,7 @@ def received_attention(
         `[S]` float32; each segment sums to the number of heads.
     """
     out = torch.zeros(q.shape[1], dtype=torch.float32, device=q.device)
+    k = k.repeat_interleave(q.shape[0] // k.shape[0], dim=0)
     start = 0
     for length in segments:
         own = slice(start, start + length)

@@ -24,6 +24,11 @@ class Grid(NamedTuple):
         axes = [torch.arange(n, device=device) for n in self]
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
 
+    @property
+    def by_columns(self) -> bool:
+        """Whether tokens run down the columns, not along the rows."""
+        return False
+
     def windows(self, side: int) -> Tensor:
         """`[t*h*w]` number of the square window of each token in raster order, counted over all frames.
 
@@ -33,3 +38,17 @@ class Grid(NamedTuple):
         frame, row, col = self.coordinates().unbind(1)
         down, across = -(-self.h // side), -(-self.w // side)
         return (frame * down + row // side) * across + col // side
+
+
+class ColumnGrid(Grid):
+    """A grid whose tokens run down its columns (some pixel shuffles turn a picture)."""
+
+    __slots__ = ()
+
+    @property
+    def by_columns(self) -> bool:
+        return True
+
+    def coordinates(self, device: torch.device | str = "cpu") -> Tensor:
+        """`[t*h*w, 3]` (frame, row, column) in the order of the tokens."""
+        return super().coordinates(device).view(*self, 3).transpose(1, 2).reshape(-1, 3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.grid import Grid
-from foveate.errors import MissingTapError
+from foveate.errors import ConfigurationError, MissingTapError
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,18 @@ class Tap:
         queries: without a class token, attention received is averaged over so many evenly spaced patches of an image
             (or attention window) that has more; None: over all. Sampling costs accuracy: of the third of 16,384 patches
             that receive most, 4,096 queries find 0.88 and 1,024 find 0.62.
+
+    Raises:
+        ConfigurationError: fewer than one query.
     """
 
     kind: Literal["received", "keys", "hidden"]
     block: int | None = None
     queries: int | None = 4096
+
+    def __post_init__(self) -> None:
+        if self.queries is not None and self.queries < 1:
+            raise ConfigurationError(f"queries={self.queries} must be at least 1, or None for all patches.")
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class ModelInfo:
         has_class_token: whether `Tap("received")` is the class token's attention.
         tower_heads: attention heads of a vision block, 0 if unknown.
         readable: decoder layers whose keys and attention can be read; None: all of them.
+        windowed: those whose attention can be read, but sees only the nearest tokens.
     """
 
     family: str = "tensors"
@@ -52,14 +60,26 @@ class ModelInfo:
     has_class_token: bool = False
     tower_heads: int = 0
     readable: tuple[int, ...] | None = None
+    windowed: tuple[int, ...] = ()
 
     def can_read(self, layer: int) -> bool:
-        """Whether keys and attention of a decoder layer can be read."""
+        """Whether keys and attention of a decoder layer can be read, about all tokens."""
         return self.readable is None or layer in self.readable
 
     def reading_layer(self, stage: int) -> int | None:
         """The layer that a stage before layer `stage` reads: the nearest earlier readable one, None without one."""
-        return next((layer for layer in range(stage - 1, -1, -1) if self.can_read(layer)), None)
+        earlier = range(stage - 1, -1, -1)
+        whole = next((layer for layer in earlier if self.can_read(layer)), None)
+        return next((layer for layer in earlier if layer in self.windowed), None) if whole is None else whole
+
+    def reading_stages(self, stages: Sequence[int]) -> tuple[int, ...]:
+        """Where stages can be that read a layer before them: those without one (recurrent layers come first) move back
+        to behind the first that can be read, and the others behind them if they must."""
+        found: list[int] = []
+        for stage in stages:
+            stage = max(stage, found[-1] + 1) if found else stage
+            found.append(next((k for k in range(stage, self.layers) if self.reading_layer(k) is not None), stage))
+        return tuple(found)
 
 
 class Source(Protocol):
@@ -221,6 +241,11 @@ class View:
     def tap(self, tap: Tap) -> Tensor:
         """Value of a declared vision-tower tap for the tokens alive, `[n, ...]`."""
         return self.source.tap(tap).to(self.device)[self.index]
+
+    def parts(self) -> Tensor:
+        """`[n]` which of `grids` each token is in."""
+        ends = torch.tensor([grid.size for grid in self.grids], device=self.device).cumsum(0)
+        return torch.bucketize(self.index, ends, right=True)
 
     def positions(self) -> Tensor:
         """`[n, 3]` (frame, row, column) of every token within its own image, int64."""

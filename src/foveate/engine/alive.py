@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,14 @@ from torch import Tensor
 from foveate.core.selection import Merge, Packed, Selection, pack
 from foveate.engine.layout import Group, Layout
 from foveate.engine.masks import Later
+
+
+class Block(NamedTuple):
+    """The tokens that one layer was given: columns of the unpruned rows (None = all), number, any padding."""
+
+    columns: Tensor | None
+    length: int
+    padded: bool
 
 
 @dataclass

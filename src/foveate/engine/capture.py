@@ -22,6 +22,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from foveate.errors import UnsupportedModelError
 
+EAGER = "eager_attention_forward"
+"""What stock code calls its own attention function, or what such names end with."""
+
+_NONE = (lambda: None).__code__
+
 PREFIX = "foveate_heard_"
 """Our names are this and the model's own: stock code looks for `flash` in them."""
 LISTENER = "foveate_listener"
@@ -159,7 +164,10 @@ def _function_of(module: Any, name: str) -> Callable[..., Any]:
         found: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS[name]
         return found
     for kind in inspect.getmro(type(module)):  # a subclass may stand in another file than the function
-        eager = getattr(sys.modules[kind.__module__], "eager_attention_forward", None)
-        if eager is not None:
-            return eager
+        forward = kind.__dict__.get("forward")
+        named = [name for name in getattr(forward, "__code__", _NONE).co_names if name.endswith(EAGER)]
+        for name in (*named, EAGER):  # a file may have one for its tower and one for its language model
+            eager = getattr(sys.modules[kind.__module__], name, None)
+            if eager is not None:
+                return eager
     raise UnsupportedModelError(f"{type(module).__name__} has no eager attention function; load the model with sdpa.")

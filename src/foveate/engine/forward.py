@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from foveate.core.method import Method, Stage
 from foveate.core.selection import Packed, resolve
 from foveate.core.view import View
 from foveate.engine.align import aligned
-from foveate.engine.alive import Alive
+from foveate.engine.alive import Alive, Block
 from foveate.engine.cache import FoveatedCache, Kept, select_columns
 from foveate.engine.capture import AttentionCall
 from foveate.engine.deepstack import Deepstack
@@ -25,14 +25,6 @@ from foveate.engine.replay import Replay
 from foveate.engine.view import GroupSource, RowState
 from foveate.families.base import Family
 from foveate.trace.records import PrefillTrace
-
-
-class Block(NamedTuple):
-    """The tokens that one layer was given: columns of the unpruned rows (None = all), number, any padding."""
-
-    columns: Tensor | None
-    length: int
-    padded: bool
 
 
 class ForwardPass:
@@ -66,6 +58,9 @@ class ForwardPass:
         stages = method.stages(family.info) if method is not None and layout.groups else ()
         self.stages = {stage.layer: stage for stage in stages}
         self.entered: list[Block] = []  # what each layer was given in this pass
+        self.lent: dict[
+            int, tuple[Block, int]
+        ] = {}  # the same of layers that others take keys from; their past columns
         self.rotary: Any = None  # rotary embeddings of renumbered survivors
         self.probe = method.probe(family.info) if method is not None and self.stages else None
         self.appended = 0  # probe tokens
@@ -193,7 +188,7 @@ class ForwardPass:
             return self.valid(layer, past)
         now = None if heard.index is None else heard.index >= 0
         if heard.index is None and self.mask is not None:
-            now = self.mask[:, self.layout.past :]
+            now = self.mask[:, self.layout.past :].bool()
         return self._joined(self._past_valid(layer), now, past)
 
     # -- what a layer sees -------------------------------------------------------------------------------
@@ -202,6 +197,9 @@ class ForwardPass:
         """Note that `layer` is about to run."""
         del self.entered[layer:]  # a layer may run twice (gradient checkpointing)
         self.entered.append(Block(self.alive.index, self.alive.length, self.alive.valid is not None))
+        if layer in self.family.sources:
+            past = 0 if self.cache is None else self.cache.physical_length(layer)
+            self.lent[layer] = self.entered[layer], past
 
     def align(self, value: Any) -> Any:
         """A layer's argument, made for the unpruned sequence, for the tokens alive."""
@@ -223,8 +221,7 @@ class ForwardPass:
         if cache is None:
             return 0
         source = self.family.layers[layer].source
-        physical = cache.physical_length(source)
-        return physical if source == layer else physical - self.entered[source].length
+        return cache.physical_length(layer) if source == layer else self.lent[source][1]
 
     def valid(self, layer: int, past: int) -> Tensor | None:
         """`[B, past + n]` which columns of a layer are real tokens, None if all are."""

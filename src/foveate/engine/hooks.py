@@ -105,11 +105,12 @@ class Hooks:
             yield self._listen(family.layer_attention(need.layer), functools.partial(seams.heard, need.layer))
             return
         if isinstance(need, Tap):
-            yield self._tap(session, need)
+            for _, blocks in parts.towers:
+                yield self._tap(session, need, blocks)
             return
-        if parts.tower is not None:
-            yield self._pre(parts.tower, tower.before_tower)
-            yield self._post(parts.tower, tower.after_tower, always=True)
+        for vision, _ in parts.towers:
+            yield self._pre(vision, tower.before_tower)
+            yield self._post(vision, tower.after_tower, always=True)
         if parts.head is not None:
             yield self._pre(parts.head, seams.before_head)
         yield self._pre(parts.base, seams.before_base)
@@ -119,9 +120,9 @@ class Hooks:
         yield self._post(parts.text, seams.after_text, always=True)
         yield self._post(parts.base, seams.after_base, always=True)
 
-    def _tap(self, session: Session, tap: Tap) -> Handle:
+    def _tap(self, session: Session, tap: Tap, blocks: nn.ModuleList) -> Handle:
         family = session.family
-        block = family.parts.blocks[family.block_of(tap)]
+        block = blocks[family.block_of(tap)]
         if tap.kind == "received":
             return self._listen(family.block_attention(block), functools.partial(tower.heard, tap))
         if tap.kind == "keys":

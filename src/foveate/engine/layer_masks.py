@@ -74,7 +74,7 @@ class LayerMasks:
         """The mask of a layer that reads the keys of an earlier one, of which some were dropped in between."""
         forward = self.forward
         layout = forward.layout
-        block = forward.entered[source]
+        block, _ = forward.lent[source]
         cache, past = forward.cache, layout.past
         device = hidden.device
         now = torch.arange(layout.length, device=device).expand(layout.rows, -1)
@@ -91,7 +91,7 @@ class LayerMasks:
         allowed = columns[:, None] <= (rows + past)[:, :, None]
         valid = (columns >= 0) & ~gone
         if forward.mask is not None:
-            valid = valid & forward.mask.to(device).gather(1, columns.clamp(min=0))
+            valid = valid & forward.mask.to(device, torch.bool).gather(1, columns.clamp(min=0))
         return self._as_backend((allowed & valid[:, None])[:, None], hidden)
 
     def _gone(self, columns: Tensor, own: Kept | None) -> Tensor:

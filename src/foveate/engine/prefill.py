@@ -51,6 +51,9 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
         cache.in_pass = call.recorded = True
         cache.padded |= mask is not None
         _record(forward, cache, kwargs.get("position_ids"))
+    if cache is not None and any(stage.compact_earlier for stage in forward.stages.values()):
+        for layer in range(len(cache.layers)):  # what is compacted must be held
+            cache.free_window(layer, past)
     if forward.stages:
         forward.deepstack, kwargs = Deepstack.taken(kwargs)
         kwargs = _whole_pass(session, kwargs)
@@ -189,7 +192,7 @@ def _record(forward: ForwardPass, cache: FoveatedCache, positions: Tensor | None
 
 def _offsets(forward: ForwardPass, positions: Tensor) -> list[list[int]]:
     """For every image, position of the text behind it minus the real tokens before that text. One synchronisation."""
-    layout, axes = forward.layout, positions[-forward.family.axes :].amax(0).expand(forward.layout.rows, -1)
+    layout, axes = forward.layout, positions[-forward.family.axes :].amax(0).long().expand(forward.layout.rows, -1)
     follow = F.pad(axes, (0, 1))
     follow[:, -1] = axes.amax(1) + 1  # behind the last token of a row
     real = torch.ones_like(axes) if forward.mask is None else forward.mask[:, layout.past :].long()
@@ -199,6 +202,24 @@ def _offsets(forward: ForwardPass, positions: Tensor) -> list[list[int]]:
     ends = [end for spans in layout.spans for _, end in spans]
     found = (follow - count)[rows, ends].tolist()
     return [[found.pop(0) for _ in spans] for spans in layout.spans]
+
+
+def _seen_by_probe(mask: Any, length: int) -> Any:
+    """A mask (or one per kind of layer) with a probe behind the prompt, which sees what the last token sees."""
+    if isinstance(mask, dict):
+        return {kind: _seen_by_probe(one, length) for kind, one in mask.items()}
+    if mask is None or mask.dim() == 2:
+        return None if mask is None else F.pad(mask, (0, length), value=1)
+    if mask.dim() != 4:
+        return mask
+    hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    longer = F.pad(mask, (0, length), value=hidden)
+    rows = longer[:, :, -1:].repeat(1, 1, length, 1)
+    own = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    rows[..., -length:] = (
+        own if mask.dtype == torch.bool else torch.zeros_like(rows[..., -length:]).masked_fill(~own, hidden)
+    )
+    return torch.cat([longer, rows], dim=2)
 
 
 def _append_probe(forward: ForwardPass, kwargs: Kwargs) -> Kwargs:
@@ -217,8 +238,8 @@ def _append_probe(forward: ForwardPass, kwargs: Kwargs) -> Kwargs:
         past = forward.layout.past
         positions = torch.arange(past, past + length, device=embeds.device)[None]
     own = {"inputs_embeds": probe.append(embeds), "position_ids": probe.append_positions(positions)}
-    given = kwargs.get("attention_mask")
-    if given is not None:
-        own["attention_mask"] = F.pad(given, (0, probe.length), value=1)
+    own["attention_mask"] = _seen_by_probe(kwargs.get("attention_mask"), probe.length)
+    if (inputs_of_layers := kwargs.get("per_layer_inputs")) is not None:  # `[B, n, layers, D]`: a probe has none
+        own["per_layer_inputs"] = F.pad(inputs_of_layers, (0, 0, 0, 0, 0, probe.length))
     forward.append(probe.length)
     return {**kwargs, **own}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.core.probe import Probe
 from foveate.core.selection import Packed
 from foveate.engine import prefill, recording
 from foveate.engine.alive import scatter
@@ -183,7 +184,7 @@ def before_layer(number: int) -> PreHook:
             hidden = repack(packed, hidden)
             _renumber(forward, number, hidden, given, packed, before)
         if forward.probe is not None:
-            hidden = forward.probe.add(number, hidden)
+            hidden = _with_probe(forward.probe, number, hidden)
         forward.enter(number)
         entry = LayerChange(packed, forward.probe)
         if forward.took_over:
@@ -200,6 +201,13 @@ def before_layer(number: int) -> PreHook:
 def one_stream(hidden: Tensor) -> Tensor:
     """`[B, n, D]` what a method sees of hidden states; some models carry several streams, `[4, B, n, D]` (AltUp)."""
     return hidden if hidden.dim() == 3 else hidden[0]
+
+
+def _with_probe(probe: Probe, number: int, hidden: Tensor) -> Tensor:
+    """Add the probe's vector, to the stream that the layer computes with where there are several."""
+    if hidden.dim() == 3:
+        return probe.add(number, hidden)
+    return torch.stack([probe.add(number, hidden[0]), *hidden[1:]])
 
 
 def repack(packed: Packed, hidden: Tensor) -> Tensor:

@@ -28,20 +28,40 @@ def heard(tap: Tap, session: Session, call: AttentionCall) -> None:
     local = session.local
     if tap not in session.taps or local.started is None:  # started: not when a backward pass recomputes the block
         return
+    family = session.family
     with local.tapping.span(call.q.device), torch.no_grad():
-        if session.family.has_class_token:
-            rows = [attention_rows(q[:, :1], k, call.scaling, None)[:, 0] for q, k in zip(call.q, call.k, strict=True)]
+        if family.has_class_token:
+            token = -1 if family.class_token_last else 0
+            rows = [
+                attention_rows(q[:, token, None], k, call.scaling, None)[:, 0]
+                for q, k in zip(call.q, call.k, strict=True)
+            ]
             values = torch.stack(rows).sum(1)  # [images, tokens]
         else:
-            bounds = call.bounds
-            lengths = [call.q.shape[2]] if bounds is None else bounds.diff().tolist()
-            values = torch.stack(
-                [
-                    received_attention(q, k, call.scaling, lengths, tap.queries)
-                    for q, k in zip(call.q, call.k, strict=True)
-                ]
-            )
+            values = _received(call, [grid.size * family.factor**2 for grid in local.grids], tap)
         local.readings.setdefault(tap, []).append(values)
+
+
+def _received(call: AttentionCall, patches: list[int], tap: Tap) -> Tensor:
+    """`[B, n]` attention that patches receive from those of the same image; padding receives none.
+
+    Args:
+        patches: of every image in this call of the tower.
+    """
+    rows, n = call.q.shape[0], call.q.shape[2]
+    if call.bounds is not None:
+        lengths = [call.bounds.diff().tolist()]
+    elif rows == 1 and len(patches) > 1 and n == sum(patches):  # images behind one another, told apart by a mask
+        lengths = [patches]
+    elif rows == len(patches) and all(own < n for own in patches):  # an image per row, padded
+        lengths = [[own] for own in patches]
+    else:
+        lengths = [[n]] * rows
+    found = [
+        received_attention(q[:, : sum(own)], k[:, : sum(own)], call.scaling, own, tap.queries)
+        for q, k, own in zip(call.q, call.k, lengths * (rows if len(lengths) == 1 else 1), strict=True)
+    ]
+    return torch.stack([torch.nn.functional.pad(row, (0, n - len(row))) for row in found])
 
 
 def key_reader(tap: Tap) -> Any:

@@ -76,7 +76,7 @@ class Family(Probed):
         """The module of a vision block whose output holds its keys before rotary embedding, and how to take them out,
         heads concatenated."""
         attention: Any = self.block_attention(block)
-        for name in ("k_proj", "key", "wk"):
+        for name in ("k_proj", "key", "wk", "k"):
             if isinstance(found := getattr(attention, name, None), nn.Module):
                 return found, lambda keys: keys
         joined = getattr(attention, "qkv", None)
@@ -106,7 +106,7 @@ class Family(Probed):
         received = tap.kind == "received"
         values = values[..., None] if received else values
         patches = [grid.size * self.factor**2 for grid in grids]
-        rows = per_image(values, patches, self.class_token_last)
+        rows = per_image(values, patches, self.has_class_token and not self.class_token_last)
         window = self.window
         found = [
             merge_patches(row, grid, self.factor, self.merge, window) for row, grid in zip(rows, grids, strict=True)

@@ -34,6 +34,7 @@ class Parts:
         text: language model without head; may be the base itself.
         layers: its decoder layers.
         head: the model with its LM head, None if the base model was given alone.
+        twins: further towers of the same structure (for videos), with their blocks.
     """
 
     base: nn.Module
@@ -42,6 +43,12 @@ class Parts:
     text: nn.Module
     layers: nn.ModuleList
     head: nn.Module | None
+    twins: tuple[tuple[nn.Module, nn.ModuleList], ...] = ()
+
+    @property
+    def towers(self) -> tuple[tuple[nn.Module, nn.ModuleList], ...]:
+        """All towers with their blocks."""
+        return () if self.tower is None else ((self.tower, self.blocks), *self.twins)
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,9 @@ def find_parts(model: nn.Module) -> Parts:
     base = _base(model, text)
     tower = next((found for name in TOWERS if isinstance(found := getattr(base, name, None), nn.Module)), None)
     layers: Any = text.layers
-    return Parts(base, tower, _blocks(tower), text, layers, None if base is model else model)
+    twin = getattr(base, "video_tower", None)
+    twins = ((twin, _blocks(twin)),) if isinstance(twin, nn.Module) and twin is not tower else ()
+    return Parts(base, tower, _blocks(tower), text, layers, None if base is model else model, twins)
 
 
 def _text(model: nn.Module) -> nn.Module:

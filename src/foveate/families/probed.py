@@ -80,7 +80,14 @@ class Probed:
         layers, blocks = len(self.parts.layers), len(self.parts.blocks)
         readable = self._readable()
         whole = readable if len(readable) < layers else None
-        return ModelInfo(self.name, layers, blocks, self.has_class_token, self.tower_heads, whole)
+        own = [(i, facts.kind) for i, facts in enumerate(self.layers) if facts.source == i and i not in readable]
+        windowed = tuple(i for i, kind in own if kind in ("sliding", "chunked"))
+        return ModelInfo(self.name, layers, blocks, self.has_class_token, self.tower_heads, whole, windowed)
+
+    @cached_property
+    def sources(self) -> frozenset[int]:
+        """Layers whose keys other layers read."""
+        return frozenset(facts.source for i, facts in enumerate(self.layers) if facts.source != i)
 
     def _readable(self) -> tuple[int, ...]:
         """Layers whose keys and attention are about all tokens; where every layer has a window, all of them."""
@@ -148,6 +155,9 @@ class Probed:
         factor = self.factor
         if isinstance(given.get("spatial_shapes"), Tensor):
             return [Grid(1, h // factor, w // factor) for h, w in given["spatial_shapes"].tolist()]
+        places = given.get("pixel_position_ids")
+        if isinstance(places, Tensor):  # (column, row) of every patch, negative on padding
+            return [Grid(1, (y + 1) // factor, (x + 1) // factor) for x, y in places.amax(1).tolist()]
         pixels = given.get("pixel_values", given.get("hidden_states"))
         patch = getattr(getattr(tower, "config", None), "patch_size", None)
         if not isinstance(pixels, Tensor) or pixels.dim() != 4 or patch is None:

@@ -11,6 +11,11 @@ ENCODER_DECODER = "it is an encoder-decoder: what reads the image is an encoder 
 DIFFUSION = "it generates by diffusion or has an action head, which read all tokens at every step"
 INDEXED = "its layers choose keys by an index of their own (sparse attention), which would point to dropped tokens"
 
+BYPASS = (
+    "its `generate` runs the language model alone, on embeddings in which images and text have been joined before, so "
+    "there is no call in which visual tokens could be told from text"
+)
+
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("mllama", "mllama_text_model", "idefics", "blip", "git"), CROSS),
     **dict.fromkeys(
@@ -18,6 +23,7 @@ REFUSED: dict[str, str] = {
     ),
     **dict.fromkeys(("pi0", "pi0_fast", "smolvla", "diffusion_gemma"), DIFFUSION),
     **dict.fromkeys(("mistral_large4", "glm5_next", "dots3_note"), INDEXED),
+    **dict.fromkeys(("blip-2", "instructblip", "instructblipvideo"), BYPASS),
     "nemotron_h_omni": "it prunes video tokens itself and shortens `input_ids` on the way (EVS)",
     "kosmos-2": "its images stand at positions given by a mask of their own, not at placeholder tokens",
     "kosmos-2.5": "its images stand at positions given by a mask of their own, not at placeholder tokens",

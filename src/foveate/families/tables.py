@@ -14,7 +14,7 @@ MERGES: dict[str, Merge] = {
         (
             "llava", "vipllava", "video_llava", "paligemma", "shieldgemma2", "janus", "deepseek_vl", "internvl",
             "qianfan_ocr", "idefics3", "smolvlm", "aya_vision", "cohere2_vision", "ovis2", "llama4",
-            "lfm2_vl", "gemma3", "gemma4", "mistral3", "lighton_ocr", "pp_chart2table",
+            "lfm2_vl", "paddleocr_vl", "gemma3", "gemma4", "mistral3", "lighton_ocr", "pp_chart2table",
         ),
         "raster",
     ),
@@ -22,7 +22,7 @@ MERGES: dict[str, Merge] = {
         (
             "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "qwen3_omni_moe_thinker",
             "cosmos3_omni", "glm4v", "glm46v", "glm4v_moe", "glm_ocr", "ernie4_5_vl_moe", "cohere_compass",
-            "video_llama_3", "paddleocr_vl",
+            "video_llama_3",
         ),
         "units",
     ),
@@ -65,7 +65,8 @@ def merge_factor(config: Any) -> int:
     tokens = getattr(config, "mm_tokens_per_image", None)  # Gemma 3 pools to a fixed number
     vision = getattr(config, "vision_config", None)
     if tokens and vision is not None:
-        return round(vision.image_size // vision.patch_size / tokens**0.5)
+        pooled: int = round(vision.image_size // vision.patch_size / tokens**0.5)
+        return pooled
     return 1
 
 

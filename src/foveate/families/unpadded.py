@@ -139,7 +139,7 @@ class Unpadded(Family):
 
     def join(self, shape: ImageShape, grids: Sequence[Grid], values: Sequence[Tensor]) -> Tensor:
         own = self._side
-        squares = torch.stack([value.view(own, own, -1).float() for value in values])
+        squares = torch.stack([value.reshape(own, own, -1).float() for value in values])
         first = shape.grids[0]
         if first[1:] != (own, own):  # frames of a video, pooled
             pooled = F.interpolate(squares.permute(0, 3, 1, 2), size=first[1:], mode="bilinear")

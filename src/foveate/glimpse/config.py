@@ -17,6 +17,20 @@ def default_layer(layers: int) -> int:
     return math.ceil(2 * layers / 3) - 1
 
 
+def readable_layer(text: Any, layer: int) -> int:
+    """The nearest layer, not behind `layer` if that can be, that sees all tokens through keys of its own.
+
+    Args:
+        text: configuration of the language model.
+    """
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+    own = text.num_hidden_layers - (getattr(text, "num_kv_shared_layers", None) or 0)
+    found = [i for i, kind in enumerate(kinds[:own]) if kind in ("full_attention", "attention")]
+    if not found:
+        return layer
+    return max((i for i in found if i <= layer), default=found[0])
+
+
 @dataclass(frozen=True, kw_only=True)
 class GlimpseConfig:
     """Configuration of a `GlimpseModule`; layer indices count from 0.
@@ -130,15 +144,19 @@ class GlimpseConfig:
         conditions are twice as wide.
 
         Raises:
-            UnsupportedModelError: a family without GlimpsePrune support.
+            UnsupportedModelError: a model without a vision transformer.
             ConfigurationError: an unknown field, or values that contradict each other.
         """
         family = model_config.model_type
-        defaults = _defaults(family)
-        text, vision = model_config.text_config, model_config.vision_config
-        depth = getattr(vision, "depth", None) or vision.num_hidden_layers
+        text = model_config.get_text_config()
+        vision: Any = getattr(model_config, "vision_config", None)
+        depth = getattr(vision, "depth", None) or getattr(vision, "num_hidden_layers", None)
+        if not depth:
+            raise UnsupportedModelError(
+                f"GlimpsePrune reads vision blocks, but the configuration of '{family}' names none (vision_config)."
+            )
         lowest = 1 if family == "llava" else 0
-        layer = default_layer(text.num_hidden_layers)
+        layer = readable_layer(text, default_layer(text.num_hidden_layers))
         width = min(256, max(32, text.hidden_size // 8 // 16 * 16))
         fields: dict[str, Any] = {
             "family": family,
@@ -146,8 +164,9 @@ class GlimpseConfig:
             "hidden_size": text.hidden_size,
             "num_attention_heads": text.num_attention_heads,
             "num_hidden_layers": text.num_hidden_layers,
-            "rms_norm_eps": text.rms_norm_eps,
-            "vision_hidden_size": vision.hidden_size,
+            "rms_norm_eps": getattr(text, "rms_norm_eps", 1e-6),
+            "use_attention_logits": family != "llava",
+            "vision_hidden_size": getattr(vision, "embed_dim", None) or vision.hidden_size,
             "selected_layers": (layer,),
             "reduce_layer": layer,
             "le_layers": range(text.num_hidden_layers),
@@ -159,7 +178,7 @@ class GlimpseConfig:
             raise ConfigurationError(
                 f"GlimpseConfig has no {', '.join(sorted(unknown))}; it has {', '.join(cls.__dataclass_fields__)}"
             )
-        return cls(**{**fields, **defaults, **overrides})
+        return cls(**{**fields, **overrides})
 
 
 _KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
@@ -185,18 +204,3 @@ def check_kind(name: str, value: Any, annotation: str) -> None:
     for one in value if many else (value,):
         if not isinstance(one, kind) or (isinstance(one, bool) and kind is not bool) or one != one:
             raise ConfigurationError(f"{name}={value!r}: expected {'a list of which each is ' if many else ''}{words}")
-
-
-def _defaults(family: str) -> dict[str, Any]:
-    if family not in _FAMILY_DEFAULTS:
-        raise UnsupportedModelError(
-            f"GlimpsePrune supports the model families {', '.join(sorted(_FAMILY_DEFAULTS))}; "
-            f"this model is of type {family!r}"
-        )
-    return _FAMILY_DEFAULTS[family]
-
-
-_FAMILY_DEFAULTS: Mapping[str, dict[str, Any]] = {
-    "qwen2_5_vl": {"use_attention_logits": True},
-    "llava": {"use_attention_logits": False},
-}

@@ -79,6 +79,11 @@ def _placement(dtype: Any, device: Any, attention: str | None) -> tuple[str, tor
 
 def _check_family(source: str, config: Any) -> None:
     """Refuse before weights are read what cannot be pruned whatever they are."""
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        raise UnsupportedModelError(
+            f"{source} is a '{config.model_type}' model, which transformers does not load as one that reads images and "
+            "writes text (AutoModelForImageTextToText)."
+        )
     if reason := type_refusal(config):
         raise UnsupportedModelError(f"{source} is a '{config.model_type}' model, which cannot be pruned: {reason}")
 

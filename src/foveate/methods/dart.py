@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Keep
-from foveate.core.method import BEFORE_LLM, Choice, Method, Stage
+from foveate.core.method import BEFORE_LLM, Method, Stage
+from foveate.core.selection import Choice
 from foveate.core.view import ModelInfo, View
 from foveate.errors import ConfigurationError
 from foveate.maths.schedule import scaled_layers
@@ -54,7 +55,9 @@ class DART(Method):
             raise ConfigurationError("DART: visual_pivots must be at least 1, text_pivots at least 0.")
 
     def stages(self, info: ModelInfo) -> Sequence[Stage]:
-        layer = scaled_layers((2,), 32, info.layers, "DART")[0] if self.layer is None else self.layer
+        layer = self.layer
+        if layer is None:
+            (layer,) = info.reading_stages(scaled_layers((2,), 32, info.layers, "DART"))
         return (Stage(layer, reads="nothing" if layer == BEFORE_LLM else "keys"),)
 
     def choose(self, view: View, count: int) -> Choice:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from foveate.core.method import Choice, Method
-from foveate.core.selection import Merge, Selection
+from foveate.core.method import Method
+from foveate.core.selection import Choice, Merge, Selection
 from foveate.core.view import View
 
 
 @dataclass(frozen=True)
 class Downsample(Method):
-    """Divides the grid into rectangles of nearly equal size and replaces each by the mean of its tokens.
+    """Divides the grid into rectangles of nearly equal size and replaces each by the mean of its tokens. An image in
+    tiles has several grids; each gets its share of the budget.
 
     The mean stands at the position of the rectangle's middle token.
 
@@ -27,11 +29,23 @@ class Downsample(Method):
     takes_prompt = False
 
     def choose(self, view: View, count: int) -> Choice:
-        frames, height, width = view.grid
-        rows, cols = coarse_grid(height, width, max(1, count // frames))
         frame, row, col = view.positions().unbind(1)
-        cell = (frame * rows + row * rows // height) * cols + col * cols // width
-        return pool(cell, frames * rows * cols)
+        shares = proportional([grid.size for grid in view.grids], count)
+        coarse = [coarse_grid(h, w, max(1, n // t)) for (t, h, w), n in zip(view.grids, shares, strict=True)]
+        cells = [grid.t * rows * cols for grid, (rows, cols) in zip(view.grids, coarse, strict=True)]
+        table = [
+            (grid.h, grid.w, rows, cols, sum(cells[:number]))
+            for number, (grid, (rows, cols)) in enumerate(zip(view.grids, coarse, strict=True))
+        ]
+        height, width, rows, cols, first = torch.tensor(table, device=view.device)[view.parts()].unbind(1)
+        return pool(first + (frame * rows + row * rows // height) * cols + col * cols // width, sum(cells))
+
+
+def proportional(sizes: Sequence[int], count: int) -> list[int]:
+    """`count` divided in proportion to the sizes, at least one each; what rounding leaves goes to the largest."""
+    shares = [max(1, count * size // sum(sizes)) for size in sizes]
+    shares[sizes.index(max(sizes))] += max(0, count - sum(shares))
+    return shares
 
 
 def coarse_grid(height: int, width: int, budget: int) -> tuple[int, int]:

@@ -39,7 +39,9 @@ class FastV(Score):
             raise ConfigurationError("FastV(layer=0): no attention exists before the language model; use layer >= 1.")
 
     def stages(self, info: ModelInfo) -> Sequence[Stage]:
-        layer = scaled_layers((2,), 32, info.layers, "FastV")[0] if self.layer is None else self.layer
+        layer = self.layer
+        if layer is None:
+            (layer,) = info.reading_stages(scaled_layers((2,), 32, info.layers, "FastV"))
         return (Stage(layer, reads="attention"),)
 
     def score(self, view: View) -> Tensor:

@@ -37,8 +37,11 @@ class KNorm(Score):
             raise ConfigurationError("KNorm(layer=0): no keys exist before the language model; use layer >= 1.")
 
     def stages(self, info: ModelInfo) -> Sequence[Stage]:
-        layer = scaled_layers((2,), 32, info.layers, "KNorm")[0] if self.layer is None else self.layer
+        layer = self.layer
+        if layer is None:
+            (layer,) = info.reading_stages(scaled_layers((2,), 32, info.layers, "KNorm"))
         return (Stage(layer, reads="keys"),)
 
     def score(self, view: View) -> Tensor:
-        return -view.keys.float().mean(0).norm(dim=-1)
+        size: Tensor = view.keys.float().mean(0).norm(dim=-1)
+        return -size

@@ -48,7 +48,7 @@ class PyramidDrop(Score):
         layers = self.layers
         if layers is None:
             quarters = [info.layers * step // 4 for step in (1, 2, 3)]
-            layers = scaled_layers(quarters, info.layers, info.layers, "PyramidDrop")
+            layers = info.reading_stages(scaled_layers(quarters, info.layers, info.layers, "PyramidDrop"))
         if layers[-1] >= info.layers:
             raise ConfigurationError(f"PyramidDrop(layers={layers}): the model has layers 0..{info.layers - 1}.")
         return [Stage(layer, reads="attention") for layer in layers]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Keep, part, top
-from foveate.core.method import BEFORE_LLM, Choice, Method, Stage
-from foveate.core.selection import Selection
+from foveate.core.method import BEFORE_LLM, Method, Stage
+from foveate.core.selection import Choice, Selection
 from foveate.core.view import ModelInfo, View
 from foveate.errors import ConfigurationError
 from foveate.maths.density import dpc_knn
@@ -59,7 +59,7 @@ class SparseVLM(Method):
             raise ConfigurationError("SparseVLM: recycled must lie in [0, 1] and cluster_size be at least 1.")
 
     def stages(self, info: ModelInfo) -> Sequence[Stage]:
-        layers = scaled_layers((2, 6, 15), 32, info.layers, "SparseVLM")
+        layers = info.reading_stages(scaled_layers((2, 6, 15), 32, info.layers, "SparseVLM"))
         # before the model only the raters are found
         return [Stage(BEFORE_LLM), *(Stage(layer, reads="attention") for layer in layers)]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Keep, part, top
-from foveate.core.method import BEFORE_LLM, Choice, Method, Stage
-from foveate.core.selection import Selection
+from foveate.core.method import BEFORE_LLM, Method, Stage
+from foveate.core.selection import Choice, Selection
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 from foveate.maths.clustering import density_peaks
@@ -40,7 +40,8 @@ class ViTCoP(Method):
             presets; other values interpolate their vision keep and cluster fraction.
         vision_keep: share kept in stage 1. None: from `keep`.
         cluster_fraction: cluster centres over tokens kept in stage 1. None: from `keep`.
-        shallow_layer, deep_layer: layers of stages 2 and 3. None: 2 and 22 of 32, scaled to the depth.
+        shallow_layer, deep_layer: layers of stages 2 and 3. None: 2 and 22 of 32, scaled to the depth; behind the first
+            layer with keys per token, if recurrent ones come first.
         deep_divisor: stage 3 keeps this fraction of stage 2's tokens.
         kernel_width, reach: density kernel and spatial limit of the clustering.
         saliency: what ranks patches in stage 1: `"received"` attention or `"key_norm"` (small first).
@@ -49,6 +50,7 @@ class ViTCoP(Method):
             scale), positions are compacted in stages 1 and 3 whatever `positions` says, decoding continues at the
             layer-0 cache length, unlabelled tokens form a cluster of their own. Off, merged tokens are means,
             positions are as `positions` says and unlabelled tokens join the nearest cluster.
+        queries: without a class token, how many patches the attention received is averaged over (see `Tap`); None: all.
 
     Raises:
         ConfigurationError: contradictory parameters, or layers that the model does not have.
@@ -69,6 +71,7 @@ class ViTCoP(Method):
     saliency: Literal["received", "key_norm"] = "received"
     saliency_block: int | None = None
     official: bool = False
+    queries: int | None = Tap.queries
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,7 +91,9 @@ class ViTCoP(Method):
 
     def layers(self, info: ModelInfo) -> tuple[int, int]:
         """Layers of stages 2 and 3 on a model of this depth."""
-        shallow = max(1, round(info.layers * 2 / 32)) if self.shallow_layer is None else self.shallow_layer
+        shallow = self.shallow_layer
+        if shallow is None:
+            (shallow,) = info.reading_stages((max(1, round(info.layers * 2 / 32)),))
         deep = max(shallow + 1, round(info.layers * 22 / 32)) if self.deep_layer is None else self.deep_layer
         if not 0 < shallow < deep < info.layers:
             raise ConfigurationError(
@@ -142,7 +147,7 @@ class ViTCoP(Method):
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
         keys = Tap("keys", self.saliency_block)
-        return (keys, Tap("received", self.saliency_block)) if self.saliency == "received" else (keys,)
+        return (keys, Tap("received", self.saliency_block, self.queries)) if self.saliency == "received" else (keys,)
 
     # -- the three stages --------------------------------------------------------------------------------
 
@@ -158,9 +163,13 @@ class ViTCoP(Method):
 
     def _filter(self, view: View, count: int) -> Tensor:
         keys = view.tap(Tap("keys", self.saliency_block)).float()
-        score = view.tap(Tap("received", self.saliency_block)) if self.saliency == "received" else -keys.norm(dim=-1)
+        score = (
+            view.tap(Tap("received", self.saliency_block, self.queries))
+            if self.saliency == "received"
+            else -keys.norm(dim=-1)
+        )
         kept = top(score, count)
-        side = max(view.grid.h, view.grid.w)
+        side = max(side for grid in view.grids for side in grid[1:])
         _, fraction = self.preset(view.info, self.budget.ratio_of(view.entered))
         labels = density_peaks(
             keys[kept], view.positions()[kept, 1:] / side, fraction, self.kernel_width, self.reach,

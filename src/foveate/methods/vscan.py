@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from foveate.core.budget import Keep, part, top
-from foveate.core.method import BEFORE_LLM, Choice, Method, Stage
-from foveate.core.selection import Selection
+from foveate.core.method import BEFORE_LLM, Method, Stage
+from foveate.core.selection import Choice, Selection
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 from foveate.maths.schedule import solve
@@ -35,6 +38,7 @@ class VScan(Method):
         local: share of stage 1's tokens that the local scan chooses (published: 0.5).
         windows: the local scan divides each side of a frame into this many (published: windows of 6 x 6 of 24 x 24).
         shallow_block: block of the local scan. None: the sixth of 24, scaled to the depth.
+        queries: without a class token, how many patches the attention received is averaged over (see `Tap`); None: all.
     """
 
     paper = "arXiv 2505.22654"
@@ -46,6 +50,7 @@ class VScan(Method):
     local: float = 0.5
     windows: int = 4
     shallow_block: int | None = None
+    queries: int | None = Tap.queries
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,26 +73,34 @@ class VScan(Method):
         return solve([stage.layer for stage in self.stages(info)], shape, keep, info.layers, "VScan")
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
-        return self._shallow(info), Tap("received")
+        return self._shallow(info), Tap("received", queries=self.queries)
 
     def _shallow(self, info: ModelInfo) -> Tap:
         block = max(1, round(6 / 24 * info.tower_blocks)) - 1
-        return Tap("received", block if self.shallow_block is None else self.shallow_block)
+        return Tap("received", block if self.shallow_block is None else self.shallow_block, self.queries)
 
     def choose(self, view: View, count: int) -> Choice:
         if view.layer == BEFORE_LLM:
             return self._scan(view, count)
         return top(view.attention().mean(0)[0], count)
 
+    def _windows(self, view: View) -> tuple[Tensor, int]:
+        """`[n]` window of every token, and their number; every grid of an image in tiles is divided alike."""
+        frame, row, col = view.positions().unbind(1)
+        table, windows = [], 0
+        for t, h, w in view.grids:
+            down, across = min(self.windows, h), min(self.windows, w)
+            table.append((h, w, down, across, windows))
+            windows += t * down * across
+        height, width, rows, cols, first = torch.tensor(table, device=view.device)[view.parts()].unbind(1)
+        return first + (frame * rows + row * rows // height) * cols + col * cols // width, windows
+
     def _scan(self, view: View, count: int) -> Selection:
         n = len(view)
-        frame, row, col = view.positions().unbind(1)
-        down, across = min(self.windows, view.grid.h), min(self.windows, view.grid.w)
-        window = (frame * down + row * down // view.grid.h) * across + col * across // view.grid.w
-        windows = view.grid.t * down * across
+        window, windows = self._windows(view)
         each = part(self.local, count) // windows
         local = rank_within(view.tap(self._shallow(view.info)), window, windows) < each
-        chosen = top(view.tap(Tap("received")).masked_fill(local, float("inf")), count)
+        chosen = top(view.tap(Tap("received", queries=self.queries)).masked_fill(local, float("inf")), count)
         dropped = complement(n, chosen)
         features = unit(view.hidden)
         _, owner = nearest(features[dropped], features[chosen])

@@ -15,6 +15,10 @@ from foveate.errors import FoveateError, InputError
 from foveate.inference.answer import Answer, Asker
 from foveate.methods import registry
 from foveate.specs.choose import choose_method
+from foveate.trace.records import PrefillTrace
+
+READINGS = 3
+"""Of each prompt, for times: one alone says little on a machine that does other things too."""
 
 
 @dataclass(frozen=True)
@@ -24,20 +28,23 @@ class Side:
     Attributes:
         name: of the method, or `unpruned`.
         text: so far.
-        answer: the whole, at the end.
+        answer: the whole, when it has come.
         decode_ms: from the first token to the end of the answer.
+        readings: of the prompt again, at the very end.
     """
 
     name: str
     text: str = ""
     answer: Answer | None = None
     decode_ms: float = 0.0
+    readings: tuple[PrefillTrace, ...] = ()
 
 
 def compare(asker: Asker, image: Image.Image, question: str, method: Method) -> Iterator[tuple[Side, Side]]:
-    """Both sides again with every piece that comes. The two run one after the other, or they would slow each other down.
+    """Both sides again with every piece that comes, and once more with readings of the prompt, taken in turns.
 
-    Each reads the prompt once before it is measured: what a first call of a shape costs is not what pruning saves.
+    The two run one after the other, or each would slow the other. Readings come after the answers, so that none is the
+    first of its shape and nobody waits for them.
 
     Raises:
         FoveateError: the question cannot be asked, or the method not be used.
@@ -47,14 +54,20 @@ def compare(asker: Asker, image: Image.Image, question: str, method: Method) -> 
     inputs = asker.questions([([image], question)])
     stock, pruned = Side("unpruned"), Side(method.name)
     yield stock, pruned
-    for stock in _answer(asker, inputs, None, stock):
+    for side in _answer(asker, inputs, None, stock):
+        stock = side
         yield stock, pruned
-    for pruned in _answer(asker, inputs, method, pruned):
+    for side in _answer(asker, inputs, method, pruned):
+        pruned = side
         yield stock, pruned
+    pairs = [
+        [asker.answer(inputs, one, max_new_tokens=1)[0].prefill for one in (None, method)] for _ in range(READINGS)
+    ]
+    first, second = zip(*pairs, strict=True)
+    yield replace(stock, readings=first), replace(pruned, readings=second)
 
 
 def _answer(asker: Asker, inputs: dict[str, Any], method: Method | None, side: Side) -> Iterator[Side]:
-    asker.answer(inputs, method, max_new_tokens=1)
     begun = time.perf_counter()
     stream = asker.stream(inputs, method)
     for piece in stream:

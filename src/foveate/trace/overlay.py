@@ -14,14 +14,23 @@ from foveate.errors import InputError
 from foveate.files.atomic import replacing
 from foveate.trace.records import GroupTrace, PrefillTrace
 from foveate.trace.text import where
+from foveate.trace.tiles import Box, panels
 
 COLOURS = ((24, 24, 32), (38, 84, 160), (196, 108, 24), (132, 44, 132), (28, 120, 92))
 """Tint of the tokens dropped at the first, second, ... stage."""
 STRENGTH, KEPT = 0.78, (64, 220, 96)
 
 
-def overlay(image: Image.Image, trace: PrefillTrace, row: int = 0, index: int = 0, frame: int = 0) -> Image.Image:
-    """The image with every token tinted by the stage that dropped it, and a legend below.
+def overlay(
+    image: Image.Image,
+    trace: PrefillTrace,
+    row: int = 0,
+    index: int = 0,
+    frame: int = 0,
+    stages: int | None = None,
+) -> Image.Image:
+    """The image with every token tinted by the stage that dropped it, and a legend below. An image in tiles is shown
+    twice: tile by tile, and as the thumbnail that comes with them.
 
     Tokens alive in the last layer are clear with a green frame; a merged token stands at its target.
 
@@ -29,33 +38,67 @@ def overlay(image: Image.Image, trace: PrefillTrace, row: int = 0, index: int = 
         image: the picture that was asked about (any size).
         row, index: row of the batch, image within the row.
         frame: frame of a video.
+        stages: show what the first so many stages did; default: all.
 
     Raises:
         InputError: there is no such image in the trace.
     """
-    group, start, grid = _find(trace, row, index)
-    stage = _dropped_at(group)[start : start + grid.size].reshape(grid)[min(frame, grid.t - 1)]
+    group, numbers = _find(trace, row, index)
+    last = "kept to the end" if stages is None else f"left after stage {stages} of {len(group.steps)}"
+    group = replace(group, steps=group.steps[:stages])
+    starts = [sum(grid.size for grid in group.grids[:number]) for number in range(len(group.grids))]
+    grids, dropped = [group.grids[number] for number in numbers], _dropped_at(group)
     layers = [step.layer for step in group.steps]
     side = max(1, -(-640 // max(image.size)))  # small pictures are enlarged, or nothing could be read
-    canvas = image.convert("RGB").resize((image.width * side, image.height * side), Image.Resampling.LANCZOS)
-    canvas = _tint(canvas, stage, len(layers))
-    return _with_legend(canvas, layers, [int((stage == s).sum()) for s in range(len(layers) + 1)])
+    plain = image.convert("RGB").resize((image.width * side, image.height * side), Image.Resampling.LANCZOS)
+    canvases = []
+    for panel in panels(grids, image.width, image.height):
+        canvas = plain.copy()
+        for number, box in panel:
+            own = dropped[starts[numbers[number]] :][: grids[number].size]
+            _paint(canvas, box, _frame(own, grids[number], frame), len(layers))
+        canvases.append(canvas)
+    first, total = starts[numbers[0]], sum(grid.size for grid in grids)
+    counts = [int((dropped[first : first + total] == s).sum()) for s in range(len(layers) + 1)]
+    return _with_legend(_beside(canvases), layers, counts, last)
 
 
-def overlays(image: Image.Image, trace: PrefillTrace, row: int = 0, index: int = 0) -> list[tuple[Image.Image, str]]:
-    """A picture after each stage and what it shows in words, as `overlay`: the last one is that of all stages.
+def _frame(stage: np.ndarray, grid: Grid, frame: int) -> np.ndarray:
+    """`[h, w]` stages of one frame, in the picture's order."""
+    placed = np.empty(grid, dtype=int)
+    placed[tuple(grid.coordinates().T.numpy())] = stage
+    found: np.ndarray = placed[min(frame, grid.t - 1)]
+    return found
+
+
+def _paint(canvas: Image.Image, box: Box, stage: np.ndarray, last: int) -> None:
+    """Tint a part of the picture."""
+    left, top = round(box.left * canvas.width), round(box.top * canvas.height)
+    right, bottom = round(box.right * canvas.width), round(box.bottom * canvas.height)
+    canvas.paste(_tint(canvas.crop((left, top, right, bottom)), stage, last), (left, top))
+
+
+def _beside(canvases: list[Image.Image]) -> Image.Image:
+    """The picture once per cover: its tiles, then its thumbnail."""
+    if len(canvases) == 1:
+        return canvases[0]
+    gap = 8
+    page = Image.new("RGB", (sum(c.width + gap for c in canvases) - gap, canvases[0].height), "white")
+    for number, canvas in enumerate(canvases):
+        page.paste(canvas, (number * (canvas.width + gap), 0))
+    return page
+
+
+def overlays(image: Image.Image, trace: PrefillTrace, row: int = 0, index: int = 0) -> list[Image.Image]:
+    """A picture after each stage, as `overlay`: the last one is that of all stages.
 
     Raises:
         InputError: there is no such image in the trace.
     """
-    group = _find(trace, row, index)[0]
-    found = []
-    for number, step in enumerate(group.steps, 1):
-        until = replace(trace, groups=[replace(one, steps=one.steps[:number]) for one in trace.groups])
-        before = group.shown if number == 1 else len(group.alive_at(group.steps[number - 2].layer))
-        caption = f"{where(step.layer)}: {before} to {len(group.alive_at(step.layer))} visual tokens"
-        found.append((overlay(image, until, row, index), caption))
-    return found
+    stages = len(_find(trace, row, index)[0].steps)
+    return [overlay(image, trace, row, index, stages=number) for number in range(1, stages)] + [
+        overlay(image, trace, row, index)
+    ]
 
 
 def save(picture: Image.Image, path: Path) -> None:
@@ -65,12 +108,13 @@ def save(picture: Image.Image, path: Path) -> None:
         picture.save(partial, kind)
 
 
-def _find(trace: PrefillTrace, row: int, index: int) -> tuple[GroupTrace, int, Grid]:
+def _find(trace: PrefillTrace, row: int, index: int) -> tuple[GroupTrace, list[int]]:
+    """The group of an image, and which of its grids are the image's."""
     for group in trace.groups:
-        first = group.image
-        if group.row == row and first <= index < first + len(group.grids):
-            start = sum(grid.size for grid in group.grids[: index - first])
-            return group, start, group.grids[index - first]
+        number = index - group.image
+        if group.row == row and 0 <= number < len(group.images):
+            first = sum(group.images[:number])
+            return group, list(range(first, first + group.images[number]))
     raise InputError(f"The last prefill has no image {index} in row {row}.")
 
 
@@ -103,10 +147,10 @@ def _tint(canvas: Image.Image, stage: np.ndarray, last: int) -> Image.Image:
     return mixed
 
 
-def _with_legend(canvas: Image.Image, layers: list[int], counts: list[int]) -> Image.Image:
+def _with_legend(canvas: Image.Image, layers: list[int], counts: list[int], last: str) -> Image.Image:
     font = ImageFont.load_default(size=16)
     entries = [(COLOURS[n % len(COLOURS)], f"{counts[n]} dropped {where(layer)}") for n, layer in enumerate(layers)]
-    entries.append((KEPT, f"{counts[-1]} kept to the end"))
+    entries.append((KEPT, f"{counts[-1]} {last}"))
     line = 24
     page = Image.new("RGB", (canvas.width, canvas.height + line * len(entries) + 8), "white")
     page.paste(canvas, (0, 0))

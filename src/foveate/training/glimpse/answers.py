@@ -46,7 +46,7 @@ def fill_answers(
     missing = {i: row for i in range(len(examples)) if not (row := examples[i]).answers}
     with ThreadPoolExecutor() as pool:
         keys = dict(zip(missing, pool.map(row_digest, missing.values()), strict=True))
-    answers = Answers.open(store, _circumstances(asker, collator))
+    answers = AnswerStore.open(store, _circumstances(asker, collator))
     todo = [i for i, row in missing.items() if not answers.knows(row, keys[i])]
     for start in track(range(0, len(todo), batch_size), "asking the base model", console=stderr(), disable=not todo):
         batch = todo[start : start + batch_size]
@@ -81,7 +81,7 @@ def _circumstances(asker: Asker, collator: Collator) -> dict[str, Any]:
 
 
 @dataclass
-class Answers:
+class AnswerStore:
     """Answers given so far, in a file whose first line says how they were asked for.
 
     Attributes:
@@ -94,7 +94,7 @@ class Answers:
     keys: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: Path, circumstances: dict[str, Any]) -> Answers:
+    def open(cls, path: Path, circumstances: dict[str, Any]) -> AnswerStore:
         """Read a file, or begin one. A last line cut off by a kill is dropped, from the file too.
 
         Raises:

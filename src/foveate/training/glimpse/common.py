@@ -110,6 +110,8 @@ def check_resumed(settings: RunSettings, checkpoint: Path | None, arguments: Any
     plain = {name: x for name, x in asdict(settings).items() if name not in _FREE}
     if not isinstance(plain.get("module"), dict):
         plain.pop("module", None)  # a folder, whose weights are compared
+    judge = getattr(settings, "judge", None) or {}
+    plain |= {"judge": {name: judge[name] for name in ("model", "prompt") if name in judge}}
     decisive = {name: getattr(arguments, name, None) for name in (*DECISIVE, *names)}
     started = {"settings": plain, "data": table_digest(settings.data), "arguments": {**decisive, "global_batch": batch}}
     _compare_or_record(settings.out / STARTED, checkpoint, started)

@@ -23,7 +23,7 @@ from foveate.training.losses import IGNORE
 
 
 @dataclass(frozen=True)
-class Prompts:
+class PromptBatch:
     """A batch just before the first decoder layer: P columns of prompts, g of glimpse tokens, A of answers.
 
     Attributes:
@@ -94,13 +94,13 @@ class Prompts:
         return self.valid.shape[0], self.valid.shape[1]
 
 
-def prepare(family: Family, batch: Mapping[str, Tensor], blocks: Sequence[int], glimpses: int) -> Prompts:
+def prepare(family: Family, batch: Mapping[str, Tensor], blocks: Sequence[int], glimpses: int) -> PromptBatch:
     """Run the stock model up to its language model, reading vision blocks on the way.
 
     Args:
         family: adapter of the model.
         batch: arguments of the model's forward, with `labels`.
-        blocks: vision blocks (from 0) whose outputs become `Prompts.conds`.
+        blocks: vision blocks (from 0) whose outputs become `PromptBatch.conds`.
         glimpses: number of glimpse tokens.
 
     Raises:
@@ -119,7 +119,7 @@ def prepare(family: Family, batch: Mapping[str, Tensor], blocks: Sequence[int], 
     arguments = {name: value for name, value in arguments.items() if name not in ("use_cache", "past_key_values")}
     columns = _visual_columns(layout, length)
     taps = [Tap("hidden", block) for block in blocks]
-    return Prompts(
+    return PromptBatch(
         arguments=arguments,
         valid=valid,
         labels=labels[:, length + glimpses :],

@@ -15,7 +15,7 @@ from foveate.core.view import Tap
 from foveate.errors import ConfigurationError, UnsupportedModelError
 from foveate.families import adapt
 from foveate.glimpse.module import GlimpseModule
-from foveate.training.glimpse.inputs import Prompts, prepare
+from foveate.training.glimpse.inputs import PromptBatch, prepare
 from foveate.training.glimpse.objectives import Objective, Shares, accuracies, decide, distilled, located, look
 from foveate.training.glimpse.passes import LanguageModel
 from foveate.training.glimpse.plans import Read
@@ -28,7 +28,7 @@ class Outcome:
     `logits[b]` is [output rows, N_b] for the image tokens of row b; the last row decides.
     """
 
-    prompts: Prompts
+    prompts: PromptBatch
     read: Read
     logits: list[Tensor]
     terms: dict[str, Tensor]
@@ -159,7 +159,7 @@ class GlimpseForTraining(nn.Module):
             terms |= distilled(self._frozen, prompts, read, logits, objective)
         return Outcome(prompts, read, logits, terms, objective.total(terms, shares))
 
-    def _read(self, prompts: Prompts) -> Read:
+    def _read(self, prompts: PromptBatch) -> Read:
         """What all passes of a step go on behind."""
         config, objective = self.module.config, self.objective
         answers = objective.distillation > 0 or (not self.training and self._takes_masks)

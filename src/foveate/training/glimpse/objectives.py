@@ -20,7 +20,7 @@ from foveate.errors import ConfigurationError
 from foveate.glimpse.config import GlimpseConfig, check_kind
 from foveate.glimpse.module import GlimpseModule
 from foveate.training import losses
-from foveate.training.glimpse.inputs import Prompts
+from foveate.training.glimpse.inputs import PromptBatch
 from foveate.training.glimpse.passes import LanguageModel
 from foveate.training.glimpse.plans import FLOOR, Gated, LayersDone, Look, Read
 
@@ -95,7 +95,7 @@ class Shares:
 
 
 def look(
-    model: LanguageModel, module: GlimpseModule, prompts: Prompts, read: Read, objective: Objective
+    model: LanguageModel, module: GlimpseModule, prompts: PromptBatch, read: Read, objective: Objective
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """VIP logits of each row, [output rows, N_b], and the language loss if the objective has one.
 
@@ -126,7 +126,7 @@ def located(logits: Sequence[Tensor], masks: Sequence[Tensor], objective: Object
 
 
 def distilled(
-    model: LanguageModel, prompts: Prompts, read: Read, logits: Sequence[Tensor], objective: Objective
+    model: LanguageModel, prompts: PromptBatch, read: Read, logits: Sequence[Tensor], objective: Objective
 ) -> dict[str, Tensor]:
     """Match the unpruned answer where visual keys carry the attention bias `log sigmoid(logit)`.
 
@@ -141,13 +141,13 @@ def distilled(
     }
 
 
-def unpruned(model: LanguageModel, prompts: Prompts, read: Read) -> tuple[Tensor, Tensor]:
+def unpruned(model: LanguageModel, prompts: PromptBatch, read: Read) -> tuple[Tensor, Tensor]:
     """Logits [T, V] of the T answer tokens without gates, and the tokens."""
     assert read.hidden is not None
     return model.predictions(read.hidden[:, prompts.length - 1 : -1], prompts.labels)
 
 
-def gated(model: LanguageModel, prompts: Prompts, read: Read, bias: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def gated(model: LanguageModel, prompts: PromptBatch, read: Read, bias: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Logits [T, V] of the T answer tokens where visual keys carry a bias, and the tokens.
 
     As at inference: layers after the pruning layer see the gated keys only, and so do the answer tokens in the earlier
@@ -164,6 +164,9 @@ def gated(model: LanguageModel, prompts: Prompts, read: Read, bias: Sequence[Ten
     plan = Gated(keys.clamp(min=FLOOR), valid, read.late)
     hidden = model.behind(read, prompts, prompts.answers, plan, glimpses=False, answers=True)
     plan.check(len(model.family.parts.layers))
+    if read.late.entering is None:  # nothing is left to run behind the pruning layer: answers alone came out
+        assert read.hidden is not None
+        hidden = torch.cat([read.hidden[:, : prompts.length], hidden], dim=1)
     return model.predictions(hidden[:, prompts.length - 1 : -1], prompts.labels)
 
 
@@ -173,7 +176,7 @@ def decide(logits: Sequence[Tensor], config: GlimpseConfig) -> list[Tensor]:
     return [keep.choose(row[-1].detach().float().sigmoid()) for row in logits]
 
 
-def accuracy(predicted: Tensor, tokens: Tensor, prompts: Prompts) -> Tensor:
+def accuracy(predicted: Tensor, tokens: Tensor, prompts: PromptBatch) -> Tensor:
     """Whether greedy decoding would give each row's answer, its end included: float [B].
 
     Teacher-forced: every answer token must be the most probable one after those before it.
@@ -184,7 +187,7 @@ def accuracy(predicted: Tensor, tokens: Tensor, prompts: Prompts) -> Tensor:
 
 
 @torch.no_grad()
-def accuracies(model: LanguageModel, prompts: Prompts, read: Read, keep: Sequence[Tensor]) -> dict[str, Tensor]:
+def accuracies(model: LanguageModel, prompts: PromptBatch, read: Read, keep: Sequence[Tensor]) -> dict[str, Tensor]:
     """`accuracy` of each row, [B], with the tokens outside `keep` (bool [N_b] per row) pruned, and unpruned."""
     bias = [torch.zeros(own.shape, device=own.device).masked_fill(~own, FLOOR) for own in keep]
     return {

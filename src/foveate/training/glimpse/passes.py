@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from foveate.engine.capture import AttentionCall, Listening
 from foveate.families.base import Family
-from foveate.training.glimpse.inputs import Prompts
-from foveate.training.glimpse.plans import Gated, Kwargs, LayersDone, Plan, PromptCache, PromptReading, Read
+from foveate.training.glimpse.inputs import PromptBatch
+from foveate.training.glimpse.plans import Gated, Kwargs, LayerPlan, LayersDone, PromptCache, PromptReading, Read
 from foveate.training.losses import IGNORE
 
 KEYWORD = "foveate_plan"
@@ -59,7 +59,7 @@ class LanguageModel:
         return handles
 
     @torch.no_grad()
-    def read(self, prompts: Prompts, answers: bool, until: int | None, split: int | None) -> Read:
+    def read(self, prompts: PromptBatch, answers: bool, until: int | None, split: int | None) -> Read:
         """Read the prompts of a batch, with their answers behind them or without.
 
         Args:
@@ -72,7 +72,9 @@ class LanguageModel:
         cache.seal(prompts.length)
         return Read(cache, hidden, plan)
 
-    def behind(self, read: Read, prompts: Prompts, embeds: Tensor, plan: Plan, glimpses: bool, answers: bool) -> Tensor:
+    def behind(
+        self, read: Read, prompts: PromptBatch, embeds: Tensor, plan: LayerPlan, glimpses: bool, answers: bool
+    ) -> Tensor:
         """The output for `embeds` `[B, n, D]` that follow the prompts; of prompts too, where the plan brings them in.
 
         Raises:
@@ -97,7 +99,7 @@ class LanguageModel:
             for layer in chosen:
                 layer.gradient_checkpointing = layer.training = False
 
-    def _run(self, plan: Plan, **arguments: Any) -> Tensor:
+    def _run(self, plan: LayerPlan, **arguments: Any) -> Tensor:
         output: Any = self.family.parts.text(**arguments, use_cache=True, **{KEYWORD: plan})
         found: Tensor = output.last_hidden_state
         return found
@@ -114,7 +116,7 @@ def _ignore(call: AttentionCall) -> None:
 
 def _before(index: int) -> Callable[[nn.Module, tuple[Any, ...], Kwargs], Any]:
     def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> Any:
-        plan: Plan | None = kwargs.pop(KEYWORD, None)
+        plan: LayerPlan | None = kwargs.pop(KEYWORD, None)
         if plan is None:
             return args, kwargs
         hidden = plan.enter(index, args[0] if args else kwargs.pop("hidden_states"), kwargs)

@@ -14,7 +14,7 @@ from foveate.engine.capture import KEY_BIAS, LISTENER, AttentionCall
 from foveate.engine.reading import read_probe
 from foveate.errors import UnsupportedModelError
 from foveate.glimpse.config import GlimpseConfig
-from foveate.training.glimpse.inputs import Prompts
+from foveate.training.glimpse.inputs import PromptBatch
 
 FLOOR = -1000.0
 """Logit that removes a key: its weight is 0 in every precision, and a row of such keys stays finite."""
@@ -22,7 +22,7 @@ FLOOR = -1000.0
 Kwargs = dict[str, Any]
 
 
-class Plan(Protocol):
+class LayerPlan(Protocol):
     """What is to be done in the layers of one pass."""
 
     def enter(self, layer: int, hidden: Tensor, kwargs: Kwargs) -> Tensor:
@@ -125,7 +125,7 @@ class Look:
             kwargs[LISTENER] = lambda call: self.calls.__setitem__(layer, call)
         return hidden
 
-    def features(self, prompts: Prompts, official: bool) -> Tensor:
+    def features(self, prompts: PromptBatch, official: bool) -> Tensor:
         """`[N, selected layers * heads]` attention of the last glimpse token over the visual tokens, layer-major.
 
         Logits `q.k / sqrt(d)` or, if the configuration says so, their log-softmax over all keys that the glimpse token
@@ -141,7 +141,7 @@ class Look:
             layers.append(self._rows(self.calls[layer], prompts, official))
         return torch.cat([torch.cat(rows, dim=-1).T for rows in layers], dim=-1)
 
-    def _rows(self, call: AttentionCall, prompts: Prompts, official: bool) -> list[Tensor]:
+    def _rows(self, call: AttentionCall, prompts: PromptBatch, official: bool) -> list[Tensor]:
         """Per row of the batch, `[heads, N_b]`."""
         g, end = prompts.glimpses, prompts.length + prompts.glimpses
         own = AttentionCall(call.q[:, :, :g], call.k[:, :, :end], call.scaling)
@@ -187,13 +187,13 @@ class Gated:
     def enter(self, layer: int, hidden: Tensor, kwargs: Kwargs) -> Tensor:
         split, length = self.late.split, self.bias.shape[1]
         assert split is not None
-        assert self.late.entering is not None
         bias = nn.functional.pad(self.bias, (0, self.valid.shape[1] - length))
         if layer >= split:
             kwargs.clear()
             kwargs.update(self.late.arguments[layer])
             bias = bias.masked_fill(~self.valid, FLOOR)  # padding, where there is no mask
         if layer == split:
+            assert self.late.entering is not None
             hidden = torch.cat([self.late.entering[:, :length], hidden], dim=1)
         kwargs[KEY_BIAS], kwargs[LISTENER] = bias, lambda call: self.heard.add(layer)
         return hidden

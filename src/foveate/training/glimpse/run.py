@@ -89,7 +89,7 @@ def train(settings: GlimpseSettings) -> dict[str, float]:
     set_seed(arguments.seed)
     model, collator, start = _load_models(settings)
     check_weights(settings, checkpoint, base=model.base, start=start)
-    data = check_for(collator.family, collator.processor, data, settings.skip_bad)
+    data = check_for(collator.family, collator.processor, data, settings.skip_bad, settings.system)
     if eval_data is not None:
         eval_data = check_for(collator.family, collator.processor, eval_data, settings.skip_bad)
     model.to(arguments.device)
@@ -112,6 +112,15 @@ def train(settings: GlimpseSettings) -> dict[str, float]:
         results = {"rows": len(examples), "rows_skipped": len(data.skipped), "metrics": metrics}
         write_summary(settings, arguments, tuple(PUBLISHED), results)
     return metrics
+
+
+def check_done(settings: GlimpseSettings) -> None:
+    """Refuse a finished run in the settings' folder that was started with others.
+
+    Raises:
+        ConfigurationError: naming every difference.
+    """
+    check_resumed(settings, settings.out, training_arguments(settings))
 
 
 def _evaluated_now(trainer: GlimpseTrainer) -> dict[str, float]:

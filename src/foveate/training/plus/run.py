@@ -169,7 +169,7 @@ def train(settings: PlusSettings) -> dict[str, float]:
     set_seed(arguments.seed)
     base, processor = load_base(settings)
     check_weights(settings, checkpoint, base=base, module=_module(settings))
-    examples = check_for(adapt(base), processor, examples, settings.skip_bad)
+    examples = check_for(adapt(base), processor, examples, settings.skip_bad, settings.system)
     trainer = build_trainer(settings, arguments, examples, rewards, base, processor)
     with told_of_a_full_disk(settings.out):
         try:
@@ -189,6 +189,15 @@ def train(settings: PlusSettings) -> dict[str, float]:
         }
         write_summary(replace(settings, judge=judge), arguments, tuple(PUBLISHED), results, ("trl", "peft"))
     return dict(result.metrics)
+
+
+def check_done(settings: PlusSettings) -> None:
+    """Refuse a finished run in the settings' folder that was started with others.
+
+    Raises:
+        ConfigurationError: naming every difference.
+    """
+    check_resumed(settings, settings.out, grpo_arguments(settings), DECISIVE)
 
 
 def build_trainer(

@@ -1,0 +1,53 @@
+"""Every method on a type of every kind: it prunes as the trace says, or says why it cannot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import foveate
+from foveate.errors import ConfigurationError, MissingTapError
+from foveate.families import adapt
+from foveate.methods import registry
+from tests.families.reference import close, generate, masked_logits, rows_of
+from tests.families.test_types import FEW, TOLERANCE
+from tests.families.tiny import build
+from tests.families.types import TABLE
+
+pytestmark = pytest.mark.families
+
+
+def configured(name: str, keep: float, model: Any) -> Any:
+    kind = registry()[name]
+    return kind.example(keep, model) if hasattr(kind, "example") else kind(keep=keep)
+
+
+def refused(method: Any, model: Any) -> bool:
+    """Whether the model cannot give what the method reads, which must be said before anything runs."""
+    info, family = adapt(model).info, adapt(model)
+    reads = [stage.layer for stage in method.stages(info) if stage.reads != "nothing" and stage.layer]
+    if any(info.reading_layer(layer) is None for layer in reads):
+        return True
+    return bool(method.taps(info)) and family.merge == "none"
+
+
+@pytest.mark.parametrize("family", FEW)
+@pytest.mark.parametrize("name", list(registry()))
+def test_a_method_prunes_or_says_why_not(name: str, family: str) -> None:
+    model, entry = build(family), TABLE[family]
+    inputs = entry.batch(rows_of("image"))
+    method = configured(name, 0.7, model)
+    if refused(method, model):
+        with pytest.raises((MissingTapError, ConfigurationError)), foveate.prune(model, method):
+            pass
+        return
+    with foveate.prune(model, method) as trace:
+        tokens, logits, _ = generate(model, inputs, 3)
+    seen = trace.to_dict()
+    assert torch.isfinite(logits).all()
+    assert 0 < seen["keep_ratio"] < 1
+    compact = any(stage.compact_earlier for stage in method.stages(adapt(model).info))
+    if entry.exact and not compact and not any(row["merges"] for row in seen["rows"]):
+        assert close(logits, masked_logits(model, entry, inputs, seen, tokens)) < TOLERANCE
