@@ -224,13 +224,20 @@ class Scheduler:
     def _prefill(self, request: Generation) -> Running | None:
         """Read a prompt and choose the first token of each answer; None if all have ended with it."""
         started = time.monotonic()
-        cache = FoveatedCache(config=self.model.config.get_text_config())
         inputs = {name: value.to(self.model.device) for name, value in request.inputs.items()}
+        # generate itself reads the prompt: families differ in what they prepare before their first pass
         with prune(self.model, request.method) as trace:
-            out = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            out = self.model.generate(
+                **inputs,
+                max_new_tokens=1,
+                do_sample=False,
+                num_beams=1,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
             prefill = trace.prefills[-1] if trace.prefills else None
-        batch = RowBatch(out.past_key_values, [request.length])
-        logits = out.logits[0, -1]
+        batch = RowBatch(FoveatedCache.adopt(out.past_key_values), [request.length])
+        logits = out.logits[0][0]
         request.inputs = {"input_ids": request.inputs["input_ids"]}  # pixels are no longer needed
         rows = [AnswerRow(request, number, self.tokenizer) for number in range(request.answers)]
         request.tell(report(request, prefill, started, batch.cache.nbytes()))
