@@ -11,7 +11,7 @@ from torch import nn
 from foveate.core.method import Method
 from foveate.engine.checks import check, notes
 from foveate.engine.hooks import hooks_of
-from foveate.engine.session import Session, close_session, open_session, sessions_on
+from foveate.engine.session import Session, close_session, give_offsets_back, open_session, sessions_on
 from foveate.errors import ConfigurationError, SessionError, UnsupportedModelError
 from foveate.families import adapt
 from foveate.trace.trace import Trace
@@ -101,8 +101,7 @@ def _close(session: Session) -> None:
     base = session.family.parts.base
     close_session(session)
     hooks_of(base).release(session)
-    if session.rope_deltas is not None and not sessions_on(base):  # stock code continues its last conversation by them
-        base.rope_deltas = session.rope_deltas
+    give_offsets_back(base)
     for prefill in session.trace.prefills[-1:]:
         prefill.to_host()
 

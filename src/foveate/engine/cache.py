@@ -203,6 +203,7 @@ class FoveatedCache(DynamicCache):
         if tokens_to_remove == 0:
             return
         self.conversation.crop(length)
+        self.padded &= length > 0
         cropped: dict[int, tuple[Tensor, Kept | None]] = {}
         for number, layer in enumerate(self.layers):
             kept = self.held(number)
@@ -216,6 +217,7 @@ class FoveatedCache(DynamicCache):
             columns, shorter = cropped[id(kept)]
             layer.keys, layer.values = take_columns(layer.keys, columns), take_columns(layer.values, columns)
             self.kept[number] = shorter
+        self.decode_from_cache &= self.is_pruned
 
 
 def can_adopt(cache: object) -> bool:

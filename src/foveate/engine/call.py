@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from foveate.engine.conversation import PrefillRecord
 from foveate.families.layout import ImageShape
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Call:
         cache: the foveated cache that the call uses, referred to weakly.
         fresh: per modality, which of these images stand in this call's tokens (the others are cached).
         recorded: whether a cache of ours keeps the positions of its conversation.
+        records: what this prefill brings into the conversation, once it has come to its end.
     """
 
     kind: Kind
@@ -50,6 +52,7 @@ class Call:
     incoming: dict[str, list[ImageShape]] = field(default_factory=dict)
     fresh: dict[str, list[int]] = field(default_factory=dict)
     recorded: bool = False
+    records: list[PrefillRecord] = field(default_factory=list)
     forward: ForwardPass | None = None
     cache: weakref.ref[FoveatedCache] | None = None
     started: float | torch.cuda.Event | None = None

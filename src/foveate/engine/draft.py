@@ -6,12 +6,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from foveate.engine.inputs import read_call
 from foveate.engine.session import Session
+from foveate.errors import InputError
 
 Kwargs = dict[str, Any]
 
 
-def read_prompt_first(session: Session, base: nn.Module, kwargs: Kwargs) -> Kwargs:
+def read_prompt_first(session: Session, base: nn.Module, kwargs: Kwargs, draft: int) -> Kwargs:
     """Read the prompt on its own, as an ordinary prefill; what is left of the call is the draft behind it.
 
     Its hidden states wait in `session.local.prompt_states` for those of the draft. Without a cache, images or a draft
@@ -22,13 +24,29 @@ def read_prompt_first(session: Session, base: nn.Module, kwargs: Kwargs) -> Kwar
         return kwargs
     given = kwargs.get("input_ids")
     given = kwargs.get("inputs_embeds") if given is None else given
-    if not local.draft or cache is None or given is None or local.draft >= given.shape[1]:
+    if not draft or cache is None or given is None or draft >= given.shape[1]:
         return kwargs
-    end, draft = given.shape[1] - local.draft, local.draft
-    local.draft = 0  # the call below is an ordinary one
+    end, past = given.shape[1] - draft, cache.get_seq_length()
+    if past and end > past:
+        raise InputError(
+            "Assisted decoding cannot go on with a cached conversation: transformers reads the whole of it again. "
+            "Leave assistant_model and prompt_lookup_num_tokens out from the second turn on."
+        )
+    if _cuts_an_image(session, kwargs, end):
+        return kwargs  # logits of more than the answer were asked for
     output = base(**_prompt(kwargs, end, draft))
     local.prompt_states = output.last_hidden_state
     return _behind(session, kwargs, end)
+
+
+def _cuts_an_image(session: Session, kwargs: Kwargs, end: int) -> bool:
+    """Whether the images' tokens go on behind `end`. A draft may hold placeholders too, as tokens like any others."""
+    ids, call = kwargs.get("input_ids"), read_call(session.family, kwargs)[0]
+    if not isinstance(ids, Tensor):
+        return False
+    before = sum(int(mask[:, :end].sum()) for mask in call.visual.values())
+    given = sum(sum(sizes[i] for i in call.fresh.get(name, ())) for name, sizes in call.sizes.items())
+    return 0 < before < given
 
 
 def _prompt(kwargs: Kwargs, end: int, draft: int) -> Kwargs:

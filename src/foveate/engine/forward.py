@@ -57,6 +57,7 @@ class ForwardPass:
         self.alive = Alive.start(layout, device)
         stages = method.stages(family.info) if method is not None and layout.groups else ()
         self.stages = {stage.layer: stage for stage in stages}
+        self.columns: list[Tensor | None] = []  # of the unpruned rows, that each layer was given
         self.entered: list[Block] = []  # what each layer was given in this pass
         self.lent: dict[
             int, tuple[Block, int]
@@ -195,7 +196,8 @@ class ForwardPass:
 
     def enter(self, layer: int) -> None:
         """Note that `layer` is about to run."""
-        del self.entered[layer:]  # a layer may run twice (gradient checkpointing)
+        del self.entered[layer:], self.columns[layer:]  # a layer may run twice (gradient checkpointing)
+        self.columns.append(self.alive.index)
         self.entered.append(Block(self.alive.index, self.alive.length, self.alive.valid is not None))
         if layer in self.family.sources:
             past = 0 if self.cache is None else self.cache.physical_length(layer)

@@ -52,4 +52,7 @@ def behind_pruned(held: Tensor, until: int, new: int, past: int, mask: Tensor | 
     real = held >= 0
     if mask is not None:
         real = real & mask.bool().gather(1, held.clamp(min=0))
-    return real.sum(1, keepdim=True) + (past - until) + torch.arange(new, device=held.device)
+    if mask is None:
+        return real.sum(1, keepdim=True) + (past - until) + torch.arange(new, device=held.device)
+    since = mask[:, until:].long().cumsum(1)[:, past - until :]
+    return (real.sum(1, keepdim=True) + since - 1).clamp(min=0)

@@ -37,7 +37,7 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
         mask = inputs.padding_mask(_given_mask(call, kwargs), embeds.shape[0], embeds.shape[1], past)
         layout = _layout(session, call, mask, past, cache is not None, embeds.device)
     except FoveateError:
-        if session.method is None:
+        if session.method is None and (cache is None or not cache.is_pruned):
             return kwargs  # stock code judges it
         raise
     for encoded in session.local.tower_calls:
@@ -46,11 +46,13 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
     recording.begin(trace, layout)
     call.started = trace.prefill.start(embeds.device)
     forward = call.forward = ForwardPass(session.family, session.method, layout, mask, cache, trace, embeds.device)
+    _check_positions(forward)
     if cache is not None:
         kwargs = {**kwargs, "past_key_values": cache}
         cache.in_pass = call.recorded = True
         cache.padded |= mask is not None
-        _record(forward, cache, kwargs.get("position_ids"))
+        cache.conversation.mrope |= _has_axes(kwargs.get("position_ids"))
+        call.records = _records(forward, kwargs.get("position_ids"))
     if cache is not None and any(stage.compact_earlier for stage in forward.stages.values()):
         for layer in range(len(cache.layers)):  # what is compacted must be held
             cache.free_window(layer, past)
@@ -58,6 +60,18 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
         forward.deepstack, kwargs = Deepstack.taken(kwargs)
         kwargs = _whole_pass(session, kwargs)
     return _append_probe(forward, kwargs)
+
+
+def _check_positions(forward: ForwardPass) -> None:
+    """Published code that renumbers positions knows one turn with images."""
+    method = forward.method
+    if method is None or not forward.layout.past:
+        return
+    if any((stage.positions or method.positions) != "original" for stage in forward.stages.values()):
+        raise ConfigurationError(
+            f"{method.name} renumbers positions, as published code does that knows one turn only; an image in a later "
+            "turn needs positions='original'."
+        )
 
 
 def begin_with_text(cache: Any, mask: Any) -> None:
@@ -171,23 +185,25 @@ def _layout(
     return layout
 
 
-def _record(forward: ForwardPass, cache: FoveatedCache, positions: Tensor | None) -> None:
-    """What this prefill brings into the conversation: images, and with M-RoPE where positions go on behind each."""
+def _has_axes(positions: Tensor | None) -> bool:
+    return positions is not None and positions.dim() == 3
+
+
+def _records(forward: ForwardPass, positions: Tensor | None) -> list[PrefillRecord]:
+    """What this prefill brings into each row: images, and with M-RoPE where positions go on behind each."""
     layout = forward.layout
-    mrope = positions is not None and positions.dim() == 3
-    offsets = _offsets(forward, positions) if mrope and positions is not None else [[0] * len(s) for s in layout.spans]
+    offsets = [[0] * len(spans) for spans in layout.spans]
+    if positions is not None and _has_axes(positions):
+        offsets = _offsets(forward, positions)
     start, end = layout.past, layout.past + layout.length
-    cache.conversation.mrope |= mrope
-    cache.conversation.add(
-        [
-            PrefillRecord(
-                start,
-                end,
-                tuple(ImageSpan(a + start, b + start, o, n) for (a, b), o, n in zip(spans, found, pieces, strict=True)),
-            )
-            for spans, found, pieces in zip(layout.spans, offsets, layout.pieces, strict=True)
-        ]
-    )
+    return [
+        PrefillRecord(
+            start,
+            end,
+            tuple(ImageSpan(a + start, b + start, o, n) for (a, b), o, n in zip(spans, found, pieces, strict=True)),
+        )
+        for spans, found, pieces in zip(layout.spans, offsets, layout.pieces, strict=True)
+    ]
 
 
 def _offsets(forward: ForwardPass, positions: Tensor) -> list[list[int]]:

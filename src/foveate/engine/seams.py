@@ -22,7 +22,7 @@ from foveate.engine.forward import ForwardPass
 from foveate.engine.inputs import by_name, check_placeholders, read_call
 from foveate.engine.positions import renumber
 from foveate.engine.recompute import LayerChange, apply_again, keep_for_backward
-from foveate.engine.session import Session
+from foveate.engine.session import Session, take_offsets
 from foveate.errors import ConfigurationError
 
 Kwargs = dict[str, Any]
@@ -38,7 +38,8 @@ def before_head(session: Session, module: nn.Module, args: tuple[Any, ...], kwar
     given = by_name(module, args, kwargs)
     keep = given.get("logits_to_keep")
     session.local.draft = max(keep - 1, 0) if isinstance(keep, int) else 0
-    if session.method is None or session.full_length:
+    images = given.get("mm_encoder_outputs") or session.family.incoming(given)
+    if session.method is None or session.full_length or not images:
         return
     for name, value in (("labels", given.get("labels")), ("logits_to_keep", keep)):
         if isinstance(value, Tensor):
@@ -56,7 +57,8 @@ def before_base(session: Session, module: nn.Module, args: tuple[Any, ...], kwar
     local = session.local
     local.call = local.prompt_states = None
     given = by_name(module, args, kwargs)
-    behind = given if session.method is None else read_prompt_first(session, module, given)
+    draft, local.draft = local.draft, 0
+    behind = given if session.method is None else read_prompt_first(session, module, given, draft)
     call, kept = read_call(session.family, behind)
     if session.method is not None:
         if call.kind is Kind.PREFILL:
@@ -94,9 +96,8 @@ def after_base(session: Session, module: nn.Module, args: Any, output: Any) -> N
         output.last_hidden_state = torch.cat([local.prompt_states, output.last_hidden_state], dim=1)
     local.prompt_states = None
     deltas = getattr(module, "rope_deltas", None)
-    if call is not None and call.recorded and isinstance(deltas, Tensor) and deltas is not session.no_deltas:
-        session.rope_deltas, session.no_deltas = deltas, deltas.new_zeros(1, 1)
-        module.rope_deltas = session.no_deltas
+    if call is not None and call.recorded and isinstance(deltas, Tensor):
+        take_offsets(module, deltas)
 
 
 # -- seam 2: before the language model
@@ -135,6 +136,8 @@ def after_text(session: Session, module: nn.Module, args: Any, output: Any) -> N
         if session.full_length:
             _restore_length(forward, output)
         forward.finish()
+        if cache is not None and call.records:  # a turn that failed was never there
+            cache.conversation.add(call.records)
         if forward.trace is not None:
             recording.end(forward.trace, cache)
     if forward.trace is not None and call_started is not None:
@@ -148,9 +151,9 @@ def _restore_length(forward: ForwardPass, output: Any) -> None:
     states = output.get("hidden_states")
     if states is None:
         return
-    by_length = {block.length: block.columns for block in reversed(forward.entered)}
-    by_length[forward.alive.length] = forward.alive.index
-    full = [scatter(state, by_length.get(state.shape[1]), length) for state in states[:-1]]
+    # the first is what layer 0 was given, the others are what layers gave
+    columns = [forward.columns[max(number - 1, 0)] for number in range(len(states) - 1)]
+    full = [scatter(state, index, length) for state, index in zip(states[:-1], columns, strict=True)]
     output.hidden_states = (*full, output.last_hidden_state)
 
 

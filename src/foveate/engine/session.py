@@ -6,7 +6,7 @@ import threading
 import weakref
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -102,8 +102,6 @@ class Session:
         attached: in force for every thread until `detach`.
         every_thread: also applies to threads that opened no session of their own.
         full_length: give hidden states back at the unpruned length, zero where a token was dropped.
-        rope_deltas, no_deltas: M-RoPE offsets that stock code left on the model, and the zeros that stand there for as
-            long as the offsets come from conversations.
     """
 
     family: Family
@@ -113,8 +111,6 @@ class Session:
     every_thread: bool = False
     full_length: bool = False
     closed: bool = False
-    rope_deltas: Tensor | None = None
-    no_deltas: Tensor | None = None
     local: ThreadState = field(default_factory=ThreadState)
     taps: tuple[Tap, ...] = ()
     needs: tuple[Need, ...] = ("seams",)
@@ -148,6 +144,27 @@ class Session:
 _own: ContextVar[tuple[Session, ...]] = ContextVar("foveate_sessions", default=())
 _live: weakref.WeakKeyDictionary[nn.Module, list[Session]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
+
+
+_offsets: weakref.WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]] = weakref.WeakKeyDictionary()
+
+
+def take_offsets(base: Any, deltas: Tensor) -> None:
+    """M-RoPE offsets that stock code left on the model: zeros stand there for as long as conversations of ours know
+    theirs, the real ones come back with `give_offsets_back`."""
+    with _lock:
+        known = _offsets.get(base)
+        if known is None or known[1] is not deltas:
+            _offsets[base] = deltas, deltas.new_zeros(1, 1)
+            base.rope_deltas = _offsets[base][1]
+
+
+def give_offsets_back(base: Any) -> None:
+    """When the last session ends: stock code continues its latest conversation by them."""
+    with _lock:
+        known = None if _live.get(base) else _offsets.pop(base, None)
+        if known is not None and base.rope_deltas is known[1]:
+            base.rope_deltas = known[0]
 
 
 def open_session(session: Session) -> None:

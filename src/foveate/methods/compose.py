@@ -42,6 +42,11 @@ class Compose(Method):
         self, *methods: Method, keep: Keep | float | int | None = None, positions: Positions = "original"
     ) -> None:
         object.__setattr__(self, "methods", methods)
+        budget = None if keep is None else Keep.of(keep)
+        if budget is not None and isinstance(budget.plain, str):
+            raise ConfigurationError(
+                f"Compose takes a ratio or a count, not {budget!r}; give such budgets to its members."
+            )
         object.__setattr__(self, "keep", keep)
         object.__setattr__(self, "positions", positions)
         self.__post_init__()
