@@ -166,7 +166,8 @@ def main() -> None:
     seconds = sum(r["seconds_per_answer"] * (len(r["settings"]) or 1) * r["wanted"] for r in reports)
     print(f"all {options.n} questions of each part: {seconds / 3600 / min(options.jobs, len(parts)):.1f} hours")
     if options.markdown:
-        write_text(options.markdown, markdown(reports, options.study, f"python {shlex.join(sys.argv)}"))
+        command = shlex.join(word for word in sys.argv if word != "--page")
+        write_text(options.markdown, markdown(reports, options.study, f"python {command}"))
 
 
 if __name__ == "__main__":

@@ -114,8 +114,18 @@ def switches(report: Report) -> list[str]:
             other = sum(a != b for a, b in zip(own, base, strict=True)) / len(own)
             cells = [row["kind"], row["mode"], percent(base), percent(own), shown(own, base), f"{100 * other:.0f} %"]
             lines.append(f"| {' | '.join(cells)} |")
-        lines += refusals(report, keep)
+        lines += [*beyond(rows, defaults), *refusals(report, keep)]
     return lines
+
+
+def beyond(rows: Sequence[dict[str, Any]], defaults: dict[str, Scores]) -> list[str]:
+    """The changes whose difference is more than two standard errors."""
+    found, changed = [], [row for row in rows if row["mode"] != "default"]
+    for row in changed:
+        each = difference(row["scores"], defaults[row["kind"]])
+        if each.error is not None and abs(each.mean) > 2 * each.error:
+            found.append(f"{row['kind']}, {row['mode']}")
+    return ["", f"Beyond two standard errors, {len(found)} of {len(changed)}: {'; '.join(found) or 'none'}."]
 
 
 def heading(report: Report, keep: str) -> list[str]:

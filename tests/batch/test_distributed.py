@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tests.batch.test_batch import records
 from tests.cli.run import foveate
 
 
+@pytest.mark.slow
 def test_ray_takes_over_where_one_process_stopped(tmp_path: Path) -> None:
     lines = []
     for index, sample in enumerate(scenes.load("test", 10)):
@@ -24,7 +26,7 @@ def test_ray_takes_over_where_one_process_stopped(tmp_path: Path) -> None:
     out, alone = tmp_path / "out", tmp_path / "alone"
     command = ("batch", tmp_path / "rows.jsonl", "--keep", "1/5", "--part", "3", "--device", "cpu")
     assert foveate(*command, "--out", alone).returncode == 0
-    assert foveate(*command, "--out", out).returncode == 0
+    shutil.copytree(alone, out)
     for part in (0, 2, 3):
         (out / f"part-{part:06d}.parquet").unlink()
     kept = (out / "part-000001.parquet").stat().st_mtime_ns
