@@ -15,7 +15,7 @@ from foveate.serve.sampling import Sampling
 from foveate.serve.scheduler import Scheduler
 from tests.families.test_types import model_of, names
 from tests.reference import Drop
-from tests.serve.test_scheduler import Numbers
+from tests.serve.heard import Numbers
 
 ROWS: list[list[Any]] = [
     [6, ("image", 2, 3), 5], [2, ("image", 3, 2), 4, ("image", 2, 2), 3], [11], [3, ("image", 2, 3), 9],

@@ -196,7 +196,7 @@ def test_pages(address: str) -> None:
 
 def test_llava_too() -> None:
     name = "foveate/scenes-llava"
-    with served(OPTIONS, method="fastv", keep=0.5, name=name) as (address, _):
+    with served(ServeOptions(), method="fastv", keep=0.5, name=name) as (address, _):
         image, question = scenes(1)[0]
         reply = post(address, body([image], question, model=name)).json()
     asker = zoo_asker(name)

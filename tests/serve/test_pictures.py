@@ -17,7 +17,7 @@ from PIL import Image
 
 from foveate.serve.fetch import Fetcher, is_public
 from foveate.serve.options import MediaOptions, ServeOptions
-from foveate.serve.pictures import Pictures
+from foveate.serve.pictures import PictureReader
 from foveate.serve.problems import RequestError
 from tests.serve.live import body, data_uri, post, scenes, served
 
@@ -73,7 +73,7 @@ def port() -> Iterator[int]:
 
 
 def fetch(url: str, **options: Any) -> Image.Image:
-    pictures = Pictures(MediaOptions(megabytes=1, seconds=1, **options))
+    pictures = PictureReader(MediaOptions(megabytes=1, seconds=1, **options))
     return pictures.open(asyncio.run(pictures.fetch(url)))
 
 
@@ -195,7 +195,7 @@ def test_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
 def test_formats(kind: str) -> None:
     image = scenes(1)[0][0]
-    assert Pictures(MediaOptions()).open(data_uri(image, kind)).size == image.size
+    assert PictureReader(MediaOptions()).open(data_uri(image, kind)).size == image.size
 
 
 def test_pictures_from_a_folder_and_a_host_are_answered_alike(port: int, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 DATA = re.compile(r"data:image/[\w.+-]{1,40};base64,", re.IGNORECASE)
 
 
-class Pictures:
+class PictureReader:
     """Reads the pictures of requests.
 
     Args:

@@ -16,7 +16,7 @@ from foveate.inference.answer import Asker
 from foveate.serve.choices import MethodChoices
 from foveate.serve.generation import Event, Generation
 from foveate.serve.options import ServeOptions
-from foveate.serve.pictures import Pictures
+from foveate.serve.pictures import PictureReader
 from foveate.serve.problems import RequestError, invalid
 from foveate.serve.sampling import Sampling, check_generation
 from foveate.serve.schema import ChatRequest, ImagePart
@@ -33,7 +33,7 @@ class Preparation:
 
     def __init__(self, asker: Asker, choices: MethodChoices, options: ServeOptions) -> None:
         self._asker, self._choices, self._options = asker, choices, options
-        self._pictures = Pictures(options.media)
+        self._pictures = PictureReader(options.media)
         self._pool = ThreadPoolExecutor(options.workers, "foveate-prepare")
         self._processor = threading.Lock()  # tokenizers set padding on themselves while they work
         self._markers = markers(asker.processor.tokenizer)
