@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from foveate.cli import ask, bench, convert, demo, eval, methods, scenes, train_glimpse, train_plus, tune
+from foveate.cli import ask, bench, convert, demo, eval, families, methods, scenes, train_glimpse, train_plus, tune
 
 app = typer.Typer(
     help="Visual-token pruning for stock Hugging Face vision-language models.",
@@ -26,6 +26,8 @@ app.command()(bench.bench)
 app.command("eval")(eval.evaluate)
 app.command()(tune.tune)
 app.command()(methods.methods)
+app.command()(families.families)
+app.command()(families.doctor)
 app.add_typer(scenes.app, name="scenes")
 app.add_typer(train, name="train")
 app.add_typer(conversion, name="convert")
