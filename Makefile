@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test families lint bench clean
+.PHONY: demo test families lint bench load clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,10 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/overhead.py --json benchmarks/overhead.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/measure.py
+
+# 1,000 clients against a live server
+load: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.load $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

@@ -19,6 +19,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from departures import SparseVLMOneLess
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -159,17 +160,10 @@ def prumerge(about: dict[str, Any], t: Tensors, change: bool) -> float:
     return float((values[places] - t["tokens"]).abs().max())
 
 
-class OneLess(SparseVLM):
-    """Recycles one token less."""
-
-    def pool(self, dropped: int) -> int:
-        return super().pool(dropped) - 1
-
-
 def sparsevlm(about: dict[str, Any], t: Tensors, change: bool) -> float:
     """Share of the published clusters whose mean was found (within 1e-4)."""
     ranked = len(t["kept"])
-    method = OneLess() if change else SparseVLM()
+    method = SparseVLMOneLess() if change else SparseVLM()
     score = t["rater_attention"].mean(0)
     found = method.recycle(image(t["visual"], layer=2), score, ranked, len(t["merged"]))
     assert isinstance(found, Selection)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shlex
 import sys
 import time
@@ -25,6 +24,7 @@ from rich.progress import track
 
 from foveate import scenes, zoo
 from foveate.core.method import Method
+from foveate.evals.paired import difference
 from foveate.files.atomic import write_text
 from foveate.files.environment import facts
 from foveate.inference.answer import Asker
@@ -102,9 +102,11 @@ def of(record: Record, key: str, types: list[str], kinds: tuple[str, ...]) -> li
 def retained(record: Record, base: Record, types: list[str], kinds: tuple[str, ...]) -> str:
     """Accuracy over the unpruned accuracy, with the standard error of the paired difference."""
     hits, whole = of(record, "hit", types, kinds), of(base, "hit", types, kinds)
-    pairs = [a - b for a, b in zip(hits, whole, strict=True)]
-    spread = math.sqrt(sum((p - mean(pairs)) ** 2 for p in pairs) / max(1, len(pairs) - 1) / len(pairs))
-    return f"{mean(hits) / mean(whole):.1%} ± {spread / mean(whole):.1%}" if sum(whole) else "-"
+    error = difference(hits, whole).error
+    if not sum(whole):
+        return "-"
+    spread = "?" if error is None else f"{error / mean(whole):.1%}"
+    return f"{mean(hits) / mean(whole):.1%} ± {spread}"
 
 
 def markdown(report: dict[str, Any], types: list[str], command: str) -> str:

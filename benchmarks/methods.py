@@ -106,6 +106,24 @@ REASONS = {
 """Why a method takes over 10 % of a prefill: the methods are sequential or quadratic by definition."""
 
 
+DEFAULTS_CHANGED = "2026-11-26T01:42"
+"""When these methods began to follow the published code by default."""
+CHANGED = ("cdpruner", "prumerge", "sparsevlm", "tome", "visionzip", "vispruner", "vscan")
+
+
+def outdated(report: dict[str, Any]) -> list[str]:
+    """Which rows are of what a method did before its default changed."""
+    if all(found["measured"] >= DEFAULTS_CHANGED for found in report["facts"]):
+        return []
+    names = ", ".join(f"`{name}`" for name in CHANGED)
+    return [
+        f"**Measured, in part at least, before {DEFAULTS_CHANGED[:10]}**, when these methods began to follow the "
+        f"published code by default: {names}. Their rows are of what they did before; delete them from the JSON file "
+        "and run the command again to measure them anew. All other rows stand.",
+        "",
+    ]
+
+
 def explained(report: dict[str, Any]) -> list[str]:
     """A line about each method that is over 10 % of its own prefill."""
     over: dict[str, list[str]] = {}
@@ -121,6 +139,7 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         "# What selecting takes",
         "",
+        *outdated(report),
         f"Written by `{'`, then `'.join(report['commands'])}` (medians). Selecting is all work between a stage's entry "
         "and the re-packed batch; taps in the vision tower are not part of it, nor is the tower part of the prefill. "
         "The first share is of the unpruned prefill, the second of the method's own, pruned one. `glimpse_prune` has a "

@@ -2,9 +2,9 @@
 
 from foveate import methods
 from foveate.core.budget import Keep
-from foveate.core.method import Method, Score, Stage, Tap
+from foveate.core.method import Method, Score, Stage
 from foveate.core.selection import Selection
-from foveate.core.view import View
+from foveate.core.view import Tap, View
 from foveate.engine.cache import FoveatedCache
 from foveate.inference.loading import load
 from foveate.inference.pruning import attach, detach, prune

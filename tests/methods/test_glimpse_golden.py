@@ -147,6 +147,8 @@ def test_variants(case: tuple[Path, Any, GlimpseModule]) -> None:
             if key in OPTIONS:
                 options[OPTIONS[key]] = tuple(value) if isinstance(value, list) else value
             elif key in ("reduce_layer", "le_layers", "use_attention_logits"):
+                if key == "reduce_layer":  # published code takes any larger number for the last layer
+                    value = min(value, config.num_hidden_layers - 1)
                 config = dataclasses.replace(config, **{key: value})
         varied = GlimpseModule(config).eval()
         state = module.state_dict()

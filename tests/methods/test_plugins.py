@@ -10,10 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 import foveate.methods
+from foveate import scenes
 from foveate.cli.app import app
 from foveate.errors import ConfigurationError
 from foveate.methods import find, make, registry
 from foveate.specs.settings import grid
+from tests.cli.run import foveate as run
 
 METHOD = '''
 from dataclasses import dataclass
@@ -118,3 +120,26 @@ def test_what_is_missing_or_unknown_is_said() -> None:
         make("fastervlm", blocks=3)
     with pytest.raises(ConfigurationError, match="there are .*vitcop"):
         make("vitcopp")
+
+
+def test_a_plugin_is_known_to_every_command(site: Site, tmp_path: Path) -> None:
+    """`methods`, `ask`, `eval` and `bench`, with its own parameter and budget."""
+    site.install("norm-plugin", METHOD.format(name="FeatureNorm"), "FeatureNorm")
+    picture = tmp_path / "picture.png"
+    scenes.load("test", 1)[0].image.save(picture)
+    commands = {
+        "methods": ["methods", "feature_norm"],
+        "ask": ["ask", picture, "What is this?", "--method", "feature_norm", "--keep", "1/2", "--max-new-tokens", "2"],
+        "eval": [
+            "eval", "--limit", "1", "--method", "feature_norm:power=1", "--keep", "1/2", "--out", tmp_path / "eval",
+            "--no-report",
+        ],
+        "bench": [
+            "bench", "--model", "mid-llava", "--tokens", "16", "--method", "feature_norm", "--keep", "1/2",
+            "--no-memory", "--repeats", "1", "--warmup", "0", "--new-tokens", "2",
+        ],
+    }  # fmt: skip
+    for name, arguments in commands.items():
+        done = run(*arguments)
+        assert done.returncode == 0, (name, done.stderr)
+        assert "feature_norm" in done.stdout if name != "ask" else "50.0%" in done.stdout, (name, done.stdout)

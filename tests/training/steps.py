@@ -44,6 +44,7 @@ def step(
     prepare: Callable[[GlimpseForTraining], None] = lambda model: None,
 ) -> tuple[Outcome, dict[str, Tensor]]:
     module.zero_grad()
+    module.dropout.p = 0.0  # so the fixtures were made
     with GlimpseForTraining(base, module, objective) as model:
         prepare(model)
         outcome = model.train().outcome(masks, **batch)

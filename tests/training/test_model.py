@@ -78,6 +78,7 @@ def test_half_precision(qwen: nn.Module, how: str) -> None:
     assert half.total.item() == pytest.approx(exact.total.item(), rel=0.05)
     assert rough.keys() == grads.keys()
     assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in rough.values())
-    for name in ("embeddings", "vip.attn_out_projs.3.weight"):
+    last = max(name for name in grads if name.startswith("vip.attn_out_projs") and name.endswith("weight"))
+    for name in ("embeddings", last):
         similarity = torch.cosine_similarity(grads[name].flatten(), rough[name].flatten(), dim=0)
         assert similarity > 0.95, f"{name}: {similarity}"

@@ -116,8 +116,9 @@ def test_distillation_does_not_depend_on_the_backend(family: str) -> None:
 def test_distillation_gradient_by_finite_differences(qwen: nn.Module) -> None:
     batch, module = with_answer("gp_qwen/single"), fresh(qwen)
     _, grads = step(qwen, module, DISTILL, batch, None)
-    weight = module.vip.attn_out_projs[str(len(module.vip.layers) - 1)].weight
-    direction = grads["vip.attn_out_projs.3.weight"] / grads["vip.attn_out_projs.3.weight"].norm()
+    last = str(len(module.vip.layers) - 1)
+    weight, gradient = module.vip.attn_out_projs[last].weight, grads[f"vip.attn_out_projs.{last}.weight"]
+    direction = gradient / gradient.norm()
     with GlimpseForTraining(qwen, module, DISTILL) as model, torch.no_grad():
         values = []
         for sign in (1, -1):
@@ -125,7 +126,7 @@ def test_distillation_gradient_by_finite_differences(qwen: nn.Module) -> None:
             values.append(model.train().outcome(**batch).total.item())
             weight.sub_(direction, alpha=sign * 1e-2)
     slope = (values[0] - values[1]) / 2e-2
-    assert slope == pytest.approx(grads["vip.attn_out_projs.3.weight"].norm().item(), rel=2e-2)
+    assert slope == pytest.approx(gradient.norm().item(), rel=2e-2)
 
 
 @pytest.mark.parametrize("objective", [Objective(), DISTILL], ids=["boxes", "distillation"])
@@ -145,17 +146,28 @@ def test_padding_and_neighbours_do_not_matter(qwen: nn.Module, objective: Object
 
 @pytest.mark.parametrize("objective", [Objective(), DISTILL, Objective(distillation=1.0)])
 def test_gradient_checkpointing_changes_nothing(qwen: nn.Module, objective: Objective) -> None:
+    """What runs behind the pruning layer with whole prompts is run again, and only that."""
     batch, masks, _ = load_step("gp_qwen/train_batch2")
     module = fresh(qwen)
-    plain, grads = step(qwen, module, objective, batch, masks)
-    calls = []
-    handle = qwen.model.language_model.layers[2].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
-    prepare = GlimpseForTraining.activation_checkpointing_enable
-    saved, again = step(qwen, module, objective, batch, masks, prepare)
-    handle.remove()
-    passes = 1 + (2 if objective.distillation else 0)  # the teacher's is not recomputed
-    assert len(calls) == passes + passes - (1 if objective.distillation else 0)
-    assert not any(layer.gradient_checkpointing for layer in qwen.model.language_model.layers)
+    layers = qwen.model.language_model.layers
+    early, late = module.config.reduce_layer, module.config.reduce_layer + 1
+    counts = {early: [0, 0], late: [0, 0]}
+    results = []
+    for round_, prepare in enumerate((lambda model: None, GlimpseForTraining.activation_checkpointing_enable)):
+        handles = []
+        for number, count in counts.items():
+
+            def hook(*_: object, count: list[int] = count, round_: int = round_) -> None:
+                count[round_] += 1
+
+            handles.append(layers[number].mlp.register_forward_pre_hook(hook))
+        results.append(step(qwen, module, objective, batch, masks, prepare))
+        for handle in handles:
+            handle.remove()
+    assert counts[early][1] == counts[early][0]
+    assert counts[late][1] == counts[late][0] + (1 if objective.distillation else 0)
+    assert not any(layer.gradient_checkpointing or layer.training for layer in layers)
+    (plain, grads), (saved, again) = results
     assert_close(saved.total, plain.total, atol=1e-6)
     for name, gradient in grads.items():
         assert_gradient_close(name, again[name], gradient, rtol=1e-5)
@@ -176,11 +188,12 @@ def test_mixed_objective_is_the_sum(qwen: nn.Module) -> None:
 
 def test_several_images_in_a_prompt_and_several_glimpse_tokens(qwen: nn.Module) -> None:
     batch = with_answer("gp_qwen/two_images")
-    total = int((batch["image_grid_thw"].prod(1) // 4).sum())
-    module = fresh(qwen, le_length=3, le_layers=(0, 2))
-    outcome, grads = step(qwen, module, Objective(), batch, [torch.arange(total) % 5 == 0])
-    assert outcome.logits[0].shape == (1, total)
-    assert grads["embeddings"].shape == (2, 3, 64)
+    totals = (batch["input_ids"] == qwen.config.image_token_id).sum(1).tolist()
+    module = fresh(qwen, le_length=3, le_layers=(0, 1))
+    masks = [torch.arange(total) % 5 == 0 for total in totals]
+    outcome, grads = step(qwen, module, Objective(), batch, masks)
+    assert [tuple(row.shape) for row in outcome.logits] == [(1, total) for total in totals]
+    assert grads["embeddings"].shape == (2, 3, qwen.config.text_config.hidden_size)
     assert (grads["embeddings"].abs().amax(-1) > 0).all()
     outcome, grads = step(qwen, module, DISTILL, batch, None)
     assert (grads["embeddings"].abs().amax(-1) > 0).all()

@@ -125,13 +125,15 @@ def test_the_run_waits_for_a_judge_that_is_down(endpoint: Endpoint, monkeypatch:
     assert waits == [5.0, 10.0, 20.0]
 
 
-def test_patience_is_for_an_outage_not_for_a_request(endpoint: Endpoint) -> None:
+def test_patience_is_for_an_outage_not_for_a_request(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint.reply = lambda n: 503
-    judge = make_judge(endpoint, patience=1.0, workers=1)
-    began = time.monotonic()
+    judge = make_judge(endpoint, patience=100.0, workers=1)
+    clock = [0.0]
+    monkeypatch.setattr("foveate.training.plus.judge.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(judge._stop, "wait", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
     with pytest.raises(JudgeError):
         judge.scores([(str(i), "a", "b") for i in range(8)])
-    assert time.monotonic() - began < 6
+    assert clock[0] == 100.0
     endpoint.reply = lambda n: "score: 1"
     assert judge.scores([ITEM]) == [1.0], "it can be asked again"
 

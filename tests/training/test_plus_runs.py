@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +28,22 @@ from foveate.training.plus.merge import ADAPTER, merge
 
 from .plus import QUICK, length_reward, picture, trainer_of
 
+PROGRAM = "from foveate.cli import main; main()"
+DYING = """
+import os, signal
+from transformers import Trainer
+step = Trainer.training_step
+def dying(self, *given, **named):
+    if self.state.global_step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *given, **named)
+Trainer.training_step = dying
+"""
+"""Kills its own process in the middle of a step, so that no clock decides when."""
 
-def start(settings: plus.PlusSettings, steps: int, *more: str) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-c",
-        "from foveate.cli import main; main()",
-        "train",
-        "plus",
-        "--model",
-        settings.model,
-        "--data",
-        settings.data,
-    ]
+
+def start(settings: plus.PlusSettings, steps: int, *more: str, program: str = PROGRAM) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", program, "train", "plus", "--model", settings.model, "--data", settings.data]
     command += ["--out", str(settings.out), "--layer", "1", "--reward", "anls=0.5", "--reward", "exact_match", *more]
     for name, value in {**QUICK, "max_steps": steps}.items():
         command += ["--set", f"{name}={value}"]
@@ -50,20 +52,16 @@ def start(settings: plus.PlusSettings, steps: int, *more: str) -> subprocess.Pop
 
 
 def test_killed_training_goes_on(run: plus.PlusSettings) -> None:
-    process = start(run, 12)
-    deadline = time.monotonic() + 200
-    while not (run.out / "checkpoint-2" / "trainer_state.json").exists():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (run.out / ADAPTER).exists(), "killed too late to prove anything"
+    killed = start(run, 12, program=DYING + PROGRAM)
+    _, errors = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, errors
+    assert (run.out / "checkpoint-3" / "trainer_state.json").exists()
+    assert not (run.out / ADAPTER).exists()
     refused = start(run, 12)
-    assert "--resume" in refused.communicate(timeout=200)[1]
+    assert "--resume" in refused.communicate()[1]
     assert refused.returncode == 2
     resumed = start(run, 12, "--resume")
-    out, errors = resumed.communicate(timeout=250)
+    out, errors = resumed.communicate()
     assert resumed.returncode == 0, errors
     assert "adapter in" in out
     log = json.loads((run.out / "training.json").read_text())["log"]
@@ -118,6 +116,9 @@ def test_a_whole_schedule_runs_and_goes_on(
     folder = schedules.run(schedules.read(path))
     assert [(run.out / stage / "training.json").stat().st_mtime_ns for stage in ("glimpse", "rl")] == done
     assert schedules.run(schedules.read(path)) == folder
+    changed = write_schedule(tmp_path / "changed.yaml", run, rl={"arguments": QUICK, "rewards": {"exact_match": 1.0}})
+    with pytest.raises(ConfigurationError, match="rewards"):  # done before, but otherwise
+        schedules.run(schedules.read(changed))
     model, _ = load(str(folder))
     module = GlimpseModule.from_pretrained(folder / "glimpse").eval()
     assert module.config.base_model == str(folder)

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,14 +62,14 @@ def test_distillation_learns_without_labels(settings: GlimpseSettings, tmp_path:
     keep = [entry["keep_loss"] for entry in history if "keep_loss" in entry]
     assert keep[-1] < keep[0] / 2
     answers = run.out / "answers.jsonl"
-    lines = answers.read_text().splitlines()
+    asked, *lines = answers.read_text().splitlines()
     assert len(lines) == len(rows)
     # A line cut off by a kill is asked again, the others are not.
     changed = [json.loads(line) | {"answer": "seven"} for line in lines]
-    text = "".join(json.dumps(row) + "\n" for row in changed)
+    text = asked + "\n" + "".join(json.dumps(row) + "\n" for row in changed)
     answers.write_text(text[:-10])
     train(replace(run, resume=True, arguments=arguments | {"max_steps": 31}))
-    again = [json.loads(line)["answer"] for line in answers.read_text().splitlines()]
+    again = [json.loads(line)["answer"] for line in answers.read_text().splitlines()[1:]]
     assert again[:-1] == ["seven"] * (len(rows) - 1)
     assert again[-1] == json.loads(lines[-1])["answer"]
 
@@ -79,54 +78,30 @@ PROGRAM = "import typer; from foveate.cli.train_glimpse import glimpse; typer.ru
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.slow
-def test_two_processes(settings: GlimpseSettings, tmp_path: Path) -> None:
-    """Data-parallel training: one result, every missing answer asked for once."""
-    source = Path(settings.data)
-    rows = [json.loads(line) for line in source.read_text().splitlines()]
-    bare = source.with_name("two.jsonl")
-    bare.write_text("".join(json.dumps({k: r[k] for k in ("image", "question")}) + "\n" for r in rows))
-    run = replace(settings, data=str(bare), arguments=FAST | {"max_steps": 2})
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, str(program), *command(run), "--objective", "distill"],
-        env=ENVIRONMENT,
-        capture_output=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    assert json.loads((run.out / "training.json").read_text())["processes"] == 2
-    asked = [json.loads(line)["row"] for line in (run.out / "answers.jsonl").read_text().splitlines()]
-    assert asked == list(range(1, len(rows) + 1))
-    GlimpseModule.from_pretrained(run.out)
+DYING = """
+import os, signal
+from transformers import Trainer
+step = Trainer.training_step
+def dying(self, *given, **named):
+    if self.state.global_step == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *given, **named)
+Trainer.training_step = dying
+"""
+"""Kills its own process in the middle of a step, so that no clock decides when."""
 
 
 def test_killed_and_resumed_run_gives_the_same_weights(settings: GlimpseSettings, tmp_path: Path) -> None:
-    arguments = FAST | {"max_steps": 40, "save_steps": 4, "save_total_limit": 3}
+    arguments = FAST | {"max_steps": 10, "save_steps": 4, "save_total_limit": 3}
     whole = replace(settings, out=tmp_path / "whole", arguments=arguments)
     train(whole)
     killed = replace(settings, out=tmp_path / "killed", arguments=arguments)
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *command(killed)],
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    deadline = time.monotonic() + 120
-    while last_checkpoint(killed.out) is None:
-        assert process.poll() is None, process.stderr.read().decode()[-2000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
+    program = [sys.executable, "-c", DYING + PROGRAM, *command(killed)]
+    done = subprocess.run(program, env=ENVIRONMENT, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
     reached = last_checkpoint(killed.out)
+    assert reached.name == "checkpoint-4"
     start = weights(reached)
-    assert not (killed.out / "model.safetensors").exists(), "the run was over before it could be killed"
-    assert reached.name != "checkpoint-40"
     with pytest.raises(ConfigurationError, match="--resume"):
         train(killed)
     train(replace(killed, resume=True))

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import typer
 
-from foveate.cli import ask, bench, convert, demo, eval, families, methods, scenes, train_glimpse, train_plus, tune
+from foveate.cli import (
+    ask,
+    batch,
+    bench,
+    convert,
+    demo,
+    eval,
+    families,
+    methods,
+    page,
+    scenes,
+    serve,
+    train_glimpse,
+    train_plus,
+    tune,
+)  # fmt: skip
 
 app = typer.Typer(
     help="Visual-token pruning for stock Hugging Face vision-language models.",
@@ -22,9 +37,12 @@ def _convert() -> None:
 
 app.command()(ask.ask)
 app.command()(demo.demo)
+app.command()(page.page)
 app.command()(bench.bench)
+app.command()(batch.batch)
 app.command("eval")(eval.evaluate)
 app.command()(tune.tune)
+app.command()(serve.serve)
 app.command()(methods.methods)
 app.command()(families.families)
 app.command()(families.doctor)

@@ -43,8 +43,8 @@ def bench(
     from foveate.specs.settings import grid, parse_keeps
 
     _check(json, csv, plot)
-    settings = grid(method, parse_keeps(keep))
     name = model or zoo.DEFAULT
+    settings = grid(method, parse_keeps(keep), name)
     job = Job(name, tokens, image, question, batch, new_tokens, dtype, attention, seed, get_num_threads())
     with make_progress(transient=True) as progress:
         task = progress.add_task(name, total=calls(settings, repeats, warmup, memory))

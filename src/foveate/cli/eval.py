@@ -76,7 +76,8 @@ def common_options(model: str | None, method: list[str], keep: list[str]) -> dic
     from foveate import zoo
     from foveate.specs.settings import grid, parse_keeps
 
-    return {"model": model or zoo.DEFAULT, "settings": grid(method, parse_keeps(keep))}
+    name = model or zoo.DEFAULT
+    return {"model": name, "settings": grid(method, parse_keeps(keep), name)}
 
 
 def given_command() -> str:

@@ -34,13 +34,15 @@ before the language model. *Reads* is all that it needs: taps of the vision towe
 `hidden` states), features of the visual tokens, the text, keys of the language model, attention rows of a few tokens.
 `received` is the attention that a token receives: from the class token where the tower has one, else from the patches
 of its image (in a block of windowed attention: of its window). All of them ask up to 4,096 patches, and 4,096 evenly
-spaced ones beyond, to keep reading cheap beside the tower; with `Tap("received", queries=None)` all do. What sampling
-costs is in [under_run_baselines.md](under_run_baselines.md).
+spaced ones beyond, to keep reading cheap beside the tower; a method's `queries` sets another number, None asks all.
+What sampling costs is in [under_run_baselines.md](under_run_baselines.md).
 
 *Verified* says with what an implementation was compared: *official code* means that the published functions ran
 unchanged on random features, and what they chose are fixtures (`tests/golden/baselines`); where ours differs by
 default, a field makes it the same. Everything else follows the paper, is tested against cases worked out by hand, and
 is unverified. What small departures do: [under_run_baselines.md](under_run_baselines.md).
+
+What such departures do to the answers of the built-in models: [switches.md](switches.md).
 
 What selecting takes: [methods_speed.md](methods_speed.md). What is left of the answers on the built-in scenes:
 [methods_accuracy.md](methods_accuracy.md), [methods_accuracy_llava.md](methods_accuracy_llava.md).

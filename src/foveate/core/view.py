@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.grid import Grid
-from foveate.errors import MissingTapError
+from foveate.errors import ConfigurationError, MissingTapError
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,18 @@ class Tap:
         queries: without a class token, attention received is averaged over so many evenly spaced patches of an image
             (or attention window) that has more; None: over all. Sampling costs accuracy: of the third of 16,384 patches
             that receive most, 4,096 queries find 0.88 and 1,024 find 0.62.
+
+    Raises:
+        ConfigurationError: fewer than one query.
     """
 
     kind: Literal["received", "keys", "hidden"]
     block: int | None = None
     queries: int | None = 4096
+
+    def __post_init__(self) -> None:
+        if self.queries is not None and self.queries < 1:
+            raise ConfigurationError(f"queries={self.queries} must be at least 1, or None for all patches.")
 
 
 @dataclass(frozen=True)

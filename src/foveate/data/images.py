@@ -43,10 +43,29 @@ def open_image(source: Any, *, folder: Path | None = None, max_pixels: int = MAX
         ImageError: missing, empty, truncated, a format that is not read, a side of one pixel, too many pixels.
     """
     name = describe(source)
+    with _told(name), _opened(source, folder, name) as image:
+        _check_size(name, image.size, max_pixels)
+        rgb = to_rgb(upright(image))
+    rgb.info = {}  # an orientation or transparency that has been applied must not be applied again
+    return rgb
+
+
+def stored_size(source: Any, *, folder: Path | None = None) -> tuple[int, int]:
+    """(width, height) as the file says, before any turning; nothing is decoded.
+
+    Raises:
+        ImageError: as `open_image`, but for damage that only decoding shows.
+    """
+    name = describe(source)
+    with _told(name), _opened(source, folder, name) as image:
+        return image.size
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Every error of the block as one of ours that names the image."""
     try:
-        with _opened(source, folder, name) as image:
-            _check_size(name, image.size, max_pixels)
-            rgb = to_rgb(upright(image))
+        yield
     except ImageError as error:
         raise error if name in str(error) else ImageError(f"{name}: {error}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -57,8 +76,6 @@ def open_image(source: Any, *, folder: Path | None = None, max_pixels: int = MAX
         raise ImageError(
             f"{name} cannot be read as an image ({error}). Is it complete, and one of {', '.join(FORMATS)}?"
         ) from error
-    rgb.info = {}  # an orientation or transparency that has been applied must not be applied again
-    return rgb
 
 
 def describe(source: Any) -> str:

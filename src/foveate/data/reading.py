@@ -96,7 +96,7 @@ def read_row(table: Table, index: int, rules: Rules) -> Row:
     """
     columns, number = table.row(index), table.number(index)
     name, sources = _sources(columns)
-    question, answers = _question(columns), _answers(columns, rules.needs_answer)
+    question, answers = _question(columns, rules.needs_question), _answers(columns, rules.needs_answer)
     sizes = tuple(open_image(s, folder=table.folder).size for s in sources) if rules.opens_images else ()
     return Row(
         number=number,
@@ -150,8 +150,10 @@ def _image(table: Table, index: int, column: str, place: int, value: Any) -> Pat
     return value if "://" in value else table.folder / value
 
 
-def _question(columns: Mapping[str, Any]) -> str:
+def _question(columns: Mapping[str, Any], needed: bool) -> str:
     value = columns.get("question")
+    if not needed and value is None:
+        return ""
     if "question" not in columns:
         raise DataError(f"there is no column `question`; {_there_are(columns)}")
     if value is None or (isinstance(value, str) and not value.strip()):

@@ -11,7 +11,7 @@ from typing import Any, overload
 from PIL import Image
 
 from foveate.data.boxes import Box, BoxFormat
-from foveate.data.images import open_image
+from foveate.data.images import open_image, stored_size
 from foveate.data.tables import Table
 from foveate.errors import DataError, FoveateError, ImageError
 
@@ -90,6 +90,17 @@ def load_image(source: Path | str | Stored | Image.Image) -> Image.Image:
         raise ImageError(f"{source}: {error}") from error
 
 
+def image_size(source: Path | str | Stored | Image.Image) -> tuple[int, int]:
+    """(width, height) of the image behind one of `Row.images`, not decoded.
+
+    Raises:
+        ImageError: it is none; one whose pixels are damaged passes.
+    """
+    if not isinstance(source, Stored):
+        return stored_size(source)
+    return stored_size(source.read(), folder=source.table.folder)
+
+
 @dataclass(frozen=True)
 class Rules:
     """What a row must have.
@@ -98,6 +109,7 @@ class Rules:
         box_format: convention of the table's boxes; None: boxes are not read.
         needs_boxes: rows without boxes are bad (an empty list is fine: nothing in the image is evidence).
         needs_answer: rows without an answer are bad.
+        needs_question: rows without a question are bad; else theirs is empty.
         opens_images: every image is opened once, to be sure that it can be; else when it is used.
         skip_bad: leave bad rows out instead of refusing the table.
     """
@@ -105,6 +117,7 @@ class Rules:
     box_format: BoxFormat | None = "pixel"
     needs_boxes: bool = True
     needs_answer: bool = True
+    needs_question: bool = True
     opens_images: bool = True
     skip_bad: bool = False
 

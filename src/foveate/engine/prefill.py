@@ -93,6 +93,18 @@ def go_on(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
     return kwargs
 
 
+def _continued_padding(cache: FoveatedCache, given: Any, rows: int, new: int, past: int) -> Tensor | None:
+    """The padding mask of a continued conversation, None if nothing is padding. A step of one token does not look: its
+    token is real, and what comes before is known."""
+    if not cache.is_pruned and not (isinstance(given, Tensor) and given.dim() == 2):
+        return None  # nothing was taken over, so whatever stock code understands will do
+    if new == 1 and isinstance(given, Tensor) and given.shape == (rows, past + 1):
+        return given if cache.padded else None
+    mask = inputs.padding_mask(given, rows, new, past)
+    cache.padded |= mask is not None
+    return mask
+
+
 def _given_mask(call: Call, kwargs: Kwargs) -> Any:
     """The padding mask; some models prepare masks per kind of layer before they call their language model."""
     given = kwargs.get("attention_mask")
@@ -113,18 +125,6 @@ def _whole_pass(session: Session, kwargs: Kwargs) -> Kwargs:
     """Layers that share keys may be run on the last tokens only (Gemma 4); masks of ours are for all."""
     shares = any(facts.source != number for number, facts in enumerate(session.family.layers))
     return {k: v for k, v in kwargs.items() if k != "logits_to_keep"} if shares else kwargs
-
-
-def _continued_padding(cache: FoveatedCache, given: Any, rows: int, new: int, past: int) -> Tensor | None:
-    """The padding mask of a continued conversation, None if nothing is padding. A step of one token does not look: its
-    token is real, and what comes before is known."""
-    if not cache.is_pruned and not (isinstance(given, Tensor) and given.dim() == 2):
-        return None  # nothing was taken over, so whatever stock code understands will do
-    if new == 1 and isinstance(given, Tensor) and given.shape == (rows, past + 1):
-        return given if cache.padded else None
-    mask = inputs.padding_mask(given, rows, new, past)
-    cache.padded |= mask is not None
-    return mask
 
 
 def _cache(session: Session, text: nn.Module, kwargs: Kwargs) -> FoveatedCache | None:

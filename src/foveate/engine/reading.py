@@ -79,14 +79,17 @@ class Reading:
         return logits - self.total[row][..., None] if log_probabilities else logits
 
 
-def read_probe(call: AttentionCall, length: int, valid: Tensor | None, columns: Tensor | None) -> Reading:
+def read_probe(
+    call: AttentionCall, length: int, valid: Tensor | None, columns: Tensor | None, past: int | None = None
+) -> Reading:
     """Record the attention of a probe of `length` tokens, the last ones of every row.
 
     Args:
         valid: `[B, past + n]` bool, None if all are real.
         columns: as in `Reading`.
+        past: keys whose logits are left out; None: those that were cached before this pass.
     """
-    past = call.k.shape[2] - call.q.shape[2]
+    past = call.k.shape[2] - call.q.shape[2] if past is None else past
     logits, totals = [], []
     for row in range(call.q.shape[0]):
         scores = attention_logits(call.q[row, :, -length:], call.k[row], call.scaling)

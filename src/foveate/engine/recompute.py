@@ -16,11 +16,11 @@ from foveate.core.probe import Probe
 from foveate.core.selection import Packed
 from foveate.errors import UnsupportedModelError
 
-_ENTRIES = "_foveate_entries"
+_CHANGES = "_foveate_changes"
 
 
 @dataclass
-class Entry:
+class LayerChange:
     """What the hook of one decoder layer did in one forward pass.
 
     Attributes:
@@ -34,7 +34,7 @@ class Entry:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
-def remember(number: int, layer: nn.Module, kwargs: dict[str, Any], entry: Entry) -> None:
+def keep_for_backward(number: int, layer: nn.Module, kwargs: dict[str, Any], entry: LayerChange) -> None:
     """Keep an entry with the pass's rotary embeddings, which live as long as its graph."""
     if not (layer.training and getattr(layer, "gradient_checkpointing", False)):
         return
@@ -45,16 +45,16 @@ def remember(number: int, layer: nn.Module, kwargs: dict[str, Any], entry: Entry
             "the pass that it belongs to. Turn checkpointing off."
         )
     cos = embeddings[0]
-    if not hasattr(cos, _ENTRIES):
-        setattr(cos, _ENTRIES, {})
-    getattr(cos, _ENTRIES)[number] = entry
+    if not hasattr(cos, _CHANGES):
+        setattr(cos, _CHANGES, {})
+    getattr(cos, _CHANGES)[number] = entry
 
 
-def repeat(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def apply_again(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """New arguments of a layer that is run again, or None if it is not one of a pruned pass."""
     embeddings = kwargs.get("position_embeddings")
     known = isinstance(embeddings, tuple) and bool(embeddings)
-    entry: Entry | None = getattr(embeddings[0], _ENTRIES, {}).get(number) if known and embeddings else None
+    entry: LayerChange | None = getattr(embeddings[0], _CHANGES, {}).get(number) if known and embeddings else None
     if entry is None:
         return None
     hidden = args[0] if args else kwargs["hidden_states"]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from foveate.core.budget import Per
-from foveate.core.method import Choice, Method, Stage
-from foveate.core.selection import Selection
+from foveate.core.method import Method, Stage
+from foveate.core.selection import Choice, Selection
 from foveate.core.view import ModelInfo, View
 from foveate.engine.layout import Layout
 from foveate.engine.masks import Later

@@ -21,7 +21,7 @@ from foveate.engine.draft import read_prompt_first
 from foveate.engine.forward import ForwardPass
 from foveate.engine.inputs import by_name, check_placeholders, read_call
 from foveate.engine.positions import renumber
-from foveate.engine.recompute import Entry, remember, repeat
+from foveate.engine.recompute import LayerChange, apply_again, keep_for_backward
 from foveate.engine.session import Session
 from foveate.errors import ConfigurationError
 
@@ -170,7 +170,7 @@ def before_layer(number: int) -> PreHook:
     def hook(session: Session, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> Any:
         forward = session.local.call.forward if session.local.call else None
         if forward is None:
-            return repeat(number, args, kwargs)
+            return apply_again(number, args, kwargs)
         if not (forward.stages or forward.took_over):
             return None
         given = by_name(module, args, kwargs)
@@ -186,12 +186,12 @@ def before_layer(number: int) -> PreHook:
         if forward.probe is not None:
             hidden = _with_probe(forward.probe, number, hidden)
         forward.enter(number)
-        entry = Entry(packed, forward.probe)
+        entry = LayerChange(packed, forward.probe)
         if forward.took_over:
             entry.arguments = _arguments(forward, number, one_stream(hidden), given)
         elif hidden is stock:
             return None
-        remember(number, module, given, entry)
+        keep_for_backward(number, module, given, entry)
         rest = {k: v for k, v in given.items() if k != name}
         return (hidden,), rest | entry.arguments
 

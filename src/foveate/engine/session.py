@@ -56,7 +56,7 @@ class TowerCall:
         return self.output is not None and self.output() is not None
 
 
-class Local(threading.local):
+class ThreadState(threading.local):
     """What one thread is doing with one session.
 
     Attributes:
@@ -115,7 +115,7 @@ class Session:
     closed: bool = False
     rope_deltas: Tensor | None = None
     no_deltas: Tensor | None = None
-    local: Local = field(default_factory=Local)
+    local: ThreadState = field(default_factory=ThreadState)
     taps: tuple[Tap, ...] = ()
     needs: tuple[Need, ...] = ("seams",)
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from foveate.data.reading import read_rows
 from foveate.data.rows import Row, Rows, Rules
-from foveate.errors import DataError, FoveateError
+from foveate.errors import DataError
+from foveate.inference import rows as batches
 from foveate.inference.answer import Asker
 
 _RULES = Rules(box_format=None, needs_boxes=False, opens_images=False)
@@ -58,27 +59,7 @@ def prepare(
             good.append((row, row.load_images()))
         except DataError as error:
             bad(str(error), error)
-    try:
-        return [row for row, _ in good], _batch(asker, good)
-    except FoveateError as error:
-        if not (found := _refused(asker, good)):
-            raise error
-    for row, refusal in found:
+    found = batches.prepare(asker, good)
+    for row, refusal in found.refused:
         bad(f"{row.where}: {refusal}", refusal)
-    good = [(row, images) for row, images in good if all(row is not other for other, _ in found)]
-    return [row for row, _ in good], _batch(asker, good)
-
-
-def _batch(asker: Asker, rows: Sequence[tuple[Row, list[Any]]]) -> dict[str, Tensor]:
-    return asker.questions([(images, row.question) for row, images in rows]) if rows else {}
-
-
-def _refused(asker: Asker, rows: Sequence[tuple[Row, list[Any]]]) -> list[tuple[Row, FoveateError]]:
-    """The rows that cannot be prepared even alone."""
-    found = list[tuple[Row, FoveateError]]()
-    for one in rows:
-        try:
-            _batch(asker, [one])
-        except FoveateError as error:
-            found.append((one[0], error))
-    return found
+    return found.rows, dict(found.inputs)

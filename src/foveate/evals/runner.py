@@ -52,6 +52,7 @@ def run(
     batch: int = 1,
     skip_bad: bool = False,
     on_answers: Callable[[int], None] = lambda n: None,
+    warm_up: bool = True,
 ) -> Answered:
     """Answer what the store does not hold yet.
 
@@ -62,12 +63,13 @@ def run(
         batch: questions per batch (padded on the left).
         skip_bad: leave samples that cannot be asked out and count them, instead of stopping.
         on_answers: told how many (setting, sample) pairs are done, stored ones included.
+        warm_up: run every setting once before the first batch; only times need it.
 
     Raises:
         DataError: a sample that cannot be asked, unless `skip_bad`.
     """
     methods = [(setting.describe(), setting, setting.make()) for setting in settings]
-    done, warm = Answered([]), False
+    done, warm = Answered([]), not warm_up
     for start in range(0, len(task.ids), batch):
         some = task[start : start + batch]
         ids = some.ids

@@ -39,7 +39,7 @@ def merge_patches(values: Tensor, grid: Grid, factor: int, merge: Merge, window:
         t, h, w = grid
         blocks = values.reshape(t, h, factor, w, factor, values.shape[-1]).mean((2, 4))
         return (blocks.transpose(1, 2) if grid.by_columns else blocks).flatten(0, 2)
-    units = values.unflatten(0, (-1, factor**2)).mean(1)
+    units: Tensor = values.unflatten(0, (-1, factor**2)).mean(1)
     if merge == "units":
         return units
     order = grid.windows(window).argsort(stable=True).to(units.device)

@@ -65,7 +65,8 @@ def merge_factor(config: Any) -> int:
     tokens = getattr(config, "mm_tokens_per_image", None)  # Gemma 3 pools to a fixed number
     vision = getattr(config, "vision_config", None)
     if tokens and vision is not None:
-        return round(vision.image_size // vision.patch_size / tokens**0.5)
+        pooled: int = round(vision.image_size // vision.patch_size / tokens**0.5)
+        return pooled
     return 1
 
 

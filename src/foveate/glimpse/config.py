@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 from foveate.errors import ConfigurationError, UnsupportedModelError
@@ -85,7 +86,12 @@ class GlimpseConfig:
 
     def __post_init__(self) -> None:
         for name in _SEQUENCES:  # JSON has lists
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = getattr(self, name)
+            if not isinstance(value, list | tuple | range):
+                raise ConfigurationError(f"{name}={value!r} must be a list, for example [{value!r}]")
+            object.__setattr__(self, name, tuple(value))
+        for field in fields(self):
+            check_kind(field.name, getattr(self, field.name), str(field.type))
         if self.max_keep is not None:  # a share: a JSON writer may have made 1 of 1.0, which is not one token
             object.__setattr__(self, "max_keep", float(self.max_keep))
         self._check_layers()
@@ -107,6 +113,10 @@ class GlimpseConfig:
                 + (" and not 0: LLaVA's count starts after the embeddings" if self.family == "llava" else "")
             )
         last = self.num_hidden_layers - 1
+        if not 0 <= self.reduce_layer <= last:
+            raise ConfigurationError(f"reduce_layer={self.reduce_layer}: the model has layers 0..{last}")
+        if not 0 <= min(self.le_layers, default=0) <= max(self.le_layers, default=0) <= last:
+            raise ConfigurationError(f"le_layers={list(self.le_layers)}: the model has layers 0..{last}")
         if not 0 <= min(self.selected_layers) <= max(self.selected_layers) <= min(last, self.reduce_layer):
             raise ConfigurationError(
                 f"selected_layers={list(self.selected_layers)} must lie in "
@@ -174,3 +184,28 @@ def _published(model_config: Any) -> dict[str, Any]:
         "vip_width": width,
         "vip_cond_width": 2 * width,
     }
+
+
+_KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
+    "str": (str, "text"),
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": (bool, "true or false"),
+}
+
+
+def check_kind(name: str, value: Any, annotation: str) -> None:
+    """Refuse a value of another kind than a field is annotated with.
+
+    Raises:
+        ConfigurationError: naming the field and what it takes.
+    """
+    if annotation.endswith(" | None"):
+        if value is None:
+            return
+        annotation = annotation.removesuffix(" | None")
+    many = annotation.startswith("tuple[")
+    kind, words = _KINDS[annotation.removeprefix("tuple[").removesuffix(", ...]")]
+    for one in value if many else (value,):
+        if not isinstance(one, kind) or (isinstance(one, bool) and kind is not bool) or one != one:
+            raise ConfigurationError(f"{name}={value!r}: expected {'a list of which each is ' if many else ''}{words}")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from foveate.core.grid import Grid
 from foveate.errors import CheckpointError
+from foveate.files.atomic import replacing
 from foveate.glimpse.config import GlimpseConfig
 from foveate.glimpse.geometry import window_ids
 from foveate.glimpse.vip import VIP
@@ -135,9 +136,8 @@ class GlimpseModule(  # type: ignore[call-arg]
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write the weights so that a reader never sees half a file."""
         state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        partial = save_directory / f".{WEIGHTS}.partial"
-        save_file(state, partial, metadata={"format": "pt"})
-        partial.replace(save_directory / WEIGHTS)
+        with replacing(save_directory / WEIGHTS) as partial:
+            save_file(state, partial, metadata={"format": "pt"})
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **kwargs: Any) -> Self:

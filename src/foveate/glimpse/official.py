@@ -156,7 +156,7 @@ def _translate(raw: dict[str, Any], family: str) -> GlimpseConfig:
         rms_norm_eps=text["rms_norm_eps"],
         vision_hidden_size=vision["hidden_size"],
         selected_layers=raw["selected_layers"],
-        reduce_layer=raw["reduce_layer"],
+        reduce_layer=min(raw["reduce_layer"], text["num_hidden_layers"] - 1),  # any number above means: behind all
         le_layers=raw["le_layers"],
         le_length=raw["le_length"],
         le_dropout=raw.get("le_dropout_prob", 0.1),

@@ -9,8 +9,9 @@ from itertools import combinations
 from typing import Any
 
 from foveate.core.budget import Keep, Per
-from foveate.core.method import Choice, Method, Positions, Stage
+from foveate.core.method import Method, Positions, Stage
 from foveate.core.probe import Probe
+from foveate.core.selection import Choice
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 from foveate.methods.shared_budget import budgeted, joined

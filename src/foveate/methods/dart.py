@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Keep
-from foveate.core.method import BEFORE_LLM, Choice, Method, Stage
+from foveate.core.method import BEFORE_LLM, Method, Stage
+from foveate.core.selection import Choice
 from foveate.core.view import ModelInfo, View
 from foveate.errors import ConfigurationError
 from foveate.maths.schedule import scaled_layers

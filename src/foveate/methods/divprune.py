@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from foveate.core.method import Choice, Method
+from foveate.core.method import Method
+from foveate.core.selection import Choice
 from foveate.core.view import View
 from foveate.maths.diversity import max_min
 

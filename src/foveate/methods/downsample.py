@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foveate.core.method import Choice, Method
-from foveate.core.selection import Merge, Selection
+from foveate.core.method import Method
+from foveate.core.selection import Choice, Merge, Selection
 from foveate.core.view import View
 
 

@@ -23,6 +23,7 @@ class FasterVLM(Score):
             summed over heads.
         layer: where to prune, 0 = before the language model (the paper's).
         block: vision block to read. None: the one that feeds the projector (published).
+        queries: without a class token, how many patches the attention received is averaged over (see `Tap`); None: all.
     """
 
     paper = "arXiv 2412.01818"
@@ -30,12 +31,13 @@ class FasterVLM(Score):
 
     layer: int = 0
     block: int | None = None
+    queries: int | None = Tap.queries
 
     def stages(self, info: ModelInfo) -> Sequence[Stage]:
         return (Stage(self.layer),)
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
-        return (Tap("received", self.block),)
+        return (Tap("received", self.block, self.queries),)
 
     def score(self, view: View) -> Tensor:
-        return view.tap(Tap("received", self.block))
+        return view.tap(Tap("received", self.block, self.queries))

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Keep, Per
-from foveate.core.method import Choice, Method, Stage
+from foveate.core.method import Method, Stage
 from foveate.core.probe import Probe
+from foveate.core.selection import Choice
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 from foveate.glimpse import GlimpseModule, load_module

@@ -43,4 +43,5 @@ class KNorm(Score):
         return (Stage(layer, reads="keys"),)
 
     def score(self, view: View) -> Tensor:
-        return -view.keys.float().mean(0).norm(dim=-1)
+        size: Tensor = view.keys.float().mean(0).norm(dim=-1)
+        return -size

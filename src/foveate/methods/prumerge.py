@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Keep, top
-from foveate.core.method import Choice, Method
-from foveate.core.selection import Merge, Selection
+from foveate.core.method import Method
+from foveate.core.selection import Choice, Merge, Selection
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 from foveate.maths.similarity import complement, unit
@@ -39,6 +39,7 @@ class PruMerge(Method):
             once (published: 3, so 25 % instead of 5.5 %).
         neighbours: tokens that each kept one takes in (published: 32).
         block: vision block to read. None: the one that feeds the projector.
+        queries: without a class token, how many patches the attention received is averaged over (see `Tap`); None: all.
     """
 
     name = "prumerge"
@@ -51,6 +52,7 @@ class PruMerge(Method):
     spaced: int = 3
     neighbours: int = 32
     block: int | None = None
+    queries: int | None = Tap.queries
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,7 +60,7 @@ class PruMerge(Method):
             raise ConfigurationError("PruMerge: neighbours and spaced must be at least 1.")
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
-        return Tap("received", self.block), Tap("keys", self.block)
+        return Tap("received", self.block, self.queries), Tap("keys", self.block)
 
     def select(self, view: View) -> Choice:
         """The number of tokens depends on the attention where `keep` is None."""
@@ -84,7 +86,7 @@ class PruMerge(Method):
 
     def _attention(self, view: View) -> Tensor:
         """`[n]` share of the attention, mean over heads."""
-        return view.tap(Tap("received", self.block)).float() / max(1, view.info.tower_heads)
+        return view.tap(Tap("received", self.block, self.queries)).float() / max(1, view.info.tower_heads)
 
     def _merge(self, view: View, attention: Tensor, kept: Tensor) -> Selection:
         keys = unit(view.tap(Tap("keys", self.block)))
@@ -125,4 +127,5 @@ def count_outliers(attention: Tensor) -> int:
 def is_outlier(x: Tensor) -> Tensor:
     """`[n]` bool: above the third quartile by more than 1.5 interquartile ranges (quartiles interpolated)."""
     first, third = torch.quantile(x.float(), torch.tensor([0.25, 0.75], device=x.device))
-    return x > third + 1.5 * (third - first)
+    above: Tensor = x > third + 1.5 * (third - first)
+    return above

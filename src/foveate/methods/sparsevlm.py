@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Keep, part, top
-from foveate.core.method import BEFORE_LLM, Choice, Method, Stage
-from foveate.core.selection import Selection
+from foveate.core.method import BEFORE_LLM, Method, Stage
+from foveate.core.selection import Choice, Selection
 from foveate.core.view import ModelInfo, View
 from foveate.errors import ConfigurationError
 from foveate.maths.density import dpc_knn

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from foveate.core.budget import Keep, top
-from foveate.core.method import Choice, Method
+from foveate.core.method import Method
+from foveate.core.selection import Choice
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.maths.similarity import complement, head_mean, merge_into, nearest, unit
 
@@ -30,6 +31,7 @@ class VisionZip(Method):
         dominant: share of the kept tokens that are dominant; published: 54 of 64, 108 of 128, 162 of 192.
         published: a contextual token is its target plus the mean of those assigned to it.
         block: vision block to read. None: the one that feeds the projector (published).
+        queries: without a class token, how many patches the attention received is averaged over (see `Tap`); None: all.
     """
 
     name = "visionzip"
@@ -39,17 +41,18 @@ class VisionZip(Method):
     dominant: float = 54 / 64
     published: bool = False
     block: int | None = None
+    queries: int | None = Tap.queries
 
     def __post_init__(self) -> None:
         super().__post_init__()
         Keep(ratio=self.dominant)
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
-        return Tap("received", self.block), Tap("keys", self.block)
+        return Tap("received", self.block, self.queries), Tap("keys", self.block)
 
     def choose(self, view: View, count: int) -> Choice:
         n = len(view)
-        dominant = top(view.tap(Tap("received", self.block)), Keep(ratio=self.dominant).size(count))
+        dominant = top(view.tap(Tap("received", self.block, self.queries)), Keep(ratio=self.dominant).size(count))
         if len(dominant) == count:
             return dominant
         rest = complement(n, dominant)

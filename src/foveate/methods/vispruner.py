@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Keep
-from foveate.core.method import Choice, Method
+from foveate.core.method import Method
+from foveate.core.selection import Choice
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 from foveate.maths.bipartite import match
@@ -34,6 +35,7 @@ class VisPruner(Method):
         important: share of the kept tokens chosen by attention (published: 0.5).
         step: least number of duplicates removed a round (published: 8).
         block: vision block to read. None: the one that feeds the projector (published).
+        queries: without a class token, how many patches the attention received is averaged over (see `Tap`); None: all.
     """
 
     name = "vispruner"
@@ -43,6 +45,7 @@ class VisPruner(Method):
     important: float = 0.5
     step: int = 8
     block: int | None = None
+    queries: int | None = Tap.queries
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,10 +54,10 @@ class VisPruner(Method):
             raise ConfigurationError(f"VisPruner(step={self.step}) must be at least 1.")
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
-        return Tap("received", self.block), Tap("hidden", self.block)
+        return Tap("received", self.block, self.queries), Tap("hidden", self.block)
 
     def choose(self, view: View, count: int) -> Choice:
-        ranked = view.tap(Tap("received", self.block)).argsort(descending=True, stable=True)
+        ranked = view.tap(Tap("received", self.block, self.queries)).argsort(descending=True, stable=True)
         important = Keep(ratio=self.important).size(count)
         diverse = self._distinct(ranked[important:], view.tap(Tap("hidden", self.block)), count - important)
         return torch.cat([ranked[:important], diverse]).sort().values

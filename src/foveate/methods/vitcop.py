@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Keep, part, top
-from foveate.core.method import BEFORE_LLM, Choice, Method, Stage
-from foveate.core.selection import Selection
+from foveate.core.method import BEFORE_LLM, Method, Stage
+from foveate.core.selection import Choice, Selection
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 from foveate.maths.clustering import density_peaks
@@ -50,6 +50,7 @@ class ViTCoP(Method):
             scale), positions are compacted in stages 1 and 3 whatever `positions` says, decoding continues at the
             layer-0 cache length, unlabelled tokens form a cluster of their own. Off, merged tokens are means,
             positions are as `positions` says and unlabelled tokens join the nearest cluster.
+        queries: without a class token, how many patches the attention received is averaged over (see `Tap`); None: all.
 
     Raises:
         ConfigurationError: contradictory parameters, or layers that the model does not have.
@@ -70,6 +71,7 @@ class ViTCoP(Method):
     saliency: Literal["received", "key_norm"] = "received"
     saliency_block: int | None = None
     official: bool = False
+    queries: int | None = Tap.queries
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -145,7 +147,7 @@ class ViTCoP(Method):
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
         keys = Tap("keys", self.saliency_block)
-        return (keys, Tap("received", self.saliency_block)) if self.saliency == "received" else (keys,)
+        return (keys, Tap("received", self.saliency_block, self.queries)) if self.saliency == "received" else (keys,)
 
     # -- the three stages --------------------------------------------------------------------------------
 
@@ -161,7 +163,11 @@ class ViTCoP(Method):
 
     def _filter(self, view: View, count: int) -> Tensor:
         keys = view.tap(Tap("keys", self.saliency_block)).float()
-        score = view.tap(Tap("received", self.saliency_block)) if self.saliency == "received" else -keys.norm(dim=-1)
+        score = (
+            view.tap(Tap("received", self.saliency_block, self.queries))
+            if self.saliency == "received"
+            else -keys.norm(dim=-1)
+        )
         kept = top(score, count)
         side = max(side for grid in view.grids for side in grid[1:])
         _, fraction = self.preset(view.info, self.budget.ratio_of(view.entered))

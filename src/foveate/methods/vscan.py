@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Keep, part, top
-from foveate.core.method import BEFORE_LLM, Choice, Method, Stage
-from foveate.core.selection import Selection
+from foveate.core.method import BEFORE_LLM, Method, Stage
+from foveate.core.selection import Choice, Selection
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 from foveate.maths.schedule import solve
@@ -38,6 +38,7 @@ class VScan(Method):
         local: share of stage 1's tokens that the local scan chooses (published: 0.5).
         windows: the local scan divides each side of a frame into this many (published: windows of 6 x 6 of 24 x 24).
         shallow_block: block of the local scan. None: the sixth of 24, scaled to the depth.
+        queries: without a class token, how many patches the attention received is averaged over (see `Tap`); None: all.
     """
 
     paper = "arXiv 2505.22654"
@@ -49,6 +50,7 @@ class VScan(Method):
     local: float = 0.5
     windows: int = 4
     shallow_block: int | None = None
+    queries: int | None = Tap.queries
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,11 +73,11 @@ class VScan(Method):
         return solve([stage.layer for stage in self.stages(info)], shape, keep, info.layers, "VScan")
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
-        return self._shallow(info), Tap("received")
+        return self._shallow(info), Tap("received", queries=self.queries)
 
     def _shallow(self, info: ModelInfo) -> Tap:
         block = max(1, round(6 / 24 * info.tower_blocks)) - 1
-        return Tap("received", block if self.shallow_block is None else self.shallow_block)
+        return Tap("received", block if self.shallow_block is None else self.shallow_block, self.queries)
 
     def choose(self, view: View, count: int) -> Choice:
         if view.layer == BEFORE_LLM:
@@ -98,7 +100,7 @@ class VScan(Method):
         window, windows = self._windows(view)
         each = part(self.local, count) // windows
         local = rank_within(view.tap(self._shallow(view.info)), window, windows) < each
-        chosen = top(view.tap(Tap("received")).masked_fill(local, float("inf")), count)
+        chosen = top(view.tap(Tap("received", queries=self.queries)).masked_fill(local, float("inf")), count)
         dropped = complement(n, chosen)
         features = unit(view.hidden)
         _, owner = nearest(features[dropped], features[chosen])

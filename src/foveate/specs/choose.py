@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from foveate import zoo
 from foveate.core.method import Method
 from foveate.errors import ConfigurationError
 from foveate.methods import find, make, parameters_of
+from foveate.specs.beside import module_beside
 from foveate.specs.settings import parse_keeps
 from foveate.specs.tuned import read
 
@@ -43,7 +42,7 @@ def choose_method(name: str, *, keep: float | int | None = None, model: str = ""
     kind = find(name)
     fields = parameters_of(kind)
     if "module" in fields and "module" not in given:
-        given |= {"module": _module_beside(kind.name, model)}
+        given |= {"module": module_beside(kind.name, model)}
     elif "module" in given and "module" not in fields:
         raise ConfigurationError(f"{kind.name} has no module; leave it out, or ask for the method glimpse_prune.")
     if "keep" in given and "keep" not in fields and "max_keep" in fields:
@@ -66,11 +65,3 @@ def one_budget(text: str) -> float | int:
 def _refuse(given: dict[str, Any], why: str) -> None:
     if given:
         raise ConfigurationError(f"{why}: leave {', '.join(given)} out.")
-
-
-def _module_beside(method: str, model: str) -> Path:
-    beside = Path(zoo.resolve(model)) / "glimpse"
-    if not model or not beside.is_dir():
-        where = f" (there is none at {beside})" if model else ""
-        raise ConfigurationError(f"{method} needs a trained module: give the folder of one as `module`{where}.")
-    return beside

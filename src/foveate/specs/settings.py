@@ -13,6 +13,7 @@ from typing import Any
 
 from foveate.core.method import Method
 from foveate.errors import ConfigurationError
+from foveate.specs.beside import module_beside
 
 UNPRUNED = "unpruned"
 
@@ -49,16 +50,17 @@ class Setting:
         return f"{self.kind}({', '.join(f'{name}={value!r}' for name, value in every.items())})"
 
 
-def grid(methods: Sequence[str], keeps: Sequence[float | int]) -> list[Setting]:
+def grid(methods: Sequence[str], keeps: Sequence[float | int], model: str = "") -> list[Setting]:
     """Unpruned, then every method at every keep.
 
     Args:
         methods: `name`, `name:parameter=value,...` or a `foveate.json`. A method whose keep is given in its own
             parameters, or that has none, appears once.
         keeps: ratios in (0, 1] or whole numbers of tokens.
+        model: folder or name of the model; a method without its trained module finds it in the folder `glimpse` there.
 
     Raises:
-        ConfigurationError: unknown method or parameter, or the same setting twice.
+        ConfigurationError: unknown method or parameter, a method without its module, or the same setting twice.
     """
     found = [Setting(UNPRUNED)]
     for text in methods:
@@ -68,13 +70,28 @@ def grid(methods: Sequence[str], keeps: Sequence[float | int]) -> list[Setting]:
         swept = "keep" not in parameters and _has_keep(kind)
         for keep in keeps if swept and keeps else [None]:
             own = parameters if keep is None else {"keep": keep, **parameters}
-            setting = Setting(_name(kind, own), kind, own, evidence)
+            setting = Setting(_name(kind, own), kind, _with_module(kind, own, model), evidence)
             setting.make()  # a wrong value shows now, not after an hour
             found.append(setting)
     names = [setting.name for setting in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigurationError(f"Asked for twice: {', '.join(twice)}. Give each method and keep once.")
+    return found
+
+
+def one_setting(method: str, keep: str | None) -> Setting:
+    """The one setting that `--method` (as in `grid`) and `--keep` name.
+
+    Raises:
+        ConfigurationError: see `grid`; several keeps, or one that the method has no use for.
+    """
+    keeps = parse_keeps([keep]) if keep is not None else []
+    if len(keeps) > 1:
+        raise ConfigurationError(f"--keep {keep}: give one budget; `foveate eval` compares several.")
+    found = grid([UNPRUNED if method.lower() == "none" else method], keeps)[-1]
+    if keeps and found.parameters.get("keep") != keeps[0]:
+        raise ConfigurationError(f"--keep {keep}: {method} already says what to keep, or has no keep; leave it out.")
     return found
 
 
@@ -120,6 +137,14 @@ def parse_value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return float(Fraction(text)) if re.fullmatch(r"\d+/[1-9]\d*", text) else text
+
+
+def _with_module(kind: str, parameters: dict[str, Any], model: str) -> dict[str, Any]:
+    from foveate.methods import find, parameters_of
+
+    if "module" in parameters or "module" not in parameters_of(find(kind)):
+        return parameters
+    return {**parameters, "module": str(module_beside(kind, model))}
 
 
 def _has_keep(kind: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,14 @@ COLOURS = ((24, 24, 32), (38, 84, 160), (196, 108, 24), (132, 44, 132), (28, 120
 STRENGTH, KEPT = 0.78, (64, 220, 96)
 
 
-def overlay(image: Image.Image, trace: PrefillTrace, row: int = 0, index: int = 0, frame: int = 0) -> Image.Image:
+def overlay(
+    image: Image.Image,
+    trace: PrefillTrace,
+    row: int = 0,
+    index: int = 0,
+    frame: int = 0,
+    stages: int | None = None,
+) -> Image.Image:
     """The image with every token tinted by the stage that dropped it, and a legend below. An image in tiles is shown
     twice: tile by tile, and as the thumbnail that comes with them.
 
@@ -30,11 +38,14 @@ def overlay(image: Image.Image, trace: PrefillTrace, row: int = 0, index: int = 
         image: the picture that was asked about (any size).
         row, index: row of the batch, image within the row.
         frame: frame of a video.
+        stages: show what the first so many stages did; default: all.
 
     Raises:
         InputError: there is no such image in the trace.
     """
     group, numbers = _find(trace, row, index)
+    last = "kept to the end" if stages is None else f"left after stage {stages} of {len(group.steps)}"
+    group = replace(group, steps=group.steps[:stages])
     starts = [sum(grid.size for grid in group.grids[:number]) for number in range(len(group.grids))]
     grids, dropped = [group.grids[number] for number in numbers], _dropped_at(group)
     layers = [step.layer for step in group.steps]
@@ -49,7 +60,7 @@ def overlay(image: Image.Image, trace: PrefillTrace, row: int = 0, index: int = 
         canvases.append(canvas)
     first, total = starts[numbers[0]], sum(grid.size for grid in grids)
     counts = [int((dropped[first : first + total] == s).sum()) for s in range(len(layers) + 1)]
-    return _with_legend(_beside(canvases), layers, counts)
+    return _with_legend(_beside(canvases), layers, counts, last)
 
 
 def _frame(stage: np.ndarray, grid: Grid, frame: int) -> np.ndarray:
@@ -76,6 +87,18 @@ def _beside(canvases: list[Image.Image]) -> Image.Image:
     for number, canvas in enumerate(canvases):
         page.paste(canvas, (number * (canvas.width + gap), 0))
     return page
+
+
+def overlays(image: Image.Image, trace: PrefillTrace, row: int = 0, index: int = 0) -> list[Image.Image]:
+    """A picture after each stage, as `overlay`: the last one is that of all stages.
+
+    Raises:
+        InputError: there is no such image in the trace.
+    """
+    stages = len(_find(trace, row, index)[0].steps)
+    return [overlay(image, trace, row, index, stages=number) for number in range(1, stages)] + [
+        overlay(image, trace, row, index)
+    ]
 
 
 def save(picture: Image.Image, path: Path) -> None:
@@ -124,10 +147,10 @@ def _tint(canvas: Image.Image, stage: np.ndarray, last: int) -> Image.Image:
     return mixed
 
 
-def _with_legend(canvas: Image.Image, layers: list[int], counts: list[int]) -> Image.Image:
+def _with_legend(canvas: Image.Image, layers: list[int], counts: list[int], last: str) -> Image.Image:
     font = ImageFont.load_default(size=16)
     entries = [(COLOURS[n % len(COLOURS)], f"{counts[n]} dropped {where(layer)}") for n, layer in enumerate(layers)]
-    entries.append((KEPT, f"{counts[-1]} kept to the end"))
+    entries.append((KEPT, f"{counts[-1]} {last}"))
     line = 24
     page = Image.new("RGB", (canvas.width, canvas.height + line * len(entries) + 8), "white")
     page.paste(canvas, (0, 0))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Per
-from foveate.core.method import Choice, Method, Stage
+from foveate.core.method import Method, Stage
+from foveate.core.selection import Choice
 from foveate.core.view import ModelInfo, View
 from foveate.data.boxes import Box, box_mask
 from foveate.errors import ConfigurationError

@@ -31,17 +31,22 @@ def tracked(results: Iterable[Row | str], total: int) -> Iterable[Row | str]:
     return track(results, "checking data", total, console=stderr())
 
 
-def check_for(family: Family, processor: Any, rows: Rows, skip_bad: bool) -> Rows:
+def check_for(family: Family, processor: Any, rows: Rows, skip_bad: bool, system: str | None = None) -> Rows:
     """The rows that this model can read: no placeholder in question or answer, no image that its processor refuses.
 
     The built-in scenes can all be read, and are not rendered for this.
 
+    Args:
+        system: the system message of every prompt.
+
     Raises:
         DataError: no usable row, or (unless `skip_bad`) bad ones, with their numbers.
+        InputError: a placeholder in the system message.
     """
+    marks = placeholders(family, processor.tokenizer)
+    check_text(system or "", marks, "the system message")
     if isinstance(rows.items, Scenes):
         return rows
-    marks = placeholders(family, processor.tokenizer)
     sizes = {size for row in rows.items for size in row.sizes}
     with ThreadPoolExecutor() as pool:
         refusals = dict(zip(sizes, pool.map(lambda size: _refusal(processor, size), sizes), strict=True))

@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from foveate.data.boxes import BoxFormat
-from foveate.errors import ConfigurationError
+from foveate.errors import ConfigurationError, OutputError
 from foveate.files.atomic import write_text
 from foveate.files.outputs import check_folder
 from foveate.inference.loading import load
+from foveate.inference.weights import fingerprint
 from foveate.training.glimpse.trainer import last_checkpoint
+from foveate.training.identity import compare, record, table_digest
 
 SUMMARY = "training.json"
+STARTED = "run.json"
+"""What a run was started with."""
+
+DECISIVE = (
+    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay",
+    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed", "bf16", "fp16",
+)  # fmt: skip
+"""Fields of a trainer's arguments that a run may not change on its way; how long it goes, it may."""
+
+_FREE = {
+    "out",
+    "resume",
+    "skip_bad",
+    "attention",
+    "arguments",
+    "eval_data",
+    "eval_limit",
+    "judge",
+    "model",
+    "data",
+    "start",
+}
+"""Settings that are not compared by name: they may change, or their content is compared."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +93,68 @@ def place(settings: RunSettings, weights: str) -> Path | None:
             f"{settings.out} already holds a training run; go on with --resume, or choose another folder"
         )
     return None
+
+
+def check_resumed(settings: RunSettings, checkpoint: Path | None, arguments: Any, names: Sequence[str] = ()) -> None:
+    """Refuse to go on from a checkpoint of a run that was started with something else; else note what this one is.
+
+    Called before models are loaded, by every process.
+
+    Args:
+        names: fields of `arguments` that decide the result, besides `DECISIVE`.
+
+    Raises:
+        ConfigurationError: naming every difference.
+    """
+    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    plain = {name: x for name, x in asdict(settings).items() if name not in _FREE}
+    if not isinstance(plain.get("module"), dict):
+        plain.pop("module", None)  # a folder, whose weights are compared
+    judge = getattr(settings, "judge", None) or {}
+    plain |= {"judge": {name: judge[name] for name in ("model", "prompt") if name in judge}}
+    decisive = {name: getattr(arguments, name, None) for name in (*DECISIVE, *names)}
+    started = {"settings": plain, "data": table_digest(settings.data), "arguments": {**decisive, "global_batch": batch}}
+    _compare_or_record(settings.out / STARTED, checkpoint, started)
+
+
+def check_weights(settings: RunSettings, checkpoint: Path | None, **models: Any) -> None:
+    """The same for the models that were loaded, by name; None: there is none.
+
+    Raises:
+        ConfigurationError: a model has other weights than when the run was started.
+    """
+    found = {name: None if model is None else fingerprint(model) for name, model in models.items()}
+    _compare_or_record(settings.out / STARTED, checkpoint, {"weights": found})
+
+
+def _compare_or_record(path: Path, checkpoint: Path | None, values: dict[str, Any]) -> None:
+    if checkpoint is not None:
+        compare(path, values)
+    elif os.environ.get("RANK", "0") == "0":
+        record(path, values)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed")
+
+
+@contextmanager
+def told_of_a_full_disk(out: Path) -> Iterator[None]:
+    """Say that a checkpoint could not be written, and how a run goes on, instead of what some library raises.
+
+    Raises:
+        OutputError: the disk is full, or a quota or limit is reached.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        full = getattr(error, "errno", None) in _FULL or any(text in str(error) for text in _FULL_TEXTS)
+        if not full:
+            raise
+        raise OutputError(
+            f"{out}: the disk is full, or a limit is reached ({str(error).splitlines()[0]}). Make room and go on with "
+            "--resume: the last complete checkpoint counts."
+        ) from error
 
 
 def load_base(settings: RunSettings) -> tuple[Any, Any]:

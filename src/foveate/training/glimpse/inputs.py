@@ -1,183 +1,203 @@
-"""A batch as the language model receives it, and the same batch with glimpse tokens inserted."""
+"""A batch as the language model receives it: prompts, then places for glimpse tokens, then answers.
+
+Rows are rearranged so that all glimpse tokens stand in the same columns: prompts are padded on their left, answers on
+their right. What the language model makes of a prompt can then be shared by everything that is tried behind it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
 from foveate.core.grid import Grid
 from foveate.core.view import Tap
-from foveate.errors import InputError
+from foveate.engine.encode import encode
+from foveate.engine.layout import Layout
+from foveate.errors import InputError, UnsupportedModelError
 from foveate.families.base import Family
-from foveate.glimpse.geometry import token_counts
 from foveate.training.losses import IGNORE
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """Prompts and answers just before the first decoder layer.
+class PromptBatch:
+    """A batch just before the first decoder layer: P columns of prompts, g of glimpse tokens, A of answers.
 
     Attributes:
-        embeds: [B, L, hidden] text embeddings and projected image features.
-        mask: [B, L] int64, 0 on padding.
-        positions: [B, L], or [3, B, L] for M-RoPE.
-        visual: [B, L] bool, image tokens.
-        labels: [B, L], -100 outside the answer.
-        conds: one [N, vision_hidden] per VIP layer; N is the number of image tokens of the batch, row by row.
+        arguments: of the language model, for all `P + g + A` columns.
+        valid: `[B, P + g + A]` bool, False on padding.
+        labels: `[B, A]` tokens of the answers, -100 elsewhere.
+        length: P.
+        glimpses: g.
+        columns: for each row, `[N_b]` the columns of its visual tokens in raster order, image after image.
+        conds: one `[N, vision_hidden]` per VIP layer; N is the number of visual tokens of the batch, row by row.
         grids: merged grids of the images, row by row.
-        counts: image tokens of each row.
     """
 
-    embeds: Tensor
-    mask: Tensor
-    positions: Tensor
-    visual: Tensor
+    arguments: dict[str, Any]
+    valid: Tensor
     labels: Tensor
+    length: int
+    glimpses: int
+    columns: list[Tensor]
     conds: list[Tensor]
     grids: list[Grid]
-    counts: list[int]
 
     @property
-    def first_label(self) -> Tensor:
-        """[B] index of the first answer token, before which glimpse tokens go."""
-        return (self.labels != IGNORE).int().argmax(1)
+    def counts(self) -> list[int]:
+        """Visual tokens of each row."""
+        return [len(own) for own in self.columns]
+
+    @property
+    def positions(self) -> Tensor | None:
+        """`[..., B | 1, P + g + A]` position ids, None if the model counts for itself."""
+        found: Tensor | None = self.arguments.get("position_ids")
+        return found
+
+    def before(self) -> dict[str, Any]:
+        """Arguments of the language model for the prompts alone."""
+        return {name: _columns(value, self._size, 0, self.length) for name, value in self.arguments.items()}
+
+    def without_glimpses(self) -> dict[str, Any]:
+        """Arguments of the language model for prompts and answers, as if there never were glimpse tokens."""
+        g, end = self.glimpses, self.length + self.glimpses
+        found = dict(self.arguments)
+        for name, value in self.arguments.items():
+            dim = _dim(value, self._size)
+            if dim is not None:
+                rest = _columns(value, self._size, end, self._size[1])
+                rest = rest - g if name == "position_ids" else rest
+                found[name] = torch.cat([_columns(value, self._size, 0, self.length), rest], dim)
+        return found
+
+    def behind(self, glimpses: bool, answers: bool) -> tuple[Tensor | None, Tensor]:
+        """Position ids of what follows the prompts, and the `[B, P + n]` padding mask up to its end."""
+        g, start = self.glimpses, self.length
+        end = start + g + (self.labels.shape[1] if answers else 0)
+        own = slice(start if glimpses else start + g, end)
+        positions = self.positions
+        if positions is not None:
+            positions = positions[..., own] - (0 if glimpses else g)
+        return positions, torch.cat([self.valid[:, :start], self.valid[:, own]], 1).long()
+
+    @property
+    def answers(self) -> Tensor:
+        """`[B, A, D]` embeddings of the answers."""
+        embeds: Tensor = self.arguments["inputs_embeds"]
+        return embeds[:, self.length + self.glimpses :]
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.valid.shape[0], self.valid.shape[1]
 
 
-class _ReachedLanguageModel(Exception):  # noqa: N818 - control flow, not an error
-    """Carries the language model's arguments out of the stock forward pass, which need not go on."""
-
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self.arguments = arguments
-
-
-def _stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
-    raise _ReachedLanguageModel(kwargs)
-
-
-@torch.no_grad()
-def encode(family: Family, batch: Mapping[str, Tensor], blocks: Sequence[int]) -> Prompt:
+def prepare(family: Family, batch: Mapping[str, Tensor], blocks: Sequence[int], glimpses: int) -> PromptBatch:
     """Run the stock model up to its language model, reading vision blocks on the way.
 
     Args:
         family: adapter of the model.
         batch: arguments of the model's forward, with `labels`.
-        blocks: vision blocks (from 0) whose outputs become `Prompt.conds`.
+        blocks: vision blocks (from 0) whose outputs become `PromptBatch.conds`.
+        glimpses: number of glimpse tokens.
 
     Raises:
         InputError: no image, a row without answer tokens, or image tokens that do not match the images.
+        UnsupportedModelError: the language model's masks are made before it is called.
     """
-    batch = _complete(family, batch)
-    labels = batch.pop("labels")
-    seen, grids = dict[int, Tensor](), list[Grid]()
-    handles = _install_taps(family, blocks, seen, grids)
-    try:
-        family.parts.base(**batch, use_cache=False)
-        raise AssertionError("the model never called its language model")
-    except _ReachedLanguageModel as reached:
-        arguments = reached.arguments
-    finally:
-        for handle in handles:
-            handle.remove()
-    visual = batch["input_ids"] == family.token_ids["image"]
-    return Prompt(
-        embeds=arguments["inputs_embeds"],
-        mask=batch["attention_mask"],
-        positions=_positions(arguments.get("position_ids"), batch["attention_mask"]),
-        visual=visual,
-        labels=labels,
-        conds=[torch.cat(list(family.to_tokens(Tap("hidden", i), seen[i], grids))) for i in blocks],
-        grids=grids,
-        counts=_match(visual, grids),
-    )
-
-
-def _install_taps(
-    family: Family, blocks: Sequence[int], seen: dict[int, Tensor], grids: list[Grid]
-) -> list[RemovableHandle]:
-    """Hooks that note block outputs and grids, and stop before the language model."""
-
-    def see(block: int) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            seen[block] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    def see_grids(module: nn.Module, args: Any, kwargs: Any) -> None:
-        grids.extend(family.tower_grids(args, kwargs))
-
-    parts = family.parts
-    assert parts.tower is not None, "a module with conditions from the tower needs one"
-    return [
-        *(parts.blocks[i].register_forward_hook(see(i)) for i in set(blocks)),
-        parts.tower.register_forward_pre_hook(see_grids, with_kwargs=True),
-        parts.text.register_forward_pre_hook(_stop, with_kwargs=True),
-    ]
-
-
-def insert(prompt: Prompt, glimpse: Tensor) -> Prompt:
-    """Put glimpse tokens [le_length, hidden] before the first answer token of every row.
-
-    Their positions continue the prompt's, and those of the answer move along (the published training step).
-    """
-    before, extra = prompt.first_label[:, None], len(glimpse)
-    columns = torch.arange(prompt.mask.shape[1] + extra, device=before.device)[None]
-    after = columns >= before + extra
-    probe = (columns >= before) & ~after
-    source = torch.where(after, columns - extra, torch.minimum(columns, before - 1))
-
-    def move(x: Tensor, inserted: Tensor | int) -> Tensor:
-        return torch.where(probe, inserted, x.gather(-1, source.expand(*x.shape[:-1], -1)))
-
-    positions = prompt.positions.gather(-1, source.expand(*prompt.positions.shape[:-1], -1))
-    ordinal = (columns - before + 1).clamp(min=0, max=extra)
-    rows = torch.arange(len(before), device=before.device)[:, None]
-    tokens = glimpse.to(prompt.embeds.dtype)[(ordinal - 1).clamp(min=0)]
-    return replace(
-        prompt,
-        embeds=torch.where(probe[..., None], tokens, prompt.embeds[rows, source]),
-        mask=move(prompt.mask, 1),
-        positions=positions + ordinal,
-        visual=move(prompt.visual, torch.zeros_like(probe)),
-        labels=move(prompt.labels, IGNORE),
-    )
-
-
-def _complete(family: Family, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Fill in what the collator may have left out, and check that there is something to learn from."""
-    out = dict(batch)
-    ids = out["input_ids"]
-    out.setdefault("attention_mask", torch.ones_like(ids))
-    if family.wants_token_types:  # without them the stock model gives image tokens text positions
-        out.setdefault("mm_token_type_ids", (ids == family.token_ids["image"]).int())
-    if out.get("pixel_values") is None:
-        raise InputError("a training batch has no images; every example needs at least one")
-    answered = (out["labels"] != IGNORE).any(1)
-    if not answered.all():
-        row = int((~answered).int().argmax())
-        raise InputError(f"row {row} of a training batch has no answer tokens (all labels are {IGNORE})")
-    return out
-
-
-def _positions(positions: Tensor | None, mask: Tensor) -> Tensor:
-    """Positions that the stock model would use; M-RoPE without the leading text row."""
-    if positions is None:
-        return (mask.cumsum(-1) - 1).clamp(min=0)
-    return positions[-3:] if positions.dim() == 3 else positions.expand(len(mask), -1)
-
-
-def _match(visual: Tensor, grids: Sequence[Grid]) -> list[int]:
-    """Image tokens per row, checked to end where an image ends. Synchronises once."""
-    counts = visual.sum(1).tolist()
-    ends = torch.tensor([0, *token_counts(grids)]).cumsum(0)
-    rows = torch.tensor([0, *counts]).cumsum(0)
-    if ends[-1] != rows[-1] or not torch.isin(rows, ends).all() or min(counts) == 0:
-        raise InputError(
-            f"image tokens per row {counts} do not match the images' {token_counts(grids)} tokens; "
-            "every row needs at least one image, with one placeholder for each of its tokens"
+    batch, length = _arranged(family, batch, glimpses)
+    labels, valid = batch.pop("labels"), batch["attention_mask"].bool()
+    arguments, layout = encode(family, batch, blocks)
+    given = arguments.get("attention_mask")
+    if given is not None and not (isinstance(given, Tensor) and given.dim() == 2):
+        raise UnsupportedModelError(
+            f"'{family.name}' makes its attention masks before its language model is called; glimpse modules cannot be "
+            "trained for it."
         )
-    return counts
+    arguments = {name: value for name, value in arguments.items() if name not in ("use_cache", "past_key_values")}
+    columns = _visual_columns(layout, length)
+    taps = [Tap("hidden", block) for block in blocks]
+    return PromptBatch(
+        arguments=arguments,
+        valid=valid,
+        labels=labels[:, length + glimpses :],
+        length=length,
+        glimpses=glimpses,
+        columns=columns,
+        conds=[torch.cat([group.taps[tap] for group in layout.groups]) for tap in taps],
+        grids=[grid for group in layout.groups for grid in group.grids],
+    )
+
+
+def _arranged(family: Family, batch: Mapping[str, Tensor], glimpses: int) -> tuple[dict[str, Tensor], int]:
+    """The batch with places for glimpse tokens before every answer, all in the same columns, and the first of them."""
+    ids, labels = batch["input_ids"], batch["labels"]
+    mask = batch.get("attention_mask")
+    valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    answered = (labels != IGNORE) & valid
+    if not answered.any(1).all():
+        row = int((~answered.any(1)).int().argmax())
+        raise InputError(f"row {row} of a training batch has no answer tokens (all labels are {IGNORE})")
+    first = answered.int().argmax(1)
+    column = torch.arange(ids.shape[1], device=ids.device)
+    before, after = valid & (column < first[:, None]), valid & (column >= first[:, None])
+    length, tail = int(before.sum(1).max()), int(after.sum(1).max())
+    # places that hold nothing repeat the answer's first token: never a placeholder of an image
+    source = first[:, None].repeat(1, length + glimpses + tail)
+    made = torch.zeros_like(source, dtype=torch.bool)
+    made[:, length : length + glimpses] = True
+    for row in range(len(ids)):
+        own, rest = before[row].nonzero().squeeze(1), after[row].nonzero().squeeze(1)
+        start, end = length - len(own), length + glimpses
+        source[row, start:length], source[row, end : end + len(rest)] = own, rest
+        made[row, start:length] = made[row, end : end + len(rest)] = True
+    found = {name: x.gather(1, source) if _runs_along(x, ids) else x for name, x in batch.items()}
+    found["attention_mask"] = made.long()
+    column = torch.arange(source.shape[1], device=ids.device)
+    found["labels"] = found["labels"].masked_fill(~made | (column < length + glimpses), IGNORE)
+    if family.wants_token_types and "mm_token_type_ids" not in found:
+        found["mm_token_type_ids"] = _token_types(family, found["input_ids"])
+    return found, length
+
+
+def _runs_along(value: Any, ids: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == ids.shape
+
+
+def _token_types(family: Family, ids: Tensor) -> Tensor:
+    """Without them some stock models give image tokens the positions of text."""
+    types = torch.zeros_like(ids)
+    for number, modality in enumerate(("image", "video"), 1):
+        if modality in family.token_ids:
+            types = types.masked_fill(ids == family.token_ids[modality], number)
+    return types
+
+
+def _visual_columns(layout: Layout, length: int) -> list[Tensor]:
+    """Per row, the columns of its visual tokens."""
+    found: dict[int, Tensor] = {group.row: group.columns[: group.total] for group in layout.groups}
+    for row in range(layout.rows):
+        if row not in found:
+            raise InputError(f"row {row} of a training batch has no image; every row needs at least one")
+        if int(found[row].max()) >= length:
+            raise InputError(f"row {row} of a training batch has an image in its answer; images belong to the prompt")
+    return [found[row] for row in range(layout.rows)]
+
+
+def _dim(value: Any, size: tuple[int, int]) -> int | None:
+    """The dimension of a language model's argument that runs along the sequence."""
+    if not isinstance(value, Tensor):
+        return None
+    rows, length = size
+    for dim in (1, -1):  # [B, n, ...], then [axes, B, n]
+        if value.dim() > 1 and value.shape[dim] == length and value.shape[dim - 1] in (1, rows):
+            return dim
+    return None
+
+
+def _columns(value: Any, size: tuple[int, int], start: int, end: int) -> Any:
+    """A part of an argument that runs along the sequence; any other as it is."""
+    dim = _dim(value, size)
+    return value if dim is None else value.narrow(dim, start, end - start)

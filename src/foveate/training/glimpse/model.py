@@ -11,21 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from foveate.core.view import Tap
 from foveate.errors import ConfigurationError, UnsupportedModelError
 from foveate.families import adapt
 from foveate.glimpse.module import GlimpseModule
-from foveate.training.glimpse import forward as hooks
-from foveate.training.glimpse.inputs import Prompt, encode
-from foveate.training.glimpse.objectives import (
-    Frozen,
-    Objective,
-    accuracy,
-    decide,
-    distilled,
-    located,
-    look,
-    pruned_accuracy,
-)
+from foveate.training.glimpse.inputs import PromptBatch, prepare
+from foveate.training.glimpse.objectives import Objective, Shares, accuracies, decide, distilled, located, look
+from foveate.training.glimpse.passes import LanguageModel
+from foveate.training.glimpse.plans import Read
 
 
 @dataclass(frozen=True)
@@ -35,7 +28,8 @@ class Outcome:
     `logits[b]` is [output rows, N_b] for the image tokens of row b; the last row decides.
     """
 
-    prompt: Prompt
+    prompts: PromptBatch
+    read: Read
     logits: list[Tensor]
     terms: dict[str, Tensor]
     total: Tensor
@@ -48,12 +42,13 @@ class GlimpseForTraining(nn.Module):
 
     Raises:
         UnsupportedModelError: `base` is of no supported family.
+        MissingTapError: `module` reads a vision block that `base` has not.
         CheckpointError: `module` was made for a model of other sizes.
         ConfigurationError: distillation is asked for, but nothing follows the pruning layer or the attention
             backend takes no additive mask.
     """
 
-    accepts_loss_kwargs = False  # the Trainer would otherwise hand us, and expect us to use, token counts
+    accepts_loss_kwargs = False  # the trainer weighs micro-batches itself: not all terms are means over tokens
 
     def __init__(self, base: nn.Module, module: GlimpseModule, objective: Objective | None = None) -> None:
         super().__init__()
@@ -66,14 +61,9 @@ class GlimpseForTraining(nn.Module):
             raise UnsupportedModelError(
                 f"{type(base).__name__} has no language model head; load it with AutoModelForImageTextToText"
             )
-        self._frozen = Frozen(adapt(base), head)
+        self._frozen = LanguageModel(adapt(base), head)
         self._check_objective()
-        self._checkpointing = False
-        self._handles = hooks.install(self._frozen.family.parts.layers)
-
-    @property
-    def _layers(self) -> Any:
-        return self._frozen.family.parts.layers
+        self._handles = self._frozen.install()
 
     @property
     def _takes_masks(self) -> bool:
@@ -82,6 +72,8 @@ class GlimpseForTraining(nn.Module):
 
     def _check_objective(self) -> None:
         config = self.module.config
+        for block in config.vision_blocks:  # one that is not there shows now, not after all questions were asked
+            self._frozen.family.block_of(Tap("hidden", block))
         if not self.objective.supervised and not self.objective.distillation:
             raise ConfigurationError("all loss weights are 0, so there is nothing to learn")
         if not self.objective.distillation:
@@ -101,9 +93,10 @@ class GlimpseForTraining(nn.Module):
         """Leave the base model as it was."""
         for handle in self._handles:
             handle.remove()
-        if self._checkpointing:
-            for layer in self._layers:
-                layer.gradient_checkpointing = layer.training = False
+        self._handles = []
+        for layer in self._frozen.rerun:
+            del layer._gradient_checkpointing_func
+        self._frozen.rerun.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -115,9 +108,6 @@ class GlimpseForTraining(nn.Module):
         """The module follows `mode`; the base stays in evaluation mode (no dropout)."""
         super().train(mode)
         self.base.eval()
-        for layer in self._layers:
-            # Only the flag of the layer itself, which gradient checkpointing looks at.
-            layer.training = mode and self._checkpointing
         return self
 
     def activation_checkpointing_enable(
@@ -126,10 +116,10 @@ class GlimpseForTraining(nn.Module):
         every_n_layers: int = 1,
         offload: bool = False,
     ) -> None:
-        """Recompute every n-th decoder layer in the backward pass instead of storing its activations.
+        """Recompute every n-th decoder layer behind the pruning layer in the backward pass of distillation.
 
-        Set on the layers themselves: the stock switch also makes the embeddings require gradients. The name
-        and the arguments are those that `transformers.Trainer` calls.
+        Elsewhere nothing of a prompt is stored. The stock switch would also make the embeddings require gradients. The
+        name and the arguments are those that `transformers.Trainer` calls.
         """
         options = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
         if options["use_reentrant"] or offload:
@@ -137,11 +127,9 @@ class GlimpseForTraining(nn.Module):
                 "gradient checkpointing with use_reentrant=True loses the glimpse token's gradients, and "
                 "offload is not supported; leave both out"
             )
-        for index, layer in enumerate(self._layers):
+        self._frozen.rerun[:] = list(self._frozen.family.parts.layers)[::every_n_layers]
+        for layer in self._frozen.rerun:
             layer._gradient_checkpointing_func = partial(checkpoint, **options)
-            layer.gradient_checkpointing = index % every_n_layers == 0
-        self._checkpointing = True
-        self.train(self.training)
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
@@ -149,25 +137,39 @@ class GlimpseForTraining(nn.Module):
         """The name by which older transformers call `activation_checkpointing_enable`."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
 
-    def outcome(self, ref_masks: Sequence[Tensor] | None = None, **batch: Tensor) -> Outcome:
+    def outcome(
+        self, ref_masks: Sequence[Tensor] | None = None, shares: Shares | None = None, **batch: Tensor
+    ) -> Outcome:
         """Loss terms of a batch.
 
         Args:
             ref_masks: evidence masks per row, [N_b] bool in raster order; needed for localization.
+            shares: see `Objective.total`.
             batch: arguments of the base model's forward, with `labels` (-100 outside the answer).
         """
         objective, module = self.objective, self.module
         if objective.uses_boxes and ref_masks is None:
             raise ConfigurationError("the localization loss needs evidence boxes; set its weight to 0 without")
-        prompt = encode(self._frozen.family, batch, module.config.vision_blocks)
-        logits, terms = look(self._frozen, module, prompt, objective)
+        prompts = prepare(self._frozen.family, batch, module.config.vision_blocks, module.config.le_length)
+        read = self._read(prompts)
+        logits, terms = look(self._frozen, module, prompts, read, objective)
         if objective.uses_boxes and ref_masks is not None:
             terms |= located(logits, ref_masks, objective)
         if objective.distillation:
-            terms |= distilled(self._frozen, prompt, logits, module.config.reduce_layer, objective)
-        return Outcome(prompt, logits, terms, objective.total(terms))
+            terms |= distilled(self._frozen, prompts, read, logits, objective)
+        return Outcome(prompts, read, logits, terms, objective.total(terms, shares))
 
-    def forward(self, ref_masks: Sequence[Tensor] | None = None, **batch: Tensor) -> dict[str, Tensor]:
+    def _read(self, prompts: PromptBatch) -> Read:
+        """What all passes of a step go on behind."""
+        config, objective = self.module.config, self.objective
+        answers = objective.distillation > 0 or (not self.training and self._takes_masks)
+        split = config.reduce_layer + 1 if answers else None
+        until = None if answers or objective.language else max(config.selected_layers)
+        return self._frozen.read(prompts, answers, until, split)
+
+    def forward(
+        self, ref_masks: Sequence[Tensor] | None = None, shares: Shares | None = None, **batch: Tensor
+    ) -> dict[str, Tensor]:
         """The loss, and what it is made of.
 
         Returns:
@@ -176,7 +178,7 @@ class GlimpseForTraining(nn.Module):
             `accuracy_unpruned`: whether greedy decoding would give the answer, with and without pruning (if the
             attention backend takes additive masks).
         """
-        outcome = self.outcome(ref_masks, **batch)
+        outcome = self.outcome(ref_masks, shares, **batch)
         keep = decide(outcome.logits, self.module.config)
         result = {"loss": outcome.total}
         result |= {name: term.detach().float().expand(len(keep)) for name, term in outcome.terms.items()}
@@ -185,7 +187,5 @@ class GlimpseForTraining(nn.Module):
             pairs = zip(keep, ref_masks, strict=True)
             result["recall"] = torch.stack([(k & m).sum() / m.sum().clamp(min=1) for k, m in pairs])
         if not self.training and self._takes_masks:
-            layer = self.module.config.reduce_layer
-            result["accuracy"] = pruned_accuracy(self._frozen, outcome.prompt, keep, layer)
-            result["accuracy_unpruned"] = accuracy(self._frozen, outcome.prompt)
+            result |= accuracies(self._frozen, outcome.prompts, outcome.read, keep)
         return result

@@ -1,27 +1,28 @@
 """The two training objectives: evidence boxes (published) and distillation (needs no boxes).
 
-A step first *looks*: the glimpse token runs through the model and the VIP gives a logit per visual token. The
-published losses judge that pass. Distillation adds two: the unpruned answer, and the answer under gates made
-from the logits.
+A step reads its prompts once. Behind them it first *looks*: the glimpse token runs on the keys that the prompt left,
+and the VIP gives a logit per visual token. The published losses judge that. Distillation adds the answer without gates
+and the answer under gates made from the logits.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from foveate.core.budget import Keep
-from foveate.families.base import Family
-from foveate.glimpse.config import GlimpseConfig
+from foveate.errors import ConfigurationError
+from foveate.glimpse.config import GlimpseConfig, check_kind
 from foveate.glimpse.module import GlimpseModule
 from foveate.training import losses
-from foveate.training.glimpse.forward import EnoughSeen, Gates, Glimpse, run
-from foveate.training.glimpse.inputs import Prompt, insert
+from foveate.training.glimpse.inputs import PromptBatch
+from foveate.training.glimpse.passes import LanguageModel
+from foveate.training.glimpse.plans import FLOOR, Gated, LayersDone, Look, Read
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Objective:
         distillation: KL divergence of the softly gated answer from the unpruned one.
         keep_rate: penalty on the expected kept fraction above `keep_target` (with distillation).
         dice, bce: parts of the mask loss.
-        official: see `Glimpse.official`.
+        official: see `Look.features`.
     """
 
     localization: float = 1.0
@@ -46,6 +47,13 @@ class Objective:
     bce: float = 0.1
     official: bool = False
 
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            check_kind(one.name, value, str(one.type))
+            if value < 0 or value == float("inf"):
+                raise ConfigurationError(f"{one.name}={value!r}: expected a finite number that is not negative")
+
     @property
     def uses_boxes(self) -> bool:
         return self.localization > 0
@@ -54,32 +62,40 @@ class Objective:
     def supervised(self) -> bool:
         return self.localization > 0 or self.language > 0
 
-    def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """Weighted sum of the loss terms."""
+    def total(self, terms: Mapping[str, Tensor], shares: Shares | None = None) -> Tensor:
+        """Weighted sum of the loss terms.
+
+        Args:
+            shares: how much the means of this micro-batch count; None: it is the whole batch.
+        """
+        shares = shares or Shares()
         weights = {
-            "le_loss": self.language,
-            "loc_loss": self.localization,
-            "kl_loss": self.distillation,
-            "keep_loss": self.keep_rate,
+            "le_loss": self.language * shares.tokens,
+            "loc_loss": self.localization * shares.samples,
+            "kl_loss": self.distillation * shares.tokens,
+            "keep_loss": self.keep_rate * shares.samples,
         }
         return torch.stack([weight * terms[name] for name, weight in weights.items() if name in terms]).sum()
 
 
+TOKEN_MEANS = ("le_loss", "kl_loss")
+"""Terms that are means over answer tokens; the others are means over samples."""
+
+
 @dataclass(frozen=True)
-class Frozen:
-    """The base model, as far as a training step needs it."""
+class Shares:
+    """What a micro-batch is of its global batch, times the number of micro-batches of which the mean is taken.
 
-    family: Family
-    head: nn.Module
+    Rows differ in the number of answer tokens: with these weights, the mean of the micro-batches is that of the global
+    batch, however it is divided among micro-batches and processes.
+    """
 
-    def answers(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Predictions [T, V] for the T answer tokens from hidden states [B, L, D], and the tokens, [T]."""
-        rows, columns = (labels != losses.IGNORE).nonzero(as_tuple=True)
-        return self.head(hidden[rows, columns - 1]), labels[rows, columns]
+    tokens: float = 1.0
+    samples: float = 1.0
 
 
 def look(
-    base: Frozen, module: GlimpseModule, prompt: Prompt, objective: Objective
+    model: LanguageModel, module: GlimpseModule, prompts: PromptBatch, read: Read, objective: Objective
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """VIP logits of each row, [output rows, N_b], and the language loss if the objective has one.
 
@@ -87,15 +103,20 @@ def look(
     pruned.
     """
     vectors = module.glimpse_vectors()
-    longer = insert(prompt, vectors[0])
-    only_look = not objective.language
-    glimpse = Glimpse(vectors, prompt.first_label, longer, module.config, objective.official, only_look)
+    answers = objective.language > 0 or objective.official
+    embeds = vectors[0].to(prompts.answers.dtype).expand(len(prompts.labels), -1, -1)
+    if answers:
+        embeds = torch.cat([embeds, prompts.answers], dim=1)
+    plan = Look(vectors, module.config, objective.language > 0)
     terms = {}
-    with contextlib.suppress(EnoughSeen):
-        hidden = run(base.family.parts.text, longer, glimpse)
-        terms["le_loss"] = losses.language_loss(*base.answers(hidden, longer.labels))
-    rows = module.score_rows(glimpse.features, prompt.conds, prompt.grids)
-    return list(rows.split(prompt.counts, dim=1)), terms
+    with suppress(LayersDone):
+        hidden = model.behind(read, prompts, embeds, plan, glimpses=True, answers=answers)
+        if objective.language:
+            predicting = hidden[:, prompts.glimpses - 1 : -1]
+            terms["le_loss"] = losses.language_loss(*model.predictions(predicting, prompts.labels))
+    features = plan.features(prompts, objective.official)
+    rows = module.score_rows(features, prompts.conds, prompts.grids)
+    return list(rows.split(prompts.counts, dim=1)), terms
 
 
 def located(logits: Sequence[Tensor], masks: Sequence[Tensor], objective: Objective) -> dict[str, Tensor]:
@@ -105,38 +126,48 @@ def located(logits: Sequence[Tensor], masks: Sequence[Tensor], objective: Object
 
 
 def distilled(
-    base: Frozen, prompt: Prompt, logits: Sequence[Tensor], reduce_layer: int, objective: Objective
+    model: LanguageModel, prompts: PromptBatch, read: Read, logits: Sequence[Tensor], objective: Objective
 ) -> dict[str, Tensor]:
     """Match the unpruned answer where visual keys carry the attention bias `log sigmoid(logit)`.
 
     A logit far above 0 is a kept token, one far below 0 a pruned one.
     """
-    text, deciding = base.family.parts.text, [row[-1] for row in logits]
-    with torch.no_grad():
-        teacher, _ = base.answers(run(text, prompt), prompt.labels)
-    gates = gate(prompt, F.logsigmoid(torch.cat(deciding).float()), reduce_layer)
-    student, _ = base.answers(run(text, prompt, gates), prompt.labels)
+    deciding = [row[-1] for row in logits]
+    teacher, _ = unpruned(model, prompts, read)
+    student, _ = gated(model, prompts, read, [F.logsigmoid(row.float()) for row in deciding])
     return {
         "kl_loss": losses.distillation_loss(student, teacher),
         "keep_loss": losses.keep_rate_loss(deciding, objective.keep_target),
     }
 
 
-def gate(prompt: Prompt, bias: Tensor, reduce_layer: int) -> Gates:
-    """Attention masks that weaken visual keys by `bias` [N] where pruning would remove them.
+def unpruned(model: LanguageModel, prompts: PromptBatch, read: Read) -> tuple[Tensor, Tensor]:
+    """Logits [T, V] of the T answer tokens without gates, and the tokens."""
+    assert read.hidden is not None
+    return model.predictions(read.hidden[:, prompts.length - 1 : -1], prompts.labels)
 
-    As at inference: layers after `reduce_layer` see the gated keys only, and so do the answer tokens in the
-    earlier layers, whose caches are compacted too. The prompt has been read there before anything is pruned.
+
+def gated(model: LanguageModel, prompts: PromptBatch, read: Read, bias: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits [T, V] of the T answer tokens where visual keys carry a bias, and the tokens.
+
+    As at inference: layers after the pruning layer see the gated keys only, and so do the answer tokens in the earlier
+    layers, whose caches are compacted too. The prompt has been read there before anything is pruned.
+
+    Args:
+        bias: [N_b] for each row, added to the attention logits of its visual tokens.
     """
-    dtype, floor = prompt.embeds.dtype, torch.finfo(prompt.embeds.dtype).min / 2
-    columns = torch.arange(prompt.mask.shape[1], device=bias.device)
-    seen = prompt.mask.bool()[:, None] & (columns[None] <= columns[:, None])
-    # Not -inf: a padding query sees nothing, and its row must stay finite.
-    causal = torch.zeros(seen.shape, dtype=dtype, device=bias.device).masked_fill(~seen, floor)[:, None]
-    keys = torch.zeros(prompt.mask.shape, device=bias.device).masked_scatter(prompt.visual, bias)
-    keys = keys.clamp(min=floor).to(dtype)[:, None, None]
-    answering = (columns >= prompt.first_label[:, None])[:, None, :, None]
-    return Gates(causal + torch.where(answering, keys, 0), causal + keys, reduce_layer)
+    rows = torch.repeat_interleave(torch.tensor(prompts.counts)).to(bias[0].device)
+    places = rows, torch.cat(prompts.columns).to(rows.device)
+    keys = bias[0].new_zeros(len(prompts.labels), prompts.length).index_put(places, torch.cat(list(bias)))
+    start = prompts.length + prompts.glimpses
+    valid = torch.cat([prompts.valid[:, : prompts.length], prompts.valid[:, start:]], dim=1)
+    plan = Gated(keys.clamp(min=FLOOR), valid, read.late)
+    hidden = model.behind(read, prompts, prompts.answers, plan, glimpses=False, answers=True)
+    plan.check(len(model.family.parts.layers))
+    if read.late.entering is None:  # nothing is left to run behind the pruning layer: answers alone came out
+        assert read.hidden is not None
+        hidden = torch.cat([read.hidden[:, : prompts.length], hidden], dim=1)
+    return model.predictions(hidden[:, prompts.length - 1 : -1], prompts.labels)
 
 
 def decide(logits: Sequence[Tensor], config: GlimpseConfig) -> list[Tensor]:
@@ -145,20 +176,21 @@ def decide(logits: Sequence[Tensor], config: GlimpseConfig) -> list[Tensor]:
     return [keep.choose(row[-1].detach().float().sigmoid()) for row in logits]
 
 
-@torch.no_grad()
-def accuracy(base: Frozen, prompt: Prompt, gates: Gates | None = None) -> Tensor:
+def accuracy(predicted: Tensor, tokens: Tensor, prompts: PromptBatch) -> Tensor:
     """Whether greedy decoding would give each row's answer, its end included: float [B].
 
     Teacher-forced: every answer token must be the most probable one after those before it.
     """
-    predicted, labels = base.answers(run(base.family.parts.text, prompt, gates), prompt.labels)
-    rows, _ = (prompt.labels != losses.IGNORE).nonzero(as_tuple=True)
-    wrong = (predicted.argmax(-1) != labels).float()
-    return (torch.zeros(len(prompt.labels), device=wrong.device).index_add(0, rows, wrong) == 0).float()
+    rows, _ = (prompts.labels != losses.IGNORE).nonzero(as_tuple=True)
+    wrong = (predicted.argmax(-1) != tokens).float()
+    return (torch.zeros(len(prompts.labels), device=wrong.device).index_add(0, rows, wrong) == 0).float()
 
 
-def pruned_accuracy(base: Frozen, prompt: Prompt, keep: Sequence[Tensor], reduce_layer: int) -> Tensor:
-    """`accuracy` with the tokens outside `keep` (bool [N_b] per row) pruned after `reduce_layer`: [B]."""
-    kept = torch.cat(list(keep))
-    bias = torch.zeros(kept.shape, device=kept.device).masked_fill(~kept, -torch.inf)
-    return accuracy(base, prompt, gate(prompt, bias, reduce_layer))
+@torch.no_grad()
+def accuracies(model: LanguageModel, prompts: PromptBatch, read: Read, keep: Sequence[Tensor]) -> dict[str, Tensor]:
+    """`accuracy` of each row, [B], with the tokens outside `keep` (bool [N_b] per row) pruned, and unpruned."""
+    bias = [torch.zeros(own.shape, device=own.device).masked_fill(~own, FLOOR) for own in keep]
+    return {
+        "accuracy": accuracy(*gated(model, prompts, read, bias), prompts),
+        "accuracy_unpruned": accuracy(*unpruned(model, prompts, read), prompts),
+    }

@@ -17,7 +17,15 @@ from foveate.glimpse.official import load_module
 from foveate.training.glimpse.answers import fill_answers
 from foveate.training.glimpse.arguments import parse_arguments
 from foveate.training.glimpse.collate import Collator
-from foveate.training.glimpse.common import RunSettings, load_base, place, write_summary
+from foveate.training.glimpse.common import (
+    RunSettings,
+    check_resumed,
+    check_weights,
+    load_base,
+    place,
+    told_of_a_full_disk,
+    write_summary,
+)
 from foveate.training.glimpse.model import GlimpseForTraining
 from foveate.training.glimpse.objectives import Objective
 from foveate.training.glimpse.trainer import GlimpseTrainer
@@ -77,15 +85,17 @@ def train(settings: GlimpseSettings) -> dict[str, float]:
     arguments = training_arguments(settings)
     checkpoint = place(settings, WEIGHTS)
     data, eval_data = _load_data(settings)  # before the models: a bad row shall not cost minutes
+    check_resumed(settings, checkpoint, arguments)
     set_seed(arguments.seed)
-    model, collator = _load_models(settings)
-    data = check_for(collator.family, collator.processor, data, settings.skip_bad)
+    model, collator, start = _load_models(settings)
+    check_weights(settings, checkpoint, base=model.base, start=start)
+    data = check_for(collator.family, collator.processor, data, settings.skip_bad, settings.system)
     if eval_data is not None:
         eval_data = check_for(collator.family, collator.processor, eval_data, settings.skip_bad)
     model.to(arguments.device)
     with arguments.main_process_first(desc="answers"):  # the others then find them in the file
         examples = fill_answers(model.base, collator, data, settings.out / "answers.jsonl")
-    with model:
+    with model, told_of_a_full_disk(settings.out):
         trainer = GlimpseTrainer(
             model,
             arguments,
@@ -102,6 +112,15 @@ def train(settings: GlimpseSettings) -> dict[str, float]:
         results = {"rows": len(examples), "rows_skipped": len(data.skipped), "metrics": metrics}
         write_summary(settings, arguments, tuple(PUBLISHED), results)
     return metrics
+
+
+def check_done(settings: GlimpseSettings) -> None:
+    """Refuse a finished run in the settings' folder that was started with others.
+
+    Raises:
+        ConfigurationError: naming every difference.
+    """
+    check_resumed(settings, settings.out, training_arguments(settings))
 
 
 def _evaluated_now(trainer: GlimpseTrainer) -> dict[str, float]:
@@ -127,7 +146,7 @@ def _load_data(settings: GlimpseSettings) -> tuple[Rows, Rows | None]:
     return data, checked
 
 
-def _load_models(settings: GlimpseSettings) -> tuple[GlimpseForTraining, Collator]:
+def _load_models(settings: GlimpseSettings) -> tuple[GlimpseForTraining, Collator, GlimpseModule | None]:
     if settings.start is not None and settings.module:
         raise ConfigurationError("a module to start from brings its own configuration; give only one of both")
     base, processor = load_base(settings)
@@ -139,4 +158,5 @@ def _load_models(settings: GlimpseSettings) -> tuple[GlimpseForTraining, Collato
     from_zoo = zoo.resolve(settings.model) != settings.model
     system = zoo.SYSTEM if settings.system is None and from_zoo else settings.system
     collator = Collator(adapt(base), processor, system=system, with_boxes=settings.objective.uses_boxes)
-    return GlimpseForTraining(base, module, settings.objective), collator
+    model = GlimpseForTraining(base, module, settings.objective)
+    return model, collator, None if settings.start is None else module

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from transformers import EvalPrediction, Trainer, TrainerCallback
 from foveate.errors import CheckpointError
 from foveate.glimpse.module import WEIGHTS, GlimpseModule
 from foveate.training.glimpse.model import GlimpseForTraining
+from foveate.training.glimpse.objectives import TOKEN_MEANS, Shares
+from foveate.training.losses import IGNORE
 
 PREFIX = "module."
 """Where the module's parameters are in the state dict of `GlimpseForTraining`."""
@@ -35,13 +36,22 @@ class GlimpseTrainer(Trainer):
     def __init__(self, model: GlimpseForTraining, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, compute_metrics=self._metrics, **kwargs)
         self.add_callback(_EvaluationLine)
-        self._terms: dict[str, list[Tensor]] = defaultdict(list)
+        self._sums: dict[str, Tensor] = {}
+        self._whole: tuple[float, float, int] | None = None
         self._names: list[str] = []
 
     @property
     def glimpse(self) -> GlimpseModule:
         """The module that learns."""
         return self.accelerator.unwrap_model(self.model).module
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The micro-batches of a step, after counting the answer tokens and samples of all of them on all processes."""
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        counts = torch.tensor([_sizes(batch) for batch in batches], dtype=torch.float64).reshape(-1, 2).sum(0)
+        tokens, samples = self.accelerator.reduce(counts.float().to(self.args.device), "sum").tolist()
+        self._whole = tokens, samples, len(batches) * self.accelerator.num_processes
+        return batches, items
 
     def compute_loss(
         self,
@@ -50,17 +60,26 @@ class GlimpseTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        outputs = model(**inputs)
+        tokens, samples = _sizes(inputs)
+        shares = None
+        if self._whole is not None:
+            all_tokens, all_samples, parts = self._whole
+            shares = Shares(tokens * parts / max(all_tokens, 1), samples * parts / max(all_samples, 1))
+        outputs = model(**inputs, shares=shares)
         for name, value in outputs.items():
             if name != "loss":
-                self._terms[name].append(value.mean())
+                weight = tokens if name in TOKEN_MEANS else samples
+                found = torch.stack([value.mean().float() * weight, value.new_tensor(weight).float()])
+                self._sums[name] = self._sums.get(name, 0) + found
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean of every loss term since the last training log."""
-        if "loss" in logs:
-            logs |= {name: round(torch.stack(v).mean().item(), 5) for name, v in self._terms.items()}
-            self._terms.clear()
+        """Add the mean of every loss term since the last training log, over all processes as the loss is."""
+        if "loss" in logs and self._sums:
+            sums = self.accelerator.reduce(torch.stack([self._sums[name] for name in sorted(self._sums)]), "sum")
+            means = (sums[:, 0] / sums[:, 1].clamp(min=1)).tolist()
+            logs |= {name: round(mean, 5) for name, mean in zip(sorted(self._sums), means, strict=True)}
+            self._sums.clear()
         super().log(logs, start_time)
 
     def prediction_step(
@@ -95,6 +114,12 @@ class GlimpseTrainer(Trainer):
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
         self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def _sizes(batch: Mapping[str, Any]) -> tuple[int, int]:
+    """Answer tokens and samples of a micro-batch."""
+    labels = batch["labels"]
+    return int((labels != IGNORE).sum()), len(labels)
 
 
 class _EvaluationLine(TrainerCallback):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import CheckpointError, ConfigurationError
+from foveate.files.atomic import publish
 from foveate.inference.loading import load
 
 ADAPTER = "adapter_model.safetensors"
@@ -32,6 +33,7 @@ def merge(model: str, adapter: Path, out: Path, dtype: str = "auto") -> Path:
     shutil.rmtree(partial, ignore_errors=True)  # of a merge that was killed
     merged.save_pretrained(partial)
     processor.save_pretrained(partial)
+    publish(*partial.glob("*.safetensors"))
     if out.exists():
         out.rmdir()
     partial.replace(out)

@@ -18,7 +18,15 @@ from foveate.glimpse.config import default_layer
 from foveate.glimpse.module import WEIGHTS, GlimpseModule
 from foveate.glimpse.official import load_module
 from foveate.training.glimpse.arguments import parse_arguments
-from foveate.training.glimpse.common import RunSettings, load_base, place, write_summary
+from foveate.training.glimpse.common import (
+    RunSettings,
+    check_resumed,
+    check_weights,
+    load_base,
+    place,
+    told_of_a_full_disk,
+    write_summary,
+)
 from foveate.training.plus.judge import Judge, JudgeError
 from foveate.training.plus.merge import ADAPTER
 from foveate.training.plus.rewards import Rewards
@@ -46,6 +54,9 @@ PUBLISHED = {
 
 LORA = {"r": 32, "lora_alpha": 64, "lora_dropout": 0.05}
 """Published settings of the adapter, as fields of `peft.LoraConfig`."""
+
+DECISIVE = ("num_generations", "beta", "max_completion_length", "temperature", "loss_type", "scale_rewards", "epsilon")
+"""Fields of `trl.GRPOConfig` that a run may not change on its way."""
 
 _DEFAULTS = {"logging_steps": 1, "save_steps": 50, "save_total_limit": 2, "report_to": "none", "seed": 0}
 _OURS = {"remove_unused_columns": False}
@@ -154,16 +165,19 @@ def train(settings: PlusSettings) -> dict[str, float]:
     rules = Rules(settings.box_format, needs_boxes, skip_bad=settings.skip_bad)
     examples = read_rows(settings.data, rules, settings.limit, settings.first, tracked)
     rewards = make_rewards(settings)
+    check_resumed(settings, checkpoint, arguments, DECISIVE)
     set_seed(arguments.seed)
     base, processor = load_base(settings)
-    examples = check_for(adapt(base), processor, examples, settings.skip_bad)
+    check_weights(settings, checkpoint, base=base, module=_module(settings))
+    examples = check_for(adapt(base), processor, examples, settings.skip_bad, settings.system)
     trainer = build_trainer(settings, arguments, examples, rewards, base, processor)
-    try:
-        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except JudgeError:
-        trainer._save_checkpoint(trainer.model, trial=None)  # nothing of the steps that were judged is lost
-        raise
-    trainer.save_model()
+    with told_of_a_full_disk(settings.out):
+        try:
+            result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except JudgeError:
+            trainer._save_checkpoint(trainer.model, trial=None)  # nothing of the steps that were judged is lost
+            raise
+        trainer.save_model()
     if trainer.is_world_process_zero():
         judge = settings.judge and {name: value for name, value in settings.judge.items() if name != "api_key"}
         results = {
@@ -177,13 +191,22 @@ def train(settings: PlusSettings) -> dict[str, float]:
     return dict(result.metrics)
 
 
+def check_done(settings: PlusSettings) -> None:
+    """Refuse a finished run in the settings' folder that was started with others.
+
+    Raises:
+        ConfigurationError: naming every difference.
+    """
+    check_resumed(settings, settings.out, grpo_arguments(settings), DECISIVE)
+
+
 def build_trainer(
     settings: PlusSettings, arguments: Any, examples: Rows, rewards: Rewards, base: Any, processor: Any
 ) -> Any:
     """The trainer on a freshly loaded model."""
     from foveate.training.plus.trainer import PlusTrainer
 
-    module = None if settings.module is None else load_module(settings.module).eval()
+    module = _module(settings)
     pruning = Pruning(settings.prune, _layer(settings, base, module), module)
     adapter = make_adapter(settings, base)
     if adapter is None:
@@ -208,12 +231,20 @@ def build_trainer(
     )
 
 
+def _module(settings: PlusSettings) -> GlimpseModule | None:
+    return None if settings.module is None else load_module(settings.module).eval()
+
+
 def _layer(settings: PlusSettings, base: nn.Module, module: GlimpseModule | None) -> int:
+    layers = adapt(base).info.layers
     if settings.layer is not None:
+        if not 0 <= settings.layer < layers:
+            raise ConfigurationError(f"layer={settings.layer}: the model has layers 0..{layers - 1}")
         return settings.layer
     if module is not None:
+        module.check_fits(base)
         return module.config.reduce_layer
-    return default_layer(adapt(base).info.layers)
+    return default_layer(layers)
 
 
 def language_linears(model: nn.Module) -> str:

@@ -117,6 +117,7 @@ def run(schedule: Schedule) -> Path:
     """Every stage that is not done yet; returns the merged model's folder, with its module in `glimpse/`.
 
     Raises:
+        ConfigurationError: a stage was done with other settings than the schedule has now.
         FoveateError: what the stages raise.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -126,17 +127,25 @@ def run(schedule: Schedule) -> Path:
         )
     first, middle, last = _settings(schedule)
     out = schedule.out
-    steps: list[tuple[str, Path, Callable[[], Any]]] = []
+    steps: list[tuple[str, Path, Callable[[], Any], Callable[[], None]]] = []
     if first is not None:
-        steps.append(("glimpse", first.out / SUMMARY, lambda: supervised.train(first)))
+        steps.append(
+            ("glimpse", first.out / SUMMARY, lambda: supervised.train(first), lambda: supervised.check_done(first))
+        )
     steps += [
-        ("rl", middle.out / SUMMARY, lambda: rl.train(middle)),
-        ("merge", out / "merged", lambda: merge(middle.model, middle.out, out / "merged")),
-        ("retrain", last.out / SUMMARY, lambda: supervised.train(_with_threshold(last, middle.out))),
+        ("rl", middle.out / SUMMARY, lambda: rl.train(middle), lambda: rl.check_done(middle)),
+        ("merge", out / "merged", lambda: merge(middle.model, middle.out, out / "merged"), lambda: None),
+        (
+            "retrain",
+            last.out / SUMMARY,
+            lambda: supervised.train(_with_threshold(last, middle.out)),
+            lambda: supervised.check_done(_with_threshold(last, middle.out)),
+        ),
     ]
     console = Console(stderr=True)
-    for name, done, work in steps:
+    for name, done, work, check in steps:
         if done.exists():
+            check()
             console.print(f"stage {name}: done before ({done})", markup=False, emoji=False)
             continue
         console.print(f"stage {name}", markup=False, emoji=False)

@@ -17,6 +17,7 @@ from foveate.engine.attach import prune
 from foveate.engine.replay import Replay, RowChoices, row_choices
 from foveate.errors import ConfigurationError
 from foveate.families import adapt
+from foveate.files.atomic import publish
 from foveate.training.plus.rollouts import Pruning
 from foveate.training.plus.threshold import ThresholdPolicy
 
@@ -166,9 +167,10 @@ class PlusTrainer(GRPOTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
         if self.policy is not None:
-            folder = Path(output_dir or self.args.output_dir)
             save_file({"mean": self.policy.mean.detach().cpu()}, folder / THRESHOLD)
+        publish(*folder.glob("*.safetensors"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

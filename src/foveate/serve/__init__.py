@@ -1,0 +1,1 @@
+"""An HTTP server of OpenAI's protocol over one pruned model, with iteration-level batching."""
