@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint bench load clean
+.PHONY: demo test families lint bench load clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,10 @@ demo: $(VENV)/.cli
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# every model type: about 2 minutes of CPU time
+families: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 tests/families -m families $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -147,4 +147,4 @@ def test_attention_in_the_language_model_is_the_stock_one(name: str) -> None:
         images[group.row].append(number)
     for number, (row, index, attention, _) in enumerate(method.found):
         columns = trace.last.groups[number].columns[index]
-        assert close(attention[:, 0], weights[0][row][:, -1, columns]) < 1e-4
+        torch.testing.assert_close(attention[:, 0], weights[0][row][:, -1, columns], rtol=1e-4, atol=1e-6)

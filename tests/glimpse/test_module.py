@@ -229,8 +229,10 @@ def test_overrides_and_unknown_family() -> None:
     assert config.selected_visual_layers == (3, 2, 1)
     with pytest.raises(ConfigurationError, match="no treshold"):
         GlimpseConfig.for_model(model_config("llava", 4, 64, 4), treshold=0.4)
-    with pytest.raises(UnsupportedModelError, match="llava, qwen2_5_vl"):
-        GlimpseConfig.for_model(model_config("blip", 4, 64, 2))
+    config = model_config("fuyu", 4, 64, 2)
+    config.vision_config = None
+    with pytest.raises(UnsupportedModelError, match=r"vision blocks.*'fuyu'"):
+        GlimpseConfig.for_model(config)
 
 
 def test_module_refuses_another_model() -> None:

@@ -11,6 +11,7 @@ from foveate.cli import (
     convert,
     demo,
     eval,
+    families,
     methods,
     page,
     scenes,
@@ -43,6 +44,8 @@ app.command("eval")(eval.evaluate)
 app.command()(tune.tune)
 app.command()(serve.serve)
 app.command()(methods.methods)
+app.command()(families.families)
+app.command()(families.doctor)
 app.add_typer(scenes.app, name="scenes")
 app.add_typer(train, name="train")
 app.add_typer(conversion, name="convert")

@@ -12,20 +12,18 @@ from foveate.cli.show import add_row, make_table
 
 
 def methods(name: Annotated[str | None, typer.Argument(help="Show one method in full.")] = None) -> None:
-    """List the pruning methods with parameters, families and whether they are verified."""
-    from foveate.families import registry as families
+    """List the pruning methods with parameters and whether they are verified (`foveate families`: on which models)."""
     from foveate.methods import find, parameters_of, registry
 
     if name is not None:
         kind = find(name)
         typer.echo(f"{kind.name}\n\n{(kind.__doc__ or '').strip()}")
         return
-    headers = ["method", "parameters (default)", "families", "verified", "paper"]
+    headers = ["method", "parameters (default)", "verified", "paper"]
     table = make_table(headers, left=True, show_lines=True)
-    served = ", ".join(sorted(families()))
     for key, kind in registry().items():
         parameters = ", ".join(f"{name}={_short(value)}" for name, value in parameters_of(kind).items())
-        add_row(table, key, parameters, served, kind.verified or "no", kind.paper or "-")
+        add_row(table, key, parameters, kind.verified or "no", kind.paper or "-")
     Console().print(table)
 
 

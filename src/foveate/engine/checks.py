@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from foveate.core.method import Method
 from foveate.errors import ConfigurationError
 from foveate.families.base import Family
@@ -47,6 +49,12 @@ def _check_reading(family: Family, method: Method) -> None:
 def notes(family: Family, method: Method) -> tuple[str, ...]:
     """What is read otherwise than a method says, for the trace."""
     info, found = family.info, []
+    plain = method.stages(replace(info, readable=None, windowed=()))
+    for here, elsewhere in zip(method.stages(info), plain, strict=True):
+        if here.layer != elsewhere.layer:
+            found.append(
+                f"the stage before layer {elsewhere.layer} is before layer {here.layer}: no earlier layer can be read"
+            )
     for stage in method.stages(info):
         layer = info.reading_layer(stage.layer) if stage.reads != "nothing" and stage.layer else None
         if layer is not None and layer != stage.layer - 1:
@@ -55,6 +63,8 @@ def notes(family: Family, method: Method) -> tuple[str, ...]:
             found.append(
                 f"the stage before layer {stage.layer} reads layer {layer}: layer {before} ({kind}) is unreadable"
             )
+        if layer in info.windowed:
+            found.append(f"the stage before layer {stage.layer} reads layer {layer}, which sees its window only")
     if any(tap.kind == "received" for tap in method.taps(info)):
         found.append(f"received attention comes from {'the class token' if info.has_class_token else 'all patches'}")
     return tuple(found)

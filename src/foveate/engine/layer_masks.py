@@ -62,7 +62,7 @@ class LayerMasks:
                 rows, columns = self._rows(hidden.device), self._columns(held, past, hidden.device)
                 return gathered_mask(given, rows, columns, forward.layout.past, forward.layout.length)
             if held is None:  # a window that nothing was dropped from holds the end of the conversation
-                return given if given.dim() != 4 else given[..., -(past + hidden.shape[1]) :]
+                return given[..., -(past + hidden.shape[1]) :] if windowed else given
             return continued_mask(self._tail(given, held), held, forward.mask)
         if given is None and held is not None and later is None and self._decodes_with_sdpa(hidden):
             return continued_mask(self._tail(None, held), held, forward.mask) if held.padded else None

@@ -147,38 +147,43 @@ class GlimpseConfig:
             UnsupportedModelError: a model without a vision transformer.
             ConfigurationError: an unknown field, or values that contradict each other.
         """
-        family = model_config.model_type
-        text = model_config.get_text_config()
-        vision: Any = getattr(model_config, "vision_config", None)
-        depth = getattr(vision, "depth", None) or getattr(vision, "num_hidden_layers", None)
-        if not depth:
-            raise UnsupportedModelError(
-                f"GlimpsePrune reads vision blocks, but the configuration of '{family}' names none (vision_config)."
-            )
-        lowest = 1 if family == "llava" else 0
-        layer = readable_layer(text, default_layer(text.num_hidden_layers))
-        width = min(256, max(32, text.hidden_size // 8 // 16 * 16))
-        fields: dict[str, Any] = {
-            "family": family,
-            "base_model": getattr(model_config, "_name_or_path", ""),
-            "hidden_size": text.hidden_size,
-            "num_attention_heads": text.num_attention_heads,
-            "num_hidden_layers": text.num_hidden_layers,
-            "rms_norm_eps": getattr(text, "rms_norm_eps", 1e-6),
-            "use_attention_logits": family != "llava",
-            "vision_hidden_size": getattr(vision, "embed_dim", None) or vision.hidden_size,
-            "selected_layers": (layer,),
-            "reduce_layer": layer,
-            "le_layers": range(text.num_hidden_layers),
-            "selected_visual_layers": sorted({max(lowest, depth * i // 4 - 1) for i in (1, 2, 3, 4)}, reverse=True),
-            "vip_width": width,
-            "vip_cond_width": 2 * width,
-        }
+        fields = _published(model_config)
         if unknown := overrides.keys() - cls.__dataclass_fields__.keys():
             raise ConfigurationError(
                 f"GlimpseConfig has no {', '.join(sorted(unknown))}; it has {', '.join(cls.__dataclass_fields__)}"
             )
         return cls(**{**fields, **overrides})
+
+
+def _published(model_config: Any) -> dict[str, Any]:
+    """The published settings, scaled to a model."""
+    family = model_config.model_type
+    text: Any = getattr(model_config, "text_config", None) or model_config.get_text_config()
+    vision: Any = getattr(model_config, "vision_config", None)
+    depth = getattr(vision, "depth", None) or getattr(vision, "num_hidden_layers", None)
+    if not depth:
+        raise UnsupportedModelError(
+            f"GlimpsePrune reads vision blocks, but the configuration of '{family}' names none (vision_config)."
+        )
+    lowest = 1 if family == "llava" else 0
+    layer = readable_layer(text, default_layer(text.num_hidden_layers))
+    width = min(256, max(32, text.hidden_size // 8 // 16 * 16))
+    return {
+        "family": family,
+        "base_model": getattr(model_config, "_name_or_path", ""),
+        "hidden_size": text.hidden_size,
+        "num_attention_heads": text.num_attention_heads,
+        "num_hidden_layers": text.num_hidden_layers,
+        "rms_norm_eps": getattr(text, "rms_norm_eps", 1e-6),
+        "use_attention_logits": family != "llava",
+        "vision_hidden_size": getattr(vision, "embed_dim", None) or vision.hidden_size,
+        "selected_layers": (layer,),
+        "reduce_layer": layer,
+        "le_layers": range(text.num_hidden_layers),
+        "selected_visual_layers": sorted({max(lowest, depth * i // 4 - 1) for i in (1, 2, 3, 4)}, reverse=True),
+        "vip_width": width,
+        "vip_cond_width": 2 * width,
+    }
 
 
 _KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {

@@ -1,0 +1,130 @@
+"""Which models are taken, which refused and why, and adapters that other packages bring."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import Blip2Config, LlamaConfig, LlamaForCausalLM, MllamaConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+import foveate.families as families
+from foveate.core.grid import ColumnGrid, Grid
+from foveate.errors import ConfigurationError, UnsupportedModelError
+from foveate.families import adapt
+from foveate.families.base import Family
+from foveate.families.llava import Llava
+from foveate.families.refusals import REFUSED
+from foveate.inference.doctor import examine
+from foveate.trace.tiles import arrangement, panels
+from tests.families.tiny import build
+from tests.families.types import TABLE
+
+
+class Plugged(Family):
+    """Serves a type of its own."""
+
+    model_types = ("plugged",)
+
+
+class Clashing(Family):
+    """Serves a type that foveate serves."""
+
+    model_types = ("llava",)
+
+
+class Empty(Family):
+    """Serves nothing."""
+
+
+@pytest.fixture
+def entries(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets the installed entry points."""
+
+    def install(*names: str) -> None:
+        found = [EntryPoint(name.lower(), f"{__name__}:{name}", families.GROUP) for name in names]
+        monkeypatch.setattr(families, "entry_points", lambda group: found if group == families.GROUP else [])
+        families.registry.cache_clear()
+
+    yield install
+    families.registry.cache_clear()
+
+
+def test_adapters_of_other_packages_are_found(entries: Any) -> None:
+    entries("Plugged")
+    assert families.registry()["plugged"] is Plugged
+    assert families.registry()["llava"] is Llava
+
+
+def test_two_adapters_of_one_type_are_refused(entries: Any) -> None:
+    entries("Clashing")
+    with pytest.raises(ConfigurationError, match=r"foveate and tests.*'llava'"):
+        families.registry()
+
+
+@pytest.mark.parametrize("broken", ["Missing", "REFUSED", "Empty"])
+def test_a_broken_adapter_is_left_out(entries: Any, broken: str) -> None:
+    entries(broken, "Plugged")
+    with pytest.warns(UserWarning, match="left out"):
+        found = families.registry()
+    assert "plugged" in found
+
+
+def test_a_model_without_images_says_what_was_not_found() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with pytest.raises(UnsupportedModelError, match="no vision tower was found"):
+        adapt(LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=9)))
+    with pytest.raises(UnsupportedModelError, match="no configuration"):
+        adapt(nn.Linear(2, 2))
+
+
+def test_a_model_without_placeholders_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llava")
+    for name in ("image_token_id", "image_token_index"):
+        monkeypatch.setitem(model.config.__dict__, name, None)
+    with pytest.raises(UnsupportedModelError, match="no placeholder token id"):
+        adapt(model)
+
+
+@pytest.mark.parametrize("model_type", sorted(REFUSED))
+def test_infeasible_types_are_refused_with_a_reason(model_type: str) -> None:
+    if model_type not in CONFIG_MAPPING:
+        pytest.skip("not in this version of transformers")
+    with pytest.raises(UnsupportedModelError, match=f"'{model_type}'"):
+        examine(CONFIG_MAPPING[model_type]())
+
+
+def test_cross_attention_is_told_from_a_resampler() -> None:
+    assert "aria" in TABLE
+    assert adapt(build("aria")).merge == "none"
+    with pytest.raises(UnsupportedModelError, match="cross-attention"):
+        examine(MllamaConfig())
+    with pytest.raises(UnsupportedModelError, match="generate"):
+        examine(Blip2Config())
+
+
+def test_a_checkpoint_is_probed_without_its_weights() -> None:
+    found = examine(build("qwen3_5").config)
+    assert (found.layers, found.signal, found.modalities) == ("4 linear, 2 full", "all patches", ("image", "video"))
+    assert "is before layer 3" in found.otherwise["fastv"]
+    assert examine(build("llava").config).signal == "class token"
+    assert "vitcop" in examine(build("idefics2").config).cannot
+
+
+def test_tiles_lie_where_the_picture_has_them() -> None:
+    assert arrangement(6, 1.5) == (2, 3)
+    assert arrangement(6, 0.6) == (3, 2)
+    tile = Grid(1, 4, 4)
+    cut, whole = panels([tile] * 7, 300, 200)
+    assert [box for _, box in cut][4] == (0.5, 1 / 3, 1.0, 2 / 3)
+    assert whole == [(6, (0, 0, 1, 1))]
+    fine, thumbnail = panels([tile, Grid(1, 8, 7)], 70, 80)
+    assert (fine[0][0], thumbnail[0][0]) == (1, 0)
+
+
+def test_grids_by_columns() -> None:
+    assert ColumnGrid(1, 2, 3).coordinates()[:, 1:].tolist() == [[0, 0], [1, 0], [0, 1], [1, 1], [0, 2], [1, 2]]
+    assert torch.equal(Grid(1, 1, 3).coordinates(), ColumnGrid(1, 1, 3).coordinates())
