@@ -147,14 +147,8 @@ class GlimpseConfig:
             UnsupportedModelError: a model without a vision transformer.
             ConfigurationError: an unknown field, or values that contradict each other.
         """
-        family = model_config.model_type
-        text = model_config.get_text_config()
-        vision: Any = getattr(model_config, "vision_config", None)
-        depth = getattr(vision, "depth", None) or getattr(vision, "num_hidden_layers", None)
-        if not depth:
-            raise UnsupportedModelError(
-                f"GlimpsePrune reads vision blocks, but the configuration of '{family}' names none (vision_config)."
-            )
+        family, text = model_config.model_type, model_config.get_text_config()
+        vision, depth = _tower(model_config)
         lowest = 1 if family == "llava" else 0
         layer = readable_layer(text, default_layer(text.num_hidden_layers))
         width = min(256, max(32, text.hidden_size // 8 // 16 * 16))
@@ -179,6 +173,18 @@ class GlimpseConfig:
                 f"GlimpseConfig has no {', '.join(sorted(unknown))}; it has {', '.join(cls.__dataclass_fields__)}"
             )
         return cls(**{**fields, **overrides})
+
+
+def _tower(model_config: Any) -> tuple[Any, int]:
+    """Configuration of the vision tower, and its number of blocks."""
+    vision: Any = getattr(model_config, "vision_config", None)
+    depth = getattr(vision, "depth", None) or getattr(vision, "num_hidden_layers", None)
+    if not depth:
+        raise UnsupportedModelError(
+            f"GlimpsePrune reads vision blocks, but the configuration of '{model_config.model_type}' names none "
+            "(vision_config)."
+        )
+    return vision, depth
 
 
 _KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
