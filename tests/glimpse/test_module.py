@@ -40,7 +40,7 @@ def tiny_config(**overrides: object) -> GlimpseConfig:
 def model_config(family: str, layers: int, hidden: int, depth: int) -> SimpleNamespace:
     text = SimpleNamespace(hidden_size=hidden, num_attention_heads=4, num_hidden_layers=layers, rms_norm_eps=1e-6)
     vision = SimpleNamespace(hidden_size=32, num_hidden_layers=depth)
-    return SimpleNamespace(model_type=family, text_config=text, vision_config=vision)
+    return SimpleNamespace(model_type=family, vision_config=vision, get_text_config=lambda: text)
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ class GlimpseForTraining(nn.Module):
     Use it as a context manager, or call `remove_hooks` when done.
 
     Raises:
-        UnsupportedModelError: `base` is of no supported family.
+        UnsupportedModelError: `base` is of no supported family, or has recurrent layers.
         MissingTapError: `module` reads a vision block that `base` has not.
         CheckpointError: `module` was made for a model of other sizes.
         ConfigurationError: distillation is asked for, but nothing follows the pruning layer or the attention
@@ -74,6 +74,12 @@ class GlimpseForTraining(nn.Module):
         config = self.module.config
         for block in config.vision_blocks:  # one that is not there shows now, not after all questions were asked
             self._frozen.family.block_of(Tap("hidden", block))
+        other = [i for i, facts in enumerate(self._frozen.family.layers) if facts.kind == "linear" or facts.source != i]
+        if other:
+            raise UnsupportedModelError(
+                f"decoder layers {other} of '{self._frozen.family.name}' keep no keys of their own (recurrent or "
+                "shared), so nothing can be tried behind a prompt that was read once; no glimpse module can be trained"
+            )
         if not self.objective.supervised and not self.objective.distillation:
             raise ConfigurationError("all loss weights are 0, so there is nothing to learn")
         if not self.objective.distillation:

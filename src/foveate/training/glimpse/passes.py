@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.engine.capture import AttentionCall, Listening
+from foveate.errors import MissingTapError, UnsupportedModelError
 from foveate.families.base import Family
 from foveate.training.glimpse.inputs import PromptBatch
 from foveate.training.glimpse.plans import Gated, Kwargs, LayerPlan, LayersDone, PromptCache, PromptReading, Read
@@ -51,7 +52,8 @@ class LanguageModel:
         try:
             for index, layer in enumerate(self.family.parts.layers):
                 handles.append(layer.register_forward_pre_hook(_before(index), with_kwargs=True))
-                handles.append(Listening(self.family.layer_attention(index), _ignore))
+                with suppress(MissingTapError, UnsupportedModelError):  # said if it is needed there
+                    handles.append(Listening(self.family.layer_attention(index), _ignore))
         except BaseException:
             for handle in handles:
                 handle.remove()

@@ -125,35 +125,45 @@ def run(schedule: Schedule) -> Path:
             "a schedule runs in one process; run its stages one by one (train glimpse, train plus, merge, train "
             "glimpse) with accelerate or torchrun"
         )
-    first, middle, last = _settings(schedule)
-    out = schedule.out
-    steps: list[tuple[str, Path, Callable[[], Any], Callable[[], None]]] = []
-    if first is not None:
-        steps.append(
-            ("glimpse", first.out / SUMMARY, lambda: supervised.train(first), lambda: supervised.check_done(first))
-        )
-    steps += [
-        ("rl", middle.out / SUMMARY, lambda: rl.train(middle), lambda: rl.check_done(middle)),
-        ("merge", out / "merged", lambda: merge(middle.model, middle.out, out / "merged"), lambda: None),
-        (
-            "retrain",
-            last.out / SUMMARY,
-            lambda: supervised.train(_with_threshold(last, middle.out)),
-            lambda: supervised.check_done(_with_threshold(last, middle.out)),
-        ),
-    ]
     console = Console(stderr=True)
-    for name, done, work, check in steps:
-        if done.exists():
-            check()
-            console.print(f"stage {name}: done before ({done})", markup=False, emoji=False)
+    for stage in _stages(schedule):
+        if stage.done.exists():
+            stage.check()
+            console.print(f"stage {stage.name}: done before ({stage.done})", markup=False, emoji=False)
             continue
-        console.print(f"stage {name}", markup=False, emoji=False)
-        work()
+        console.print(f"stage {stage.name}", markup=False, emoji=False)
+        stage.work()
         gc.collect()  # TRL's trainer and its model refer to each other
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    return _assemble(out / "merged", last.out)
+    return _assemble(schedule.out / "merged", schedule.out / "retrain")
+
+
+@dataclass(frozen=True)
+class _ScheduledStage:
+    """A stage: the file that it leaves, what it does, and what refuses results of other settings."""
+
+    name: str
+    done: Path
+    work: Callable[[], Any]
+    check: Callable[[], None]
+
+
+def _stages(schedule: Schedule) -> list[_ScheduledStage]:
+    first, middle, last = _settings(schedule)
+    merged = schedule.out / "merged"
+
+    def glimpse(name: str, settings: Callable[[], supervised.GlimpseSettings], out: Path) -> _ScheduledStage:
+        return _ScheduledStage(
+            name, out / SUMMARY, lambda: supervised.train(settings()), lambda: supervised.check_done(settings())
+        )
+
+    return [
+        *([] if first is None else [glimpse("glimpse", lambda: first, first.out)]),
+        _ScheduledStage("rl", middle.out / SUMMARY, lambda: rl.train(middle), lambda: rl.check_done(middle)),
+        _ScheduledStage("merge", merged, lambda: merge(middle.model, middle.out, merged), lambda: None),
+        glimpse("retrain", lambda: _with_threshold(last, middle.out), last.out),
+    ]
 
 
 def _with_threshold(settings: supervised.GlimpseSettings, rl_out: Path) -> supervised.GlimpseSettings:
