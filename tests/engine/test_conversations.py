@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+from contextlib import ExitStack
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 import foveate
+from foveate.errors import ConfigurationError, InputError
 from foveate.methods import Random, registry
 from tests.oracle import Chat, random_turn
 from tests.reference import Drop, generate
@@ -114,3 +117,74 @@ def test_rows_of_a_cache_keep_their_images(tiny: Tiny) -> None:
     assert spans[0].end <= spans[1].start
     cache.crop(spans[1].end - 1 - cache.get_seq_length())  # cuts the second image in two
     assert cache.conversation.images() == [1]
+
+
+class Failing(Random):
+    """Raises while it chooses, if it is told so."""
+
+    fails = False
+
+    def select(self, view: foveate.View) -> torch.Tensor:
+        if Failing.fails:
+            raise ZeroDivisionError
+        return super().select(view)  # type: ignore[return-value]
+
+
+def test_a_turn_that_failed_was_never_there(tiny: Tiny) -> None:
+    """It may be asked again on the same cache, with its image."""
+    chat = Chat.start(tiny, Failing(0.5), 1)
+    chat.ask([[3, (4, 4), 2]], 1, 3, True)
+    ids, visual, images = chat.ids, chat.visual, [list(own) for own in chat.images]
+    Failing.fails = True
+    try:
+        with pytest.raises(ZeroDivisionError):
+            chat.ask([[2, (2, 4), 3]], 2, 3, True)
+    finally:
+        Failing.fails = False
+    assert chat.cache.conversation.images() == [1]
+    chat.ids, chat.visual, chat.images = ids, visual, images
+    assert chat.ask([[2, (2, 4), 3]], 2, 3, True) < 1e-3
+    assert len(chat.dropped) == 2
+
+
+def test_blocks_in_blocks_leave_the_model_as_it_was() -> None:
+    """An unpruned conversation goes on outside at the positions that stock code would give it."""
+    tiny = make_tiny("qwen2_5_vl")
+    inputs, found = tiny.batch([[3, (2, 4), 5]]), []
+    for depth in (0, 1, 2):
+        cache = DynamicCache(config=tiny.model.config.get_text_config())
+        options = {"max_new_tokens": 3, "do_sample": False, "past_key_values": cache}
+        with ExitStack() as stack:
+            for _ in range(depth):
+                stack.enter_context(foveate.prune(tiny.model, None))
+            ids = torch.cat([tiny.model.generate(**inputs, **options), torch.tensor([[7, 8]])], 1)
+        found.append(tiny.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_a_cache_cropped_to_nothing_is_as_new() -> None:
+    tiny = make_tiny("llava")
+    inputs = tiny.batch([[3, (4, 4), 5]])
+    cache = DynamicCache(config=tiny.model.config.get_text_config())
+    with foveate.prune(tiny.model, Random(0.5, positions="contiguous")):
+        generate(tiny.model, inputs, 2, past_key_values=cache)
+    cache.crop(-cache.get_seq_length())
+    with foveate.prune(tiny.model, Random(0.5)):
+        again = generate(tiny.model, inputs, 4, past_key_values=cache)[1]
+        assert torch.equal(again, generate(tiny.model, inputs, 4)[1])
+
+
+def test_renumbered_positions_know_one_turn_with_images(tiny: Tiny) -> None:
+    chat = Chat.start(tiny, Random(0.5, positions="contiguous"), 1)
+    chat.ask([[3, (4, 4), 2]], 1, 3, True)
+    with pytest.raises(ConfigurationError, match="positions='original'"):
+        chat.ask([[2, (2, 4), 3]], 2, 3, True)
+
+
+def test_assisted_decoding_in_a_later_turn_is_refused(tiny: Tiny) -> None:
+    """Stock code reads the whole conversation a second time then."""
+    chat = Chat.start(tiny, Random(0.5), 1)
+    chat.ask([[3, (4, 4), 2]], 1, 3, True)
+    with pytest.raises(InputError, match="Assisted decoding"):
+        chat.ask([[2, (4, 4), 3]], 2, 6, True, prompt_lookup_num_tokens=3, max_matching_ngram_size=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 import foveate
 from foveate.errors import ConfigurationError, InputError
@@ -86,3 +87,35 @@ def test_a_compiled_layer_is_pruned_like_any_other(tiny: Tiny) -> None:
         layer._compiled_call_impl = None
     assert torch.equal(found[0], expected[0])
     assert (found[1] - expected[1]).abs().max() < 1e-4
+
+
+def test_hidden_states_of_a_padded_batch_stand_where_they_stood(tiny: Tiny) -> None:
+    """Layers before the stage saw everything, so their states are stock's."""
+    inputs = tiny.batch([[40], [3, (4, 4), 2]])
+    with torch.no_grad():
+        stock = tiny.model(**inputs, output_hidden_states=True).hidden_states
+        with foveate.prune(tiny.model, Drop((2,), 0.3), full_length=True):
+            states = tiny.model(**inputs, output_hidden_states=True).hidden_states
+    real = inputs["attention_mask"].bool()
+    for found, expected in zip(states[:3], stock[:3], strict=True):
+        assert torch.equal(found[real], expected[real])
+
+
+def test_logits_of_a_few_places_are_those_of_the_whole(tiny: Tiny) -> None:
+    """Also where the last places reach into the image, and in the next call."""
+    inputs = tiny.batch([[3, (4, 4), 2]])
+
+    def last(keep: int) -> torch.Tensor:
+        cache = DynamicCache(config=tiny.model.config.get_text_config())
+        return tiny.model(**inputs, past_key_values=cache, logits_to_keep=keep).logits[:, -1]
+
+    with torch.no_grad(), foveate.prune(tiny.model, Random(0.5)):
+        whole = last(1)
+        for keep in (2, 3, 10, 1):
+            assert (last(keep) - whole).abs().max() < 1e-4
+
+
+def test_labels_without_an_image_need_no_full_length(tiny: Tiny) -> None:
+    inputs = tiny.batch([[9]])
+    with foveate.prune(tiny.model, Random(0.5)), torch.no_grad():
+        assert tiny.model(**inputs, labels=inputs["input_ids"]).loss.isfinite()

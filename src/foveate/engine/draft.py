@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from foveate.engine.cache import FoveatedCache
 from foveate.engine.inputs import read_call
 from foveate.engine.session import Session
 from foveate.errors import InputError
@@ -26,17 +27,28 @@ def read_prompt_first(session: Session, base: nn.Module, kwargs: Kwargs, draft: 
     given = kwargs.get("inputs_embeds") if given is None else given
     if not draft or cache is None or given is None or draft >= given.shape[1]:
         return kwargs
-    end, past = given.shape[1] - draft, cache.get_seq_length()
-    if past and end > past:
-        raise InputError(
-            "Assisted decoding cannot go on with a cached conversation: transformers reads the whole of it again. "
-            "Leave assistant_model and prompt_lookup_num_tokens out from the second turn on."
-        )
+    end = given.shape[1] - draft
     if _cuts_an_image(session, kwargs, end):
         return kwargs  # logits of more than the answer were asked for
     output = base(**_prompt(kwargs, end, draft))
     local.prompt_states = output.last_hidden_state
     return _behind(session, kwargs, end)
+
+
+def refuse_a_second_reading(kwargs: Kwargs) -> None:
+    """Assisted decoding of a later turn comes with the whole conversation, as if nothing were cached.
+
+    Raises:
+        InputError: the positions of the new tokens begin at 0 although others are cached.
+    """
+    cache, given, positions = kwargs.get("past_key_values"), kwargs.get("input_ids"), kwargs.get("position_ids")
+    if not isinstance(cache, FoveatedCache) or given is None or not isinstance(positions, Tensor):
+        return
+    if given.shape[1] > max(cache.get_seq_length(), 1) and cache.get_seq_length() and not int(positions[..., 0].max()):
+        raise InputError(
+            "Assisted decoding cannot go on with a cached conversation: transformers reads the whole of it again. "
+            "Leave assistant_model and prompt_lookup_num_tokens out from the second turn on."
+        )
 
 
 def _cuts_an_image(session: Session, kwargs: Kwargs, end: int) -> bool:

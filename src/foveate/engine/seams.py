@@ -17,7 +17,7 @@ from foveate.engine.alive import scatter
 from foveate.engine.cache import FoveatedCache
 from foveate.engine.call import Kind
 from foveate.engine.capture import AttentionCall
-from foveate.engine.draft import read_prompt_first
+from foveate.engine.draft import read_prompt_first, refuse_a_second_reading
 from foveate.engine.forward import ForwardPass
 from foveate.engine.inputs import by_name, check_placeholders, read_call
 from foveate.engine.positions import renumber
@@ -58,6 +58,8 @@ def before_base(session: Session, module: nn.Module, args: tuple[Any, ...], kwar
     local.call = local.prompt_states = None
     given = by_name(module, args, kwargs)
     draft, local.draft = local.draft, 0
+    if session.method is not None:
+        refuse_a_second_reading(given)
     behind = given if session.method is None else read_prompt_first(session, module, given, draft)
     call, kept = read_call(session.family, behind)
     if session.method is not None:
