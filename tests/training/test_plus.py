@@ -138,8 +138,8 @@ def test_layers_that_checkpoint_their_call_train_alike(
 ) -> None:
     """Older transformers run hooks again in the backward pass, which TRL starts after the forward pass is over."""
     found, repeated = [], []
-    stock = seams.repeat
-    monkeypatch.setattr(seams, "repeat", lambda *args: repeated.append(stock(*args)) or repeated[-1])
+    stock = seams.apply_again
+    monkeypatch.setattr(seams, "apply_again", lambda *args: repeated.append(stock(*args)) or repeated[-1])
     for older in (False, True):
         values = {**QUICK, "max_steps": 1, "gradient_checkpointing": False}
         trainer = trainer_of(dataclasses.replace(run, arguments=values), length_reward)
