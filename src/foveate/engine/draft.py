@@ -20,18 +20,19 @@ def read_prompt_first(session: Session, base: nn.Module, kwargs: Kwargs, draft: 
     Its hidden states wait in `session.local.prompt_states` for those of the draft. Without a cache, images or a draft
     nothing happens.
     """
-    local, cache = session.local, kwargs.get("past_key_values")
+    if not draft or kwargs.get("past_key_values") is None:
+        return kwargs
     if not kwargs.get("mm_encoder_outputs") and not session.family.incoming(kwargs):
         return kwargs
     given = kwargs.get("input_ids")
     given = kwargs.get("inputs_embeds") if given is None else given
-    if not draft or cache is None or given is None or draft >= given.shape[1]:
+    if given is None or draft >= given.shape[1]:
         return kwargs
     end = given.shape[1] - draft
     if _cuts_an_image(session, kwargs, end):
         return kwargs  # logits of more than the answer were asked for
     output = base(**_prompt(kwargs, end, draft))
-    local.prompt_states = output.last_hidden_state
+    session.local.prompt_states = output.last_hidden_state
     return _behind(session, kwargs, end)
 
 

@@ -58,9 +58,10 @@ def before_base(session: Session, module: nn.Module, args: tuple[Any, ...], kwar
     local.call = local.prompt_states = None
     given = by_name(module, args, kwargs)
     draft, local.draft = local.draft, 0
+    behind = given
     if session.method is not None:
         refuse_a_second_reading(given)
-    behind = given if session.method is None else read_prompt_first(session, module, given, draft)
+        behind = read_prompt_first(session, module, given, draft)
     call, kept = read_call(session.family, behind)
     if session.method is not None:
         if call.kind is Kind.PREFILL:
@@ -127,10 +128,6 @@ def after_text(session: Session, module: nn.Module, args: Any, output: Any) -> N
     cache = forward.cache
     if cache is not None:
         cache.in_pass = False
-    if forward.trace is not None and call.started is not None:
-        call_started, call.started = call.started, None
-    else:
-        call_started = None
     if output is not None:
         packed = forward.select(len(session.family.parts.layers), output.last_hidden_state)
         if packed is not None:
@@ -142,8 +139,8 @@ def after_text(session: Session, module: nn.Module, args: Any, output: Any) -> N
             cache.conversation.add(call.records)
         if forward.trace is not None:
             recording.end(forward.trace, cache)
-    if forward.trace is not None and call_started is not None:
-        forward.trace.prefill.stop(call_started)
+    if forward.trace is not None and call.started is not None:
+        forward.trace.prefill.stop(call.started)
 
 
 def _restore_length(forward: ForwardPass, output: Any) -> None:
