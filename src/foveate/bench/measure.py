@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from foveate.bench.flops import Flops, count
+from foveate.bench.own_work import own_flops
 from foveate.core.method import Method
 from foveate.engine.attach import prune
 from foveate.families.geometry import Geometry
@@ -51,7 +52,8 @@ class Result:
     Attributes:
         times: per name of `TIMES`, one value per round.
         trace: of the last prefill.
-        flops: analytic operations of one call.
+        flops: analytic operations of one call, without the method's own.
+        own_flops: what the method itself computes in a call.
         peak_bytes: peak memory of a call (see `memory.py`), or None if it was not weighed.
         peak_kind: what `peak_bytes` counts.
     """
@@ -61,6 +63,7 @@ class Result:
     times: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in TIMES})
     trace: PrefillTrace | None = None
     flops: Flops | None = None
+    own_flops: int = 0
     peak_bytes: int | None = None
     peak_kind: str | None = None
 
@@ -107,8 +110,9 @@ def measure(
             on_call()
         order = order[1:] + order[:1]
     geometry = Geometry.of(model.config)
-    for result in results:
+    for result, method in zip(results, methods, strict=True):
         result.flops = count(geometry, result.last, new_tokens)
+        result.own_flops = own_flops(model, inputs, method)
     return results
 
 
