@@ -10,7 +10,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """One table of a report.
 
     Attributes:
@@ -75,18 +75,18 @@ def _operations(row: Row) -> list[str]:
 
 
 TABLES = (
-    Table(
+    ReportTable(
         "What a user waits for (speed-up over unpruned)",
         ("setting", "first\ntoken ms", "speed-up", "all\nms", "speed-up", "tokens\n/s"),
         _waiting,
     ),
-    Table(
+    ReportTable(
         "Where the time goes",
         ("setting", "vision\nms", "prefill\nms", "of it\nselecting", "decode\nms/token", "prefill\nspeed-up"),
         _parts,
     ),
-    Table("Memory", ("setting", "visual tokens\nper layer", "KV MB", "of\nunpruned", "peak MB"), _memory),
-    Table(
+    ReportTable("Memory", ("setting", "visual tokens\nper layer", "KV MB", "of\nunpruned", "peak MB"), _memory),
+    ReportTable(
         "Operations, and the speed-up that they alone would give (ideal)",
         (
             *("setting", "vision\nGFLOPs", "prefill\nGFLOPs", "method\nGFLOPs", "first\ntoken", "with\nmethod"),

@@ -107,7 +107,7 @@ def next_round(features: Tensor, covered: Tensor, most: int) -> Tensor:
         order.append(token)
         np.maximum(closest, similarity[token], out=closest)
         closest[token] = np.inf
-    return candidates[torch.tensor(order, device=candidates.device)]
+    return candidates.index_select(0, torch.tensor(order, device=candidates.device))
 
 
 def greedy_map(x: Tensor, quality: Tensor, count: int) -> Tensor:
