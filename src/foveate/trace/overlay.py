@@ -16,9 +16,12 @@ from foveate.trace.records import GroupTrace, PrefillTrace
 from foveate.trace.text import where
 from foveate.trace.tiles import Box, panels
 
-COLOURS = ((24, 24, 32), (38, 84, 160), (196, 108, 24), (132, 44, 132), (28, 120, 92))
+COLOURS = ((24, 24, 32), (30, 90, 220), (235, 120, 10), (160, 40, 170), (20, 130, 95))
 """Tint of the tokens dropped at the first, second, ... stage."""
-STRENGTH, KEPT = 0.78, (64, 220, 96)
+STRENGTH, KEPT = 0.55, (64, 220, 96)
+"""The picture stays visible under a tint."""
+LONGEST = 1500
+"""Pixels of the longer side of what is drawn."""
 
 
 def overlay(
@@ -50,9 +53,12 @@ def overlay(
     grids, dropped = [group.grids[number] for number in numbers], _dropped_at(group)
     layers = [step.layer for step in group.steps]
     side = max(1, -(-640 // max(image.size)))  # small pictures are enlarged, or nothing could be read
-    plain = image.convert("RGB").resize((image.width * side, image.height * side), Image.Resampling.LANCZOS)
+    covers = panels(grids, image.width, image.height)
+    scale = min(side, LONGEST / max(image.width * len(covers), image.height))
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    plain = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     canvases = []
-    for panel in panels(grids, image.width, image.height):
+    for panel in covers:
         canvas = plain.copy()
         for number, box in panel:
             own = dropped[starts[numbers[number]] :][: grids[number].size]
@@ -148,15 +154,15 @@ def _tint(canvas: Image.Image, stage: np.ndarray, last: int) -> Image.Image:
 
 
 def _with_legend(canvas: Image.Image, layers: list[int], counts: list[int], last: str) -> Image.Image:
-    font = ImageFont.load_default(size=16)
+    line = max(20, min(48, canvas.width // 22))
+    font = ImageFont.load_default(size=round(line * 0.68))
     entries = [(COLOURS[n % len(COLOURS)], f"{counts[n]} dropped {where(layer)}") for n, layer in enumerate(layers)]
     entries.append((KEPT, f"{counts[-1]} {last}"))
-    line = 24
     page = Image.new("RGB", (canvas.width, canvas.height + line * len(entries) + 8), "white")
     page.paste(canvas, (0, 0))
     draw = ImageDraw.Draw(page)
     for number, (colour, text) in enumerate(entries):
         y = canvas.height + 6 + number * line
-        draw.rectangle((8, y + 2, 24, y + 18), fill=colour)
-        draw.text((32, y), text, fill="black", font=font)
+        draw.rectangle((8, y + 2, line, y + line - 6), fill=colour)
+        draw.text((line + 8, y), text, fill="black", font=font)
     return page
