@@ -52,11 +52,8 @@ def overlay(
     starts = [sum(grid.size for grid in group.grids[:number]) for number in range(len(group.grids))]
     grids, dropped = [group.grids[number] for number in numbers], _dropped_at(group)
     layers = [step.layer for step in group.steps]
-    side = max(1, -(-640 // max(image.size)))  # small pictures are enlarged, or nothing could be read
     covers = panels(grids, image.width, image.height)
-    scale = min(side, LONGEST / max(image.width * len(covers), image.height))
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    plain = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    plain = _readable(image, len(covers))
     canvases = []
     for panel in covers:
         canvas = plain.copy()
@@ -67,6 +64,14 @@ def overlay(
     first, total = starts[numbers[0]], sum(grid.size for grid in grids)
     counts = [int((dropped[first : first + total] == s).sum()) for s in range(len(layers) + 1)]
     return _with_legend(_beside(canvases), layers, counts, last)
+
+
+def _readable(image: Image.Image, covers: int) -> Image.Image:
+    """The image enlarged so that something can be seen, or made smaller so that all its covers fit side by side."""
+    enlarged = max(1, -(-640 // max(image.size)))
+    scale = min(enlarged, LONGEST / max(image.width * covers, image.height))
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 
 def _frame(stage: np.ndarray, grid: Grid, frame: int) -> np.ndarray:
