@@ -13,7 +13,9 @@ from foveate.cli.compare import measure, table
 
 
 def ask(
-    inputs: Annotated[list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Image files, then the question.")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Image or video files, then the question.")
+    ],
     model: Annotated[str | None, typer.Option(help="Folder or Hub id; default: the zoo model.")] = None,
     method: Annotated[str, typer.Option(help="A name of `foveate methods`, or a tuned foveate.json.")] = "vitcop",
     keep: Annotated[
@@ -21,17 +23,21 @@ def ask(
     ] = None,
     module: Annotated[str | None, typer.Option(help="Glimpse module; default: `glimpse` beside the model.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Write a picture of what was kept (first image).")] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="So many frames of each video; default: the model's.")
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Or so many frames a second.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also run unpruned, side by side.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default: float32 on CPU.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto.")] = None,
     attention: Annotated[str | None, typer.Option(help="eager, sdpa, flash_attention_2.")] = None,
 ) -> None:
-    """Ask a question about one or more images and show what pruning kept and saved."""
+    """Ask a question about images or videos and show what pruning kept and saved."""
     from foveate import zoo
-    from foveate.data.images import open_image
     from foveate.files.outputs import PICTURES, check_file
     from foveate.inference.answer import Asker
+    from foveate.inference.pictures import picture
     from foveate.inference.pruning import resolve
     from foveate.specs.choose import choose_method, one_budget
     from foveate.trace.overlay import save
@@ -39,16 +45,17 @@ def ask(
     files, question = _split(inputs)
     if overlay is not None:
         check_file(overlay, PICTURES)
-    images = [open_image(file) for file in files]
+    opened = _opened(files, frames, fps)
     given: dict[str, Any] = {"keep": one_budget(keep) if keep else None, "module": module}
     choose_method(method, model=model or zoo.DEFAULT, **given)  # a wrong name shows before a model is loaded
     asker = Asker.load(model or zoo.DEFAULT, max_new_tokens, dtype=dtype, device=device, attn_implementation=attention)
     chosen = resolve(asker.model, method, **given)
-    prompt = asker.questions([(images, question)])
+    shown = [_sampled(one, asker.processor, frames, fps) for one in opened]
+    prompt = asker.questions([(shown, question)])
     runs = measure(asker, prompt, [None, chosen]) if compare else measure(asker, prompt, [chosen], rounds=1)
     Console().print(table(runs))
     if overlay is not None:
-        save(runs[-1].answer.trace.overlay(images[0]), overlay)
+        save(picture(shown[0], runs[-1].answer.prefill), overlay)
         typer.echo(f"overlay: {overlay.resolve()}")
 
 
@@ -59,3 +66,31 @@ def _split(inputs: list[str]) -> tuple[list[str], str]:
     if not files or os.path.isfile(question):  # noqa: PTH113 - Path.is_file fails on texts longer than a file name
         raise InputError("Give the image file(s) first and the question last: foveate ask photo.jpg 'What is this?'")
     return files, question
+
+
+def _opened(files: list[str], frames: int | None, fps: float | None) -> list[Any]:
+    """The images; of a video its file, once it is sure that it can be read."""
+    from foveate.data.images import open_image
+    from foveate.data.videos import FrameSampling, is_video, open_video
+    from foveate.errors import InputError
+
+    sampling = FrameSampling(frames, fps)
+    if (frames or fps) and not any(map(is_video, files)):
+        raise InputError("--frames and --fps are about videos, and none was given.")
+    for file in filter(is_video, files):
+        open_video(file, sampling)
+    return [file if is_video(file) else open_image(file) for file in files]
+
+
+def _sampled(one: Any, processor: Any, frames: int | None, fps: float | None) -> Any:
+    """An image as it is, a video with the frames that the model's processor would take."""
+    from foveate.data.videos import FrameSampling, open_video
+    from foveate.errors import InputError
+    from foveate.inference.batches import sampler
+
+    if not isinstance(one, str):
+        return one
+    take = sampler(processor)
+    if take is None:
+        raise InputError("This model takes no videos, or needs torchvision to prepare them.")
+    return open_video(one, take(FrameSampling(frames, fps) if frames or fps else None))

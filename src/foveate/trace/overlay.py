@@ -46,11 +46,11 @@ def overlay(
     Raises:
         InputError: there is no such image in the trace.
     """
-    group, numbers = _find(trace, row, index)
+    group, numbers = find_group(trace, row, index)
     last = "kept to the end" if stages is None else f"left after stage {stages} of {len(group.steps)}"
     group = replace(group, steps=group.steps[:stages])
     starts = [sum(grid.size for grid in group.grids[:number]) for number in range(len(group.grids))]
-    grids, dropped = [group.grids[number] for number in numbers], _dropped_at(group)
+    grids, dropped = [group.grids[number] for number in numbers], dropped_at(group)
     layers = [step.layer for step in group.steps]
     covers = panels(grids, image.width, image.height)
     plain = _readable(image, len(covers))
@@ -59,11 +59,11 @@ def overlay(
         canvas = plain.copy()
         for number, box in panel:
             own = dropped[starts[numbers[number]] :][: grids[number].size]
-            _paint(canvas, box, _frame(own, grids[number], frame), len(layers))
+            paint(canvas, box, frame_of(own, grids[number], frame), len(layers))
         canvases.append(canvas)
     first, total = starts[numbers[0]], sum(grid.size for grid in grids)
     counts = [int((dropped[first : first + total] == s).sum()) for s in range(len(layers) + 1)]
-    return _with_legend(_beside(canvases), layers, counts, last)
+    return with_legend(_beside(canvases), layers, counts, last)
 
 
 def _readable(image: Image.Image, covers: int) -> Image.Image:
@@ -74,7 +74,7 @@ def _readable(image: Image.Image, covers: int) -> Image.Image:
     return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 
-def _frame(stage: np.ndarray, grid: Grid, frame: int) -> np.ndarray:
+def frame_of(stage: np.ndarray, grid: Grid, frame: int) -> np.ndarray:
     """`[h, w]` stages of one frame, in the picture's order."""
     placed = np.empty(grid, dtype=int)
     placed[tuple(grid.coordinates().T.numpy())] = stage
@@ -82,7 +82,7 @@ def _frame(stage: np.ndarray, grid: Grid, frame: int) -> np.ndarray:
     return found
 
 
-def _paint(canvas: Image.Image, box: Box, stage: np.ndarray, last: int) -> None:
+def paint(canvas: Image.Image, box: Box, stage: np.ndarray, last: int) -> None:
     """Tint a part of the picture."""
     left, top = round(box.left * canvas.width), round(box.top * canvas.height)
     right, bottom = round(box.right * canvas.width), round(box.bottom * canvas.height)
@@ -106,7 +106,7 @@ def overlays(image: Image.Image, trace: PrefillTrace, row: int = 0, index: int =
     Raises:
         InputError: there is no such image in the trace.
     """
-    stages = len(_find(trace, row, index)[0].steps)
+    stages = len(find_group(trace, row, index)[0].steps)
     return [overlay(image, trace, row, index, stages=number) for number in range(1, stages)] + [
         overlay(image, trace, row, index)
     ]
@@ -119,7 +119,7 @@ def save(picture: Image.Image, path: Path) -> None:
         picture.save(partial, kind)
 
 
-def _find(trace: PrefillTrace, row: int, index: int) -> tuple[GroupTrace, list[int]]:
+def find_group(trace: PrefillTrace, row: int, index: int) -> tuple[GroupTrace, list[int]]:
     """The group of an image, and which of its grids are the image's."""
     for group in trace.groups:
         number = index - group.image
@@ -129,7 +129,7 @@ def _find(trace: PrefillTrace, row: int, index: int) -> tuple[GroupTrace, list[i
     raise InputError(f"The last prefill has no image {index} in row {row}.")
 
 
-def _dropped_at(group: GroupTrace) -> np.ndarray:
+def dropped_at(group: GroupTrace) -> np.ndarray:
     """`[N]` number of the stage that dropped each token; the number of stages if it survived all."""
     stage = np.full(len(group.columns), len(group.steps))
     alive = np.ones(len(stage), dtype=bool)
@@ -158,7 +158,7 @@ def _tint(canvas: Image.Image, stage: np.ndarray, last: int) -> Image.Image:
     return mixed
 
 
-def _with_legend(canvas: Image.Image, layers: list[int], counts: list[int], last: str) -> Image.Image:
+def with_legend(canvas: Image.Image, layers: list[int], counts: list[int], last: str) -> Image.Image:
     line = max(20, min(48, canvas.width // 22))
     font = ImageFont.load_default(size=round(line * 0.68))
     entries = [(COLOURS[n % len(COLOURS)], f"{counts[n]} dropped {where(layer)}") for n, layer in enumerate(layers)]

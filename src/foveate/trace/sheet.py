@@ -26,7 +26,7 @@ def sheet(pictures: Sequence[tuple[str, Image.Image]], caption: str, widest: int
     line = round(size * 1.35)
     top = gap + line * max(len(lines) for lines in title_lines)
     scaled = [picture.resize((width, round(picture.height * width / picture.width))) for _, picture in pictures]
-    below = _wrap(caption, font, across - 2 * gap)
+    below = _wrap(caption, font, across - 2 * gap) if caption else []
     bottom = top + max(picture.height for picture in scaled)
     page = Image.new("RGB", (across, bottom + gap + line * len(below) + gap), "white")
     draw = ImageDraw.Draw(page)
