@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from foveate.bench.flops import Flops, count
+from foveate.bench.flops import Flops, count, vision_flops
 from foveate.core.method import Method
 from foveate.engine.attach import prune
+from foveate.families import adapt
 from foveate.families.geometry import Geometry
 from foveate.specs.settings import Setting
 from foveate.trace.records import PrefillTrace
@@ -90,14 +91,18 @@ def measure(
         repeats: measured rounds. Within a round every setting runs once; the order rotates.
         warmup: rounds before that, not counted.
         on_call: told after every call of `generate`.
+
+    Raises:
+        UnsupportedModelError: the operations of such a model cannot be counted.
     """
+    family = adapt(model)
+    geometry, vision = Geometry.of(family), vision_flops(family, inputs)
     methods = [setting.make() for setting in settings]
     results = [Result(setting, setting.describe()) for setting in settings]
     order = list(range(len(settings)))
-    for _ in range(warmup):
-        for number in order:
-            timed_call(model, inputs, methods[number], new_tokens)
-            on_call()
+    for number in order * warmup:
+        timed_call(model, inputs, methods[number], new_tokens)
+        on_call()
     for _ in range(repeats):
         for number in order:
             times, trace = timed_call(model, inputs, methods[number], new_tokens)
@@ -106,9 +111,8 @@ def measure(
             results[number].trace = trace
             on_call()
         order = order[1:] + order[:1]
-    geometry = Geometry.of(model.config)
     for result in results:
-        result.flops = count(geometry, result.last, new_tokens)
+        result.flops = count(geometry, result.last, new_tokens, vision)
     return results
 
 

@@ -21,7 +21,7 @@ DEFINITIONS = TIMES | {
     "visual_tokens": "visual tokens of the unpruned prompt, all rows",
     "alive_per_layer": "visual tokens that each decoder layer reads, all rows",
     "keep_ratio": "mean of alive_per_layer over visual_tokens",
-    "flops": "analytic, 2 per multiply-add, attention dense, selection not counted (foveate/bench/flops.py)",
+    "flops": "2 per multiply-add, attention dense, selection not counted (foveate/bench/flops.py)",
     "speedup": "the reference's time over this setting's, median over rounds of the ratio within a round",
     "ideal": "the reference's prefill FLOPs over this setting's",
     "achieved_of_ideal": "prefill speedup / ideal",

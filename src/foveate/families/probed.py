@@ -102,9 +102,14 @@ class Probed:
         return getattr(vision, "num_attention_heads", None) or getattr(vision, "num_heads", None) or 0
 
     @cached_property
+    def arguments(self) -> frozenset[str]:
+        """What the base model can be given."""
+        return frozenset(parameters(self.parts.base))
+
+    @property
     def wants_token_types(self) -> bool:
         """Whether the model needs `mm_token_type_ids` from the processor."""
-        return "mm_token_type_ids" in parameters(self.parts.base)
+        return "mm_token_type_ids" in self.arguments
 
     @cached_property
     def hidden_names(self) -> tuple[str, ...]:
