@@ -16,6 +16,7 @@ from foveate.bench import measure, memory, report
 from foveate.bench.job import Job
 from foveate.bench.run import calls, run
 from foveate.bench.subject import prepare
+from foveate.bench.tables import TABLES
 from foveate.cli.app import app
 from foveate.errors import ConfigurationError
 from foveate.families import presets, prompts
@@ -106,7 +107,10 @@ def test_every_time_is_there_and_adds_up(found: dict) -> None:
     for row in pruned:
         assert row["times"]["select_ms"]["median"] > 0
         assert row["ideal"]["prefill"] == unpruned["flops"]["prefill"] / row["flops"]["prefill"] > 1
-        assert row["achieved_of_ideal"] == row["speedup"]["prefill_ms"]["median"] / row["ideal"]["prefill"]
+        assert (row["ideal"]["first_token"] > row["ideal_with_method"]) == (row["method"] == "vitcop")
+        for name in ("prefill", "first_token"):
+            measured = row["speedup"][f"{name}_ms"]["median"]
+            assert row["achieved_of_ideal"][name] == measured / row["ideal"][name]
 
 
 def test_the_report_can_be_repeated_from_itself(found: dict) -> None:
@@ -197,7 +201,9 @@ def test_the_command(tmp_path: Path) -> None:
     ]
     result = CliRunner().invoke(app, arguments + options, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    assert "random 1/4" in result.output
+    assert result.output.index("What a user waits for") < result.output.index("Where the time goes")
+    assert result.output.count("random 1/4") == len(TABLES)
+    assert max(len(line) for line in result.output.splitlines()[2:]) <= 80
     assert json.loads((tmp_path / "b.json").read_text())["run"]["tokens"] == 16
 
 

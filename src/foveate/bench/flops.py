@@ -88,7 +88,7 @@ def vision_flops(family: Family, inputs: Mapping[str, Any]) -> int:
     counter = FlopCounterMode(display=False, custom_mapping=FUSED)
     handle = family.parts.layers[0].register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        with torch.no_grad(), prune(base, None), _countable(base), counter:
+        with torch.no_grad(), prune(base, None), countable(base), counter:
             base(**inputs, use_cache=False)
     except _FirstLayer:
         return counter.get_total_flops()
@@ -98,7 +98,7 @@ def vision_flops(family: Family, inputs: Mapping[str, Any]) -> int:
 
 
 @contextmanager
-def _countable(base: Any) -> Iterator[None]:
+def countable(base: Any) -> Iterator[None]:
     """With an attention backend whose products torch's counter sees, and nothing that asks for gradients, which its
     tracker of modules would follow."""
     own = base.config._attn_implementation

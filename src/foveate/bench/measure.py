@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from foveate.bench.flops import Flops, count, vision_flops
+from foveate.bench.own_work import own_flops
 from foveate.core.method import Method
 from foveate.engine.attach import prune
 from foveate.families import adapt
@@ -52,7 +53,8 @@ class Result:
     Attributes:
         times: per name of `TIMES`, one value per round.
         trace: of the last prefill.
-        flops: analytic operations of one call.
+        flops: analytic operations of one call, without the method's own.
+        own_flops: what the method itself computes in a call.
         peak_bytes: peak memory of a call (see `memory.py`), or None if it was not weighed.
         peak_kind: what `peak_bytes` counts.
     """
@@ -62,8 +64,15 @@ class Result:
     times: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in TIMES})
     trace: PrefillTrace | None = None
     flops: Flops | None = None
+    own_flops: int = 0
     peak_bytes: int | None = None
     peak_kind: str | None = None
+
+    def add(self, times: dict[str, float], trace: PrefillTrace) -> None:
+        """Note a round."""
+        for name, value in times.items():
+            self.times[name].append(value)
+        self.trace = trace
 
     def median(self, name: str) -> float:
         return statistics.median(self.times[name])
@@ -105,14 +114,12 @@ def measure(
         on_call()
     for _ in range(repeats):
         for number in order:
-            times, trace = timed_call(model, inputs, methods[number], new_tokens)
-            for name, value in times.items():
-                results[number].times[name].append(value)
-            results[number].trace = trace
+            results[number].add(*timed_call(model, inputs, methods[number], new_tokens))
             on_call()
         order = order[1:] + order[:1]
-    for result in results:
+    for result, method in zip(results, methods, strict=True):
         result.flops = count(geometry, result.last, new_tokens, vision)
+        result.own_flops = own_flops(model, inputs, method)
     return results
 
 
