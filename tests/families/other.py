@@ -117,7 +117,7 @@ add("gemma3n", gemma3n, gemma3n_image)
 
 
 def fuyu(h: int, w: int, random: torch.Generator) -> Picture:
-    return run(16), {"image_patches": noise(random, 1, 16, 588)}
+    return run(16), {"pixel_values": noise(random, 1, 16, 588)}
 
 
 add(
