@@ -126,7 +126,7 @@ add(
         "image_size": 56, "patch_size": 14, "num_channels": 3, "image_token_id": IMAGE,
         "text_config": {"model_type": "persimmon", **text()}, **text(),
     },
-    fuyu,
+    fuyu, beams=False,
 )  # fmt: skip
 CODES = {
     f"IMGIMG{a}{c}Z": 60 + 10 * i + j for i, a in enumerate("AB") for j, c in enumerate("ABCDEFGHIJ") if 10 * i + j < 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ REFUSED = {"ernie4_5_vl_moe"}
 
 def eager(name: str) -> Any:
     """A model all of whose products torch's counter sees: it does not know grouped ones."""
-    model = build(name, "eager")
+    model = copy.deepcopy(build(name, "eager"))
     model.set_experts_implementation("eager")
     for parameter in model.parameters():  # the counter's tracker of modules would follow gradients
         parameter.requires_grad_(False)
@@ -38,7 +39,8 @@ def eager(name: str) -> Any:
 )
 @pytest.mark.parametrize("keep", [1.0, 0.5])
 def test_operations_are_those_of_the_counter(name: str, keep: float) -> None:
-    model, family = eager(name), adapt(eager(name))
+    model = eager(name)
+    family = adapt(model)
     inputs = TABLE[name].batch([rows_of("image")[1]] * 2)  # no padding, which the counter would count
     counter = FlopCounterMode(display=False, custom_mapping=FUSED)
     method = None if keep == 1.0 else Drop((0, 2), keep)

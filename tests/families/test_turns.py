@@ -21,7 +21,7 @@ NEW: list[Any] = [3, 4, ("image", 2, 2), 5]
 """What a row goes on with: three tokens in place of the answer, then a second turn."""
 
 TEXT_POSITIONS = {"qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "cosmos3_edge", "hunyuan_vl"}
-"""Types whose stock `generate` gives the tokens of a later image the positions of text (only the first turn has axes)."""
+"""Types whose stock `generate` gives the tokens of a later image positions of text: only the first turn has axes."""
 
 COUNTED = {"hunyuan_vl"}
 """Types with an axis of positions that counts the images of a whole batch, so that rows are not alone."""

@@ -17,7 +17,6 @@ from foveate.families.refusals import type_refusal
 from foveate.inference.placement import check_attention, choose_device, parse_dtype
 from foveate.inference.processor import load_processor
 
-
 CAUSAL = ("phi4_multimodal",)
 """Types that read images, but that transformers counts among plain language models."""
 
