@@ -32,6 +32,9 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "vitcop": {"official": True},
 }
 """What makes a method do what the published code does, where that is not the default."""
+VITCOP = {"saliency": "received", "shallow": "key_norm", "deep": "key_norm"}
+OTHERWISE = {"saliency": "mix", "shallow": "diversity", "deep": "diversity"}
+"""What ViTCoP's stages choose by: as published, the default on towers with a class token; and on others."""
 RENUMBERED = (
     *("cdpruner", "divprune", "fastervlm", "hiprune", "prumerge", "prumerge+", "visionzip", "vispruner", "vscan"),
     *("fastv", "pyramiddrop", "sparsevlm"),
@@ -98,9 +101,9 @@ def methods(info: ModelInfo, keeps: list[str], seeds: int) -> Iterator[Asked]:
 
 def published(name: str, family: str) -> dict[str, Any]:
     """Fields that reproduce the published code on a family; none where the default does. Only LLaVA code renumbers
-    positions, and ViTCoP's exists for LLaVA only."""
+    positions; ViTCoP's exists for LLaVA only, elsewhere its choices are the published ones."""
     llava = family == "llava"
-    fields = {} if name == "vitcop" and not llava else SWITCHES.get(name, {})
+    fields = VITCOP if name == "vitcop" and not llava else SWITCHES.get(name, {})
     return fields | ({"positions": "contiguous"} if llava and name in RENUMBERED else {})
 
 
@@ -130,6 +133,12 @@ def switches(info: ModelInfo, keeps: list[str], seeds: int) -> Iterator[Asked]:
         if name != "vitcop" or info.family == "llava":
             text = ", ".join(f"{field}={value}" for field, value in fields.items())
             changed.append((name, f"`{text}`", lambda keep, n=name, f=fields: build(n, keep, **f)))
+    other = OTHERWISE if info.has_class_token else VITCOP
+    for fields in ({field: choice} for field, choice in other.items()):
+        text = ", ".join(f'{field}="{choice}"' for field, choice in fields.items())
+        changed.append(("vitcop", f"`{text}`", lambda keep, f=fields: build("vitcop", keep, **f)))
+    text = "all three as on towers without a class token" if info.has_class_token else "all three as published"
+    changed.append(("vitcop", text, lambda keep: build("vitcop", keep, **other)))
     for name in RENUMBERED if info.family == "llava" else ():
         text = '`positions="contiguous"`'
         changed.append((name, text, lambda keep, n=name: build(n, keep, positions="contiguous")))

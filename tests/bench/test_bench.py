@@ -211,7 +211,7 @@ def test_the_command(tmp_path: Path) -> None:
     ("options", "words"),
     [
         (["--model", "mid-llava", "--image", "x.png"], "no tokenizer"),
-        (["--image", "x.png", "--tokens", "16"], "not both"),
+        (["--image", "x.png", "--tokens", "16"], "not more than one"),
         (["--image", "missing.png"], "no image file"),
         (["--model", "mid-llava", "--dtype", "int8"], "dtype 'int8'"),
         (["--model", "no/such-model"], "Cannot load"),

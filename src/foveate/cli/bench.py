@@ -20,7 +20,9 @@ def bench(
     method: Methods = ["vitcop"],  # noqa: B006
     keep: Keeps = ["1/9"],  # noqa: B006
     image: Annotated[str | None, typer.Option(help="A real image file; else random pixels.")] = None,
-    question: Annotated[str, typer.Option(help="Asked about --image.")] = "What is shown here?",
+    video: Annotated[str | None, typer.Option(help="A real video file.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="So many frames of it; default: the model's.")] = None,
+    question: Annotated[str, typer.Option(help="Asked about --image or --video.")] = "What is shown here?",
     tokens: Annotated[int | None, typer.Option(min=4, help="Visual tokens of a random image.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Rows, all with the same prompt shape.")] = 1,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate, exactly.")] = 16,
@@ -46,7 +48,9 @@ def bench(
     _check(json, csv, plot)
     name = model or zoo.DEFAULT
     settings = grid(method, parse_keeps(keep), name)
-    job = Job(name, tokens, image, question, batch, new_tokens, dtype, attention, seed, get_num_threads())
+    job = Job(
+        name, tokens, image, question, batch, new_tokens, dtype, attention, seed, get_num_threads(), video, frames
+    )
     with make_progress(transient=True) as progress:
         task = progress.add_task(name, total=calls(settings, repeats, warmup, memory))
         found = run(

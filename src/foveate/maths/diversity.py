@@ -107,7 +107,8 @@ def next_round(features: Tensor, covered: Tensor, most: int) -> Tensor:
         order.append(token)
         np.maximum(closest, similarity[token], out=closest)
         closest[token] = np.inf
-    return candidates.index_select(0, torch.tensor(order, device=candidates.device))
+    found: Tensor = candidates[torch.tensor(order, device=candidates.device)]
+    return found
 
 
 def greedy_map(x: Tensor, quality: Tensor, count: int) -> Tensor:
