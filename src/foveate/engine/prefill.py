@@ -178,7 +178,7 @@ def _layout(
     per = session.method.per if session.method else "image"
     layout = build_layout(call.visual, valid, images, past, per, device)
     method = session.method
-    for tap in method.taps(session.family.info) if method else ():
+    for tap in session.taps:
         if any(tap not in group.taps for group in layout.groups):
             raise MissingTapError(
                 f"{method} needs {tap}, but the images were encoded outside foveate (or before it was "

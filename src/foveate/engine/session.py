@@ -17,6 +17,7 @@ from foveate.core.timing import Stopwatch
 from foveate.core.view import Tap
 from foveate.engine.call import Call
 from foveate.engine.layout import TowerImage
+from foveate.engine.standins import needs_stand_ins
 from foveate.errors import SessionError
 from foveate.families.base import Family
 from foveate.trace.records import PrefillTrace
@@ -119,7 +120,8 @@ class Session:
         if self.method is None:
             return
         info = self.family.info
-        self.taps = tuple(dict.fromkeys(self.method.taps(info)))
+        stand_ins = needs_stand_ins(self.family, self.method)
+        self.taps = () if stand_ins else tuple(dict.fromkeys(self.method.taps(info)))
         stages = [stage for stage in self.method.stages(info) if stage.reads != "nothing" and stage.layer]
         reads = {layer for stage in stages if (layer := info.reading_layer(stage.layer)) is not None}
         probe = self.method.probe(info)

@@ -29,7 +29,7 @@ MERGES: dict[str, Merge] = {
     ),
     **dict.fromkeys(("qwen2_5_vl", "qwen2_5_omni_thinker", "exaone4_5", "hyperclovax_vision_v2"), "windowed"),
     **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision"), "unpad"),
-    **dict.fromkeys(("idefics2", "aria", "blip-2", "instructblip", "phi4_multimodal"), "none"),
+    **dict.fromkeys(("idefics2", "aria", "blip-2", "instructblip"), "none"),
 }  # fmt: skip
 
 TILED = frozenset(
@@ -40,6 +40,9 @@ TILED = frozenset(
 
 BY_ROW = frozenset(("idefics2", "idefics3", "smolvlm", "granite_docling"))
 """Types whose features come in one piece for each row of the batch, all tiles of all its images behind one another."""
+
+ENCODES_LATE = frozenset(("phi4_multimodal", "chameleon"))
+"""Types whose language model encodes images itself, so that nothing of them is known before it runs."""
 
 IN_FRAMES = frozenset(("video_llava",))
 """Types whose videos come as a feature per frame."""

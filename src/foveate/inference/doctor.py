@@ -17,7 +17,6 @@ from foveate.errors import FoveateError, UnsupportedModelError
 from foveate.families import adapt
 from foveate.families.base import Family
 from foveate.families.refusals import type_refusal
-from foveate.families.tables import MERGES
 from foveate.inference.loading import auto_class
 from foveate.methods import registry
 
@@ -68,7 +67,7 @@ def examine(config: Any) -> Findings:
         except FoveateError as error:
             cannot[name] = str(error)
             continue
-        if found := [note for note in notes(family, method) if note.startswith("the stage")]:
+        if found := [note for note in notes(family, method) if not note.startswith("received attention")]:
             otherwise[name] = "; ".join(found)
     return Findings(family.name, layers(family), signal(family), tuple(family.token_ids), cannot, otherwise)
 
@@ -99,8 +98,6 @@ def layers(family: Family) -> str:
 
 def signal(family: Family) -> str:
     """What received attention is, or why nothing of the tower can be read."""
-    if not len(family.parts.blocks):
-        return "none: no vision transformer"
-    if family.merge == "none":
-        return "none: patches are mixed" if family.name in MERGES else "none: patch order unknown"
+    if family.unreadable is not None:
+        return f"none: {family.unreadable}"
     return "class token" if family.has_class_token else "all patches"

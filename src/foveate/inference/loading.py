@@ -46,12 +46,9 @@ def load(
     source = _source(str(path_or_id))
     more = {"device_map": "auto"} if where == "auto" else {}
     try:
-        config = AutoConfig.from_pretrained(source)
-        _check_family(source, config)
+        kind = _check_family(source, AutoConfig.from_pretrained(source))
         _check_weights(source)
-        model = auto_class(config).from_pretrained(
-            source, dtype=wanted, attn_implementation=attn_implementation, **more
-        )
+        model = kind.from_pretrained(source, dtype=wanted, attn_implementation=attn_implementation, **more)
         model = model.eval() if more else model.eval().to(where)
         return model, load_processor(source, adapt(model))
     except FoveateError:
@@ -88,15 +85,17 @@ def auto_class(config: Any) -> Any:
     return AutoModelForCausalLM if config.model_type in CAUSAL else None
 
 
-def _check_family(source: str, config: Any) -> None:
-    """Refuse before weights are read what cannot be pruned whatever they are."""
-    if auto_class(config) is None:
+def _check_family(source: str, config: Any) -> Any:
+    """What loads such a model; what cannot be pruned whatever its weights are is refused before they are read."""
+    kind = auto_class(config)
+    if kind is None:
         raise UnsupportedModelError(
             f"{source} is a '{config.model_type}' model, which transformers does not load as one that reads images and "
             "writes text (AutoModelForImageTextToText)."
         )
     if reason := type_refusal(config):
         raise UnsupportedModelError(f"{source} is a '{config.model_type}' model, which cannot be pruned: {reason}")
+    return kind
 
 
 def _source(name: str) -> str:

@@ -44,6 +44,9 @@ class ViTCoP(Method):
     Saliency inside the language model is the L2 norm of the head-mean of the previous layer's keys (small =
     salient), so no attention matrix is needed.
 
+    Where the tower cannot be read, projected features and their max-min diversity stand in for it
+    (`Method.takes_features`); the trace says so.
+
     Args:
         keep: average visual tokens per decoder layer, as a ratio, count or `Keep`. 1/9, 2/9 and 1/3 are the published
             presets; other values interpolate their vision keep and cluster fraction.
@@ -106,6 +109,10 @@ class ViTCoP(Method):
                 raise ConfigurationError(f"ViTCoP({field}={getattr(self, field)!r}) must be one of {', '.join(known)}.")
         if self.official and any(getattr(self, field) not in (None, known[0]) for field, known in CHOICES.items()):
             raise ConfigurationError("ViTCoP(official=True) is the published code; leave saliency, shallow and deep.")
+
+    @property
+    def takes_features(self) -> bool:
+        return not self.official
 
     @property
     def decode_from_cache(self) -> bool:
