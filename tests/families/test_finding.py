@@ -13,13 +13,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import foveate.families as families
 from foveate.core.grid import ColumnGrid, Grid
+from foveate.core.tiles import arrangement, panels
 from foveate.errors import ConfigurationError, UnsupportedModelError
 from foveate.families import adapt
 from foveate.families.base import Family
 from foveate.families.llava import Llava
 from foveate.families.refusals import REFUSED
 from foveate.inference.doctor import examine
-from foveate.trace.tiles import arrangement, panels
 from tests.families.tiny import build
 from tests.families.types import TABLE
 
