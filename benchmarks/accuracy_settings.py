@@ -15,6 +15,7 @@ from departures import (
     VisPrunerByAttention,
     VScanGlobalFirst,
 )
+from vitcop_departures import PUBLISHED, variants
 
 from foveate.core.method import Method
 from foveate.core.view import ModelInfo
@@ -32,9 +33,6 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "vitcop": {"official": True},
 }
 """What makes a method do what the published code does, where that is not the default."""
-VITCOP = {"saliency": "received", "shallow": "key_norm", "deep": "key_norm"}
-OTHERWISE = {"saliency": "mix", "shallow": "diversity", "deep": "diversity"}
-"""What ViTCoP's stages choose by: as published, the default on towers with a class token; and on others."""
 RENUMBERED = (
     *("cdpruner", "divprune", "fastervlm", "hiprune", "prumerge", "prumerge+", "visionzip", "vispruner", "vscan"),
     *("fastv", "pyramiddrop", "sparsevlm"),
@@ -103,7 +101,7 @@ def published(name: str, family: str) -> dict[str, Any]:
     """Fields that reproduce the published code on a family; none where the default does. Only LLaVA code renumbers
     positions; ViTCoP's exists for LLaVA only, elsewhere its choices are the published ones."""
     llava = family == "llava"
-    fields = VITCOP if name == "vitcop" and not llava else SWITCHES.get(name, {})
+    fields = PUBLISHED if name == "vitcop" and not llava else SWITCHES.get(name, {})
     return fields | ({"positions": "contiguous"} if llava and name in RENUMBERED else {})
 
 
@@ -133,12 +131,6 @@ def switches(info: ModelInfo, keeps: list[str], seeds: int) -> Iterator[Asked]:
         if name != "vitcop" or info.family == "llava":
             text = ", ".join(f"{field}={value}" for field, value in fields.items())
             changed.append((name, f"`{text}`", lambda keep, n=name, f=fields: build(n, keep, **f)))
-    other = OTHERWISE if info.has_class_token else VITCOP
-    for fields in ({field: choice} for field, choice in other.items()):
-        text = ", ".join(f'{field}="{choice}"' for field, choice in fields.items())
-        changed.append(("vitcop", f"`{text}`", lambda keep, f=fields: build("vitcop", keep, **f)))
-    text = "all three as on towers without a class token" if info.has_class_token else "all three as published"
-    changed.append(("vitcop", text, lambda keep: build("vitcop", keep, **other)))
     for name in RENUMBERED if info.family == "llava" else ():
         text = '`positions="contiguous"`'
         changed.append((name, text, lambda keep, n=name: build(n, keep, positions="contiguous")))
@@ -149,3 +141,12 @@ def switches(info: ModelInfo, keeps: list[str], seeds: int) -> Iterator[Asked]:
             for kind, mode, make_it in changed:
                 if kind == name:
                     yield name, mode, label, lambda make_it=make_it, keep=keep: make_it(keep)
+
+
+def vitcop(info: ModelInfo, keeps: list[str], seeds: int) -> Iterator[Asked]:
+    """ViTCoP with published choices, the default of the study, and each thing changed in it."""
+    for label in keeps:
+        keep = KEEPS[label]
+        yield "vitcop", "default", label, lambda keep=keep: build("vitcop", keep, **PUBLISHED)
+        for mode, make_it in variants(info.family == "llava").items():
+            yield "vitcop", mode, label, lambda keep=keep, make_it=make_it: make_it(keep)
