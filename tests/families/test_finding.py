@@ -12,6 +12,7 @@ from transformers import Blip2Config, LlamaConfig, LlamaForCausalLM, MllamaConfi
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import foveate.families as families
+from foveate.core import plugins
 from foveate.core.grid import ColumnGrid, Grid
 from foveate.core.tiles import arrangement, panels
 from foveate.errors import ConfigurationError, UnsupportedModelError
@@ -46,7 +47,7 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def install(*names: str) -> None:
         found = [EntryPoint(name.lower(), f"{__name__}:{name}", families.GROUP) for name in names]
-        monkeypatch.setattr(families, "entry_points", lambda group: found if group == families.GROUP else [])
+        monkeypatch.setattr(plugins, "entry_points", lambda group: found if group == families.GROUP else [])
         families.registry.cache_clear()
 
     yield install
