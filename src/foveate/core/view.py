@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.grid import Grid
+from foveate.core.tiles import places
 from foveate.errors import ConfigurationError, MissingTapError
 
 
@@ -128,6 +129,7 @@ class View:
         source: where readings come from.
         image: index of the (first) image within the row.
         row: row of the batch: only for methods that were given something for each sample.
+        images: of every image its grids and its tiles side by side (None: unknown); empty: every grid is an image.
         memo: survives from one stage of a forward pass to the next; for what a method computed earlier.
     """
 
@@ -140,6 +142,7 @@ class View:
     source: Source = field(repr=False)
     image: int = 0
     row: int = 0
+    images: tuple[tuple[int, int | None], ...] = ()
     memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -253,8 +256,13 @@ class View:
         return before[self.parts()] + self.positions()[:, 0]
 
     def positions(self) -> Tensor:
-        """`[n, 3]` (frame, row, column) of every token within its own image, int64."""
+        """`[n, 3]` (frame, row, column) of every token within its own grid, int64; a tile is a grid of its own."""
         return torch.cat([grid.coordinates(self.device) for grid in self.grids])[self.index]
+
+    def places(self) -> tuple[Tensor, int]:
+        """`[n, 3]` float32 places in the whole picture, and its longer side (see `core.tiles.places`)."""
+        found, longest = places(self.grids, self.images, self.device)
+        return found[self.index], longest
 
 
 @dataclass(frozen=True)

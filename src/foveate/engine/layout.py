@@ -68,6 +68,7 @@ class Group:
         fixed: `[f]` which of the `N + e` always stay: those behind the `N`, and the prompt's last token, from which the
             answer is predicted.
         alive: `[n]` which of the visible ones are alive now.
+        across: tiles side by side in every image, None if unknown.
         memo: the method's scratch space.
     """
 
@@ -80,6 +81,7 @@ class Group:
     fixed: Tensor
     alive: Tensor
     images: tuple[int, ...] = (1,)
+    across: tuple[int | None, ...] = (None,)
     memo: dict[Any, Any] = field(default_factory=dict)
 
     @property
@@ -225,5 +227,6 @@ def _row_groups(
         if len(free):
             grids = tuple(grid for image in encoded for grid in image.shape.grids)
             counts = tuple(len(image.shape.grids) for image in encoded)
-            groups.append(Group(row, number, grids, columns.to(device), taps, free, fixed, free, counts))
+            across = tuple(image.shape.across for image in encoded)
+            groups.append(Group(row, number, grids, columns.to(device), taps, free, fixed, free, counts, across))
     return groups

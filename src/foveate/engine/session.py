@@ -76,6 +76,7 @@ class ThreadState(threading.local):
         self.prompt_states: Tensor | None = None
         self.tower_calls: list[TowerCall] = []
         self.grids: list[Grid] = []
+        self.patches: list[int] = []
         self.readings: dict[Tap, list[Tensor]] = {}
         self.started: float | torch.cuda.Event | None = None
         self.vision = Stopwatch()

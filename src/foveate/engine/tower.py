@@ -20,6 +20,7 @@ def before_tower(session: Session, module: nn.Module, args: tuple[Any, ...], kwa
     local = session.local
     local.readings = {}
     local.grids = session.family.tower_grids(args, kwargs)
+    local.patches = session.family.tower_patches(args, kwargs, local.grids)
     local.started = local.vision.start(_device(args, kwargs))
 
 
@@ -38,7 +39,7 @@ def heard(tap: Tap, session: Session, call: AttentionCall) -> None:
             ]
             values = torch.stack(rows).sum(1)  # [images, tokens]
         else:
-            values = _received(call, [grid.size * family.factor**2 for grid in local.grids], tap)
+            values = _received(call, local.patches, tap)
         local.readings.setdefault(tap, []).append(values)
 
 

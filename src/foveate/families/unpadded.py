@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
@@ -161,3 +162,13 @@ class Unpadded(Family):
                 whole = F.interpolate(whole[None], size=(picture.rows, picture.columns), mode="bilinear")[0]
             parts.append(whole.flatten(1).T)
         return torch.cat(parts)
+
+
+class Granite4Vision(Unpadded):
+    """Granite 4 Vision: a small Q-Former in every window makes fewer tokens of its patches."""
+
+    model_types = ("granite4_vision",)
+
+    @property
+    def _side(self) -> int:
+        return int(super()._side * Fraction(self.config.downsample_rate))
