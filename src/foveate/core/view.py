@@ -250,11 +250,6 @@ class View:
         ends = torch.tensor([grid.size for grid in self.grids], device=self.device).cumsum(0)
         return torch.bucketize(self.index, ends, right=True)
 
-    def frames(self) -> Tensor:
-        """`[n]` which frame each token is in, counted over all grids: frames of a video, or tiles of an image."""
-        before = torch.tensor([0, *(grid.t for grid in self.grids)], device=self.device).cumsum(0)
-        return before[self.parts()] + self.positions()[:, 0]
-
     def positions(self) -> Tensor:
         """`[n, 3]` (frame, row, column) of every token within its own grid, int64; a tile is a grid of its own."""
         return torch.cat([grid.coordinates(self.device) for grid in self.grids])[self.index]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Keep, part
+from foveate.core.grid import frame_numbers
 from foveate.core.method import Method
 from foveate.core.selection import Choice, Merge, Selection
 from foveate.core.view import ModelInfo, Tap, View
@@ -63,7 +64,7 @@ class FastVID(Method):
         return Tap("received", queries=self.queries)
 
     def choose(self, view: View, count: int) -> Choice:
-        frame = view.frames().unique(return_inverse=True)[1]
+        frame = frame_numbers(view.grids, view.index).unique(return_inverse=True)[1]
         hidden, received = view.hidden.float(), view.tap(self._received)
         tokens = [(frame == number).nonzero().squeeze(1) for number in range(int(frame.amax()) + 1)]
         numbers = spread(count, [len(own) for own in tokens])

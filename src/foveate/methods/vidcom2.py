@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from foveate.core.grid import frame_numbers
 from foveate.core.method import Method
 from foveate.core.selection import Choice, Selection
 from foveate.core.view import View
@@ -48,7 +49,7 @@ class VidCom2(Method):
             raise ConfigurationError(f"VidCom2(temperature={self.temperature}) must be positive.")
 
     def choose(self, view: View, count: int) -> Choice:
-        frame = view.frames().unique(return_inverse=True)[1]
+        frame = frame_numbers(view.grids, view.index).unique(return_inverse=True)[1]
         size = torch.bincount(frame)
         video, own = likeness(view.hidden, frame, len(size))
         unique = -torch.zeros(len(size), device=video.device).index_add_(0, frame, video) / size
