@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,9 +16,15 @@ from foveate.families import adapt, presets, prompts
 from foveate.families.geometry import Geometry
 from foveate.methods import make
 from tests.tiny import make_tiny
+from tests.tower_reference import DropInTower
 
 NEW = 4
-METHODS = {"unpruned": None, "random": make("random", keep=0.25), "vitcop": make("vitcop", keep=1 / 3)}
+METHODS = {
+    "unpruned": None,
+    "random": make("random", keep=0.25),
+    "vitcop": make("vitcop", keep=1 / 3),
+    "in the tower": DropInTower((0, 2), 0.6, 1),
+}
 TINY = {"one image": [[9, (6, 6), 20]], "two rows": [[9, (4, 6), 20, (4, 4), 3], [9, (4, 6), 20, (4, 4), 3]]}
 
 
@@ -50,7 +58,11 @@ def test_mid_size_models_against_the_counter(name: str, method: str) -> None:
 
 
 def test_windows_at_the_edge_are_smaller() -> None:
-    assert sorted(flops._windows(Grid(1, 5, 6), 4)) == [2, 4, 8, 16]
+    vision = Geometry.of(make_tiny("qwen2_5_vl").model.config).vision
+    grid = Grid(1, 5, 6)
+    _, whole, windows = flops._block(replace(vision, window=4, merge=1), grid, torch.arange(grid.size))
+    assert whole // (4 * vision.width) == 30**2
+    assert windows // (4 * vision.width) == sum(n**2 for n in (2, 4, 8, 16))
 
 
 def test_pruning_lowers_prefill_and_decoding_but_not_the_tower() -> None:

@@ -20,9 +20,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from foveate.core.grid import Grid
 from foveate.families.geometry import Geometry, Text, Vision
-from foveate.trace.records import PrefillTrace
+from foveate.trace.records import PrefillTrace, TowerStep
 
 
 @dataclass(frozen=True)
@@ -51,29 +54,35 @@ class Flops:
         return self.first_token + self.decode
 
 
-def vision_flops(vision: Vision, grids: Sequence[Grid]) -> int:
-    """Tower and projector for images (or clips) of these grids of *visual tokens*."""
-    return sum(_image(vision, grid) for grid in grids)
+def vision_flops(vision: Vision, grids: Sequence[Grid], steps: Sequence[Sequence[TowerStep]] = ()) -> int:
+    """Tower and projector for images (or clips) of these grids of *visual tokens*.
+
+    Args:
+        steps: per image, what was dropped in the tower. Patches are embedded before anything is dropped.
+    """
+    steps = steps if len(steps) == len(grids) else [()] * len(grids)
+    return sum(_image(vision, grid, own) for grid, own in zip(grids, steps, strict=True))
 
 
-def _image(v: Vision, grid: Grid) -> int:
-    side = v.merge**2
-    patches = grid.size * side
-    tokens = patches + v.extra * grid.t
+def _image(v: Vision, grid: Grid, steps: Sequence[TowerStep]) -> int:
+    starts = [0, *(step.block for step in steps), v.depth]
+    alive = [torch.arange(grid.size), *(step.alive.cpu() for step in steps)]
+    found = 2 * grid.size * v.merge**2 * v.patch * v.width
+    for first, last, left in zip(starts, starts[1:], alive, strict=False):
+        linear, whole, windows = _block(v, grid, left)
+        found += sum(linear + (whole if block in v.full else windows) for block in range(first, last))
+    return found + sum(2 * len(alive[-1]) * a * b for a, b in v.projector)
+
+
+def _block(v: Vision, grid: Grid, alive: Tensor) -> tuple[int, int, int]:
+    """Operations of one block on the tokens alive: linear layers, attention over whole frames, attention in windows."""
+    patches = v.merge**2
+    tokens = len(alive) * patches + v.extra * grid.t
     linear = 8 * tokens * v.width**2 + (6 if v.gated else 4) * tokens * v.width * v.mlp
-    whole = 4 * v.width * grid.t * (grid.h * grid.w * side + v.extra) ** 2
-    windows = 4 * v.width * grid.t * sum((n * side) ** 2 for n in _windows(grid, v.window)) if v.window else 0
-    projector = sum(2 * grid.size * a * b for a, b in v.projector)
-    return (
-        2 * patches * v.patch * v.width + v.depth * linear + v.full * whole + (v.depth - v.full) * windows + projector
-    )
-
-
-def _windows(grid: Grid, side: int) -> list[int]:
-    """Visual tokens in every window of a frame; those at the right and lower edge may be smaller."""
-    rows = [min(side, grid.h - start) for start in range(0, grid.h, side)]
-    columns = [min(side, grid.w - start) for start in range(0, grid.w, side)]
-    return [r * c for r in rows for c in columns]
+    frames = torch.bincount(alive // (grid.h * grid.w), minlength=grid.t) * patches + v.extra
+    windows = torch.bincount(grid.windows(v.window)[alive]) * patches if v.window else frames
+    whole, windowed = (4 * v.width * int(counts.square().sum()) for counts in (frames, windows))
+    return linear, whole, windowed
 
 
 def linear_flops(text: Text) -> int:
@@ -125,8 +134,9 @@ def count(geometry: Geometry, trace: PrefillTrace, new_tokens: int) -> Flops:
         unpruned = trace.rows * trace.layers * (trace.past + trace.length)
         held = round(unpruned * trace.kv_bytes / trace.kv_bytes_unpruned)
     grids = [grid for group in trace.groups for grid in group.grids]
+    steps = [own for group in trace.groups for own in group.tower]
     return Flops(
-        vision=vision_flops(geometry.vision, grids),
+        vision=vision_flops(geometry.vision, grids, steps),
         prefill=prefill,
         head=trace.rows * head_flops(text),
         decode=decode_flops(text, trace.rows, held, max(new_tokens - 1, 0)),

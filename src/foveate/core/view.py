@@ -52,6 +52,7 @@ class ModelInfo:
         tower_heads: attention heads of a vision block, 0 if unknown.
         readable: decoder layers whose keys and attention can be read; None: all of them.
         windowed: those whose attention can be read, but sees only the nearest tokens.
+        feeding: vision blocks, from the first on, whose output reaches the language model; None: all.
     """
 
     family: str = "tensors"
@@ -61,6 +62,7 @@ class ModelInfo:
     tower_heads: int = 0
     readable: tuple[int, ...] | None = None
     windowed: tuple[int, ...] = ()
+    feeding: int | None = None
 
     def can_read(self, layer: int) -> bool:
         """Whether keys and attention of a decoder layer can be read, about all tokens."""

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from foveate.core.grid import Grid
 from foveate.core.method import Method
 from foveate.core.timing import Stopwatch
+from foveate.core.tower import TowerStage
 from foveate.core.view import Tap
 from foveate.engine.call import Call
 from foveate.engine.layout import TowerImage
+from foveate.engine.tower_pruning import TowerPruning
 from foveate.errors import SessionError
 from foveate.families.base import Family
 from foveate.trace.records import PrefillTrace
@@ -33,7 +35,7 @@ class LayerReads:
     layer: int
 
 
-Need = Literal["seams"] | Tap | LayerReads
+Need = Literal["seams", "tower"] | Tap | LayerReads
 
 
 @dataclass
@@ -65,6 +67,7 @@ class ThreadState(threading.local):
         prompt_states: hidden states of a prompt that was read apart from the draft behind it.
         tower_calls: images that went through the tower and are not superseded by newer ones.
         grids, readings: of the tower call in progress.
+        pruning: what that call drops, or the latest, as its projector may run behind it.
         started: start of the tower call in progress.
         trace: under `attach`: of this thread's latest prefill.
     """
@@ -76,6 +79,7 @@ class ThreadState(threading.local):
         self.tower_calls: list[TowerCall] = []
         self.grids: list[Grid] = []
         self.readings: dict[Tap, list[Tensor]] = {}
+        self.pruning: TowerPruning | None = None
         self.started: float | torch.cuda.Event | None = None
         self.vision = Stopwatch()
         self.tapping = Stopwatch()
@@ -113,18 +117,22 @@ class Session:
     closed: bool = False
     local: ThreadState = field(default_factory=ThreadState)
     taps: tuple[Tap, ...] = ()
+    tower_stages: tuple[TowerStage, ...] = ()
     needs: tuple[Need, ...] = ("seams",)
 
     def __post_init__(self) -> None:
         if self.method is None:
             return
         info = self.family.info
-        self.taps = tuple(dict.fromkeys(self.method.taps(info)))
+        self.tower_stages = tuple(self.method.tower_stages(info))
+        read = [tap for stage in self.tower_stages for tap in stage.taps]
+        self.taps = tuple(dict.fromkeys([*read, *self.method.taps(info)]))
         stages = [stage for stage in self.method.stages(info) if stage.reads != "nothing" and stage.layer]
         reads = {layer for stage in stages if (layer := info.reading_layer(stage.layer)) is not None}
         probe = self.method.probe(info)
         layers = sorted(reads | set(probe.reads if probe is not None else ()))
-        self.needs = ("seams", *self.taps, *(LayerReads(layer) for layer in layers))
+        tower: tuple[Need, ...] = ("tower",) if self.tower_stages else ()
+        self.needs = ("seams", *tower, *self.taps, *(LayerReads(layer) for layer in layers))
 
     def new_prefill(self) -> PrefillTrace:
         """The record of a prefill that begins now."""

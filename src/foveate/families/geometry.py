@@ -19,7 +19,7 @@ class Vision:
         merge: patches per visual token along each side.
         extra: tokens besides the patches (a class token).
         window: side of the attention window in visual tokens; 0: every block sees the whole image.
-        full: number of blocks that see the whole image (frame).
+        full: blocks that see the whole image (frame).
         projector: (inputs, outputs) of the projector's matrices, applied once per visual token.
     """
 
@@ -31,7 +31,7 @@ class Vision:
     merge: int
     extra: int
     window: int
-    full: int
+    full: tuple[int, ...]
     projector: tuple[tuple[int, int], ...]
 
 
@@ -98,7 +98,7 @@ def _clip(config: Any, out: int) -> Vision:
         merge=1,
         extra=1,
         window=0,
-        full=config.num_hidden_layers,
+        full=tuple(range(config.num_hidden_layers)),
         projector=((config.hidden_size, out), (out, out)),
     )
 
@@ -114,7 +114,7 @@ def _qwen2_5(config: Any, out: int) -> Vision:
         merge=config.spatial_merge_size,
         extra=0,
         window=config.window_size // config.patch_size // config.spatial_merge_size,
-        full=len(config.fullatt_block_indexes),
+        full=tuple(config.fullatt_block_indexes),
         projector=((merged, merged), (merged, out)),
     )
 
