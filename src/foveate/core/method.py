@@ -180,6 +180,13 @@ class Method:
         return self.keep is None or not self.budget.is_everything
 
     @property
+    def takes_features(self) -> bool:
+        """Whether, on models whose vision tower cannot be read (a resampler mixes its patches, or it has none),
+        projected features may stand in for its keys and hidden states, and the order in which max-min diversity chooses
+        them for the attention that they receive. If not, `MissingTapError` is raised."""
+        return False
+
+    @property
     def decode_from_cache(self) -> bool:
         """Decode at the positions that follow the *pruned* prompt, as published code does that renumbers; else decoding
         continues after the original positions."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from foveate.core.method import BEFORE_LLM, Method
+from foveate.engine.standins import needs_stand_ins
 from foveate.errors import ConfigurationError, MissingTapError
 from foveate.families.base import Family
 from foveate.families.tower_layouts import check_prunable
@@ -23,8 +24,9 @@ def check(family: Family, method: Method) -> None:
         )
     method.check(info)
     _check_reading(family, method)
-    for tap in method.taps(info):
-        family.block_of(tap)
+    if not needs_stand_ins(family, method):
+        for tap in method.taps(info):
+            family.block_of(tap)
     if method.tower_stages(info):
         _check_tower(family, method)
 
@@ -94,6 +96,11 @@ def notes(family: Family, method: Method) -> tuple[str, ...]:
             )
         if layer in info.windowed:
             found.append(f"the stage before layer {stage.layer} reads layer {layer}, which sees its window only")
-    if any(tap.kind == "received" for tap in method.taps(info)):
+    if needs_stand_ins(family, method):
+        found.append(
+            f"the vision tower cannot be read ({family.unreadable}): projected features stand in for it, and the order "
+            "of max-min diversity for received attention"
+        )
+    elif any(tap.kind == "received" for tap in method.taps(info)):
         found.append(f"received attention comes from {'the class token' if info.has_class_token else 'all patches'}")
     return tuple(found)

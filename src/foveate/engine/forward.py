@@ -22,6 +22,7 @@ from foveate.engine.layout import Group, Layout
 from foveate.engine.masks import Later
 from foveate.engine.reading import HeardLayer, Reading, read_probe, text_attention
 from foveate.engine.replay import Replay
+from foveate.engine.standins import needs_stand_ins
 from foveate.engine.view import GroupSource, RowState
 from foveate.families.base import Family
 from foveate.trace.records import PrefillTrace
@@ -148,7 +149,7 @@ class ForwardPass:
             grids=group.grids,
             total=group.total,
             entered=len(group.visible),
-            source=GroupSource(group, place, rows[group.row], self.readings),
+            source=GroupSource(group, place, rows[group.row], self.readings, needs_stand_ins(self.family, self.method)),
             image=group.image,
             row=group.row,
             memo=group.memo,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from foveate.core.budget import Per
-from foveate.core.method import Method, Stage
+from foveate.core.method import BEFORE_LLM, Method, Stage
 from foveate.core.selection import Choice, Selection
 from foveate.core.tower import TowerStage, TowerView
 from foveate.core.view import ModelInfo, View
@@ -153,3 +153,12 @@ class Replay(Method):
                 "was recorded, with its rows and images in the same order."
             )
         return self.rows[row].selections[layer, image]
+
+
+def tower_replay(prefill: PrefillTrace) -> Replay | None:
+    """What a recorded prefill dropped in the vision tower alone, for passes that end before the language model; None if
+    that was nothing."""
+    tower = tuple(steps for group in prefill.groups for steps in group.tower)
+    if not any(tower):
+        return None
+    return Replay(rows=(RowChoices((Stage(BEFORE_LLM),), {}, 0, 0, 0, tower=tower),))

@@ -18,6 +18,7 @@ from foveate.core.tower import TowerStage
 from foveate.core.view import Tap
 from foveate.engine.call import Call
 from foveate.engine.layout import TowerImage
+from foveate.engine.standins import needs_stand_ins
 from foveate.engine.tower_pruning import TowerPruning
 from foveate.errors import SessionError
 from foveate.families.base import Family
@@ -126,7 +127,8 @@ class Session:
         info = self.family.info
         self.tower_stages = tuple(self.method.tower_stages(info))
         read = [tap for stage in self.tower_stages for tap in stage.taps]
-        self.taps = tuple(dict.fromkeys([*read, *self.method.taps(info)]))
+        own = () if needs_stand_ins(self.family, self.method) else self.method.taps(info)
+        self.taps = tuple(dict.fromkeys([*read, *own]))
         stages = [stage for stage in self.method.stages(info) if stage.reads != "nothing" and stage.layer]
         reads = {layer for stage in stages if (layer := info.reading_layer(stage.layer)) is not None}
         probe = self.method.probe(info)

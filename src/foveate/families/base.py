@@ -14,7 +14,7 @@ from foveate.errors import MissingTapError
 from foveate.families.merging import merge_patches, per_image
 from foveate.families.parts import attention_of
 from foveate.families.probed import Probed
-from foveate.families.tables import MERGES, side
+from foveate.families.tables import side
 
 
 class Family(Probed):
@@ -40,12 +40,9 @@ class Family(Probed):
             MissingTapError: there is no such block, or no way from its patches to tokens.
         """
         blocks = len(self.parts.blocks)
-        if not blocks:
-            raise MissingTapError(f"{tap} reads a vision tower's blocks, but '{self.name}' has none.")
-        if self.merge == "none":
+        if self.unreadable is not None:
             raise MissingTapError(
-                f"{tap} gives a value per patch, but how patches become tokens of '{self.name}' is "
-                f"{'not known' if self.name not in MERGES else 'learned (a resampler)'}; use a method without taps."
+                f"{tap} cannot be read on '{self.name}': {self.unreadable}. Use a method that needs no taps."
             )
         block = self.default_block if tap.block is None else tap.block
         if not -blocks <= block < blocks:

@@ -14,7 +14,8 @@ MERGES: dict[str, Merge] = {
         (
             "llava", "vipllava", "video_llava", "paligemma", "shieldgemma2", "janus", "deepseek_vl", "internvl",
             "qianfan_ocr", "idefics3", "smolvlm", "aya_vision", "cohere2_vision", "ovis2", "llama4",
-            "lfm2_vl", "paddleocr_vl", "gemma3", "gemma4", "mistral3", "lighton_ocr", "pp_chart2table",
+            "lfm2_vl", "paddleocr_vl", "gemma3", "gemma4", "mistral3", "lighton_ocr", "pp_chart2table", "minicpmv4_6",
+            "minicpmv4_7", "minicpm_ocr", "granite_docling",
         ),
         "raster",
     ),
@@ -28,14 +29,20 @@ MERGES: dict[str, Merge] = {
     ),
     **dict.fromkeys(("qwen2_5_vl", "qwen2_5_omni_thinker", "exaone4_5", "hyperclovax_vision_v2"), "windowed"),
     **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision"), "unpad"),
-    **dict.fromkeys(("idefics2", "aria", "blip-2", "instructblip", "phi4_multimodal"), "none"),
+    **dict.fromkeys(("idefics2", "aria", "blip-2", "instructblip"), "none"),
 }  # fmt: skip
 
 TILED = frozenset(
     ("internvl", "qianfan_ocr", "idefics3", "smolvlm", "aya_vision", "cohere2_vision", "llama4",
-     "got_ocr2", "lfm2_vl", "ovis2")
+     "got_ocr2", "lfm2_vl", "ovis2", "granite_docling")
 )  # fmt: skip
 """Types whose tower and projector give a feature per *tile*; an image is all tiles up to the one that closes it."""
+
+BY_ROW = frozenset(("idefics2", "idefics3", "smolvlm", "granite_docling"))
+"""Types whose features come in one piece for each row of the batch, all tiles of all its images behind one another."""
+
+ENCODES_LATE = frozenset(("phi4_multimodal", "chameleon"))
+"""Types whose language model encodes images itself, so that nothing of them is known before it runs."""
 
 IN_FRAMES = frozenset(("video_llava",))
 """Types whose videos come as a feature per frame."""
@@ -51,6 +58,7 @@ FACTORS = (
     ("", "downsample_ratio"),
     ("vision_config", "pixel_shuffle_ratio"),
     ("vision_config", "hidden_stride"),
+    ("vision_config", "scale_factor"),
     ("vision_config", "pooling_kernel_size"),
 )
 """Where configurations say how many patches a token is wide: (sub-configuration, name)."""

@@ -112,6 +112,10 @@ class Compose(Method):
             for method in self._pruning:
                 method.check(info)
 
+    @property
+    def takes_features(self) -> bool:
+        return all(method.takes_features for method in self._pruning if method.taps(ModelInfo()))
+
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
         return list(dict.fromkeys(tap for method in self._pruning for tap in method.taps(info)))
 

@@ -20,6 +20,7 @@ from foveate.errors import ConfigurationError
 from foveate.maths.clustering import density_peaks
 from foveate.maths.copruning import select_and_merge
 from foveate.maths.diversity import max_min
+from foveate.methods.tower_filter import TowerFilter
 
 CHOICES = {
     "saliency": ("received", "key_norm", "mix"),
@@ -46,6 +47,9 @@ class ViTCoP(Method):
     Saliency inside the language model is the L2 norm of the head-mean of the previous layer's keys (small =
     salient), so no attention matrix is needed.
 
+    Where the tower cannot be read, projected features and their max-min diversity stand in for it
+    (`Method.takes_features`); the trace says so.
+
     Args:
         keep: average visual tokens per decoder layer, as a ratio, count or `Keep`. 1/9, 2/9 and 1/3 are the published
             presets; other values interpolate their vision keep and cluster fraction.
@@ -69,8 +73,8 @@ class ViTCoP(Method):
             layer-0 cache length, unlabelled tokens form a cluster of their own. Off, merged tokens are means,
             positions are as `positions` says and unlabelled tokens join the nearest cluster.
         queries: without a class token, how many patches the attention received is averaged over (see `Tap`); None: all.
-        tower: a method that prunes the vision tower first, for example `TowerFilter()`; `keep` stays the average of the
-            image's tokens over the decoder layers, and stage 1 keeps at most what the tower left.
+        tower: a method that prunes the vision tower first, or a share as short for `TowerFilter(share)`; `keep` stays
+            the average of the image's tokens over the decoder layers, and stage 1 keeps at most what the tower left.
 
     Raises:
         ConfigurationError: contradictory parameters, or layers that the model does not have.
@@ -95,7 +99,7 @@ class ViTCoP(Method):
     saliency_block: int | None = None
     official: bool = False
     queries: int | None = Tap.queries
-    tower: TowerMethod | None = None
+    tower: TowerMethod | float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,6 +115,16 @@ class ViTCoP(Method):
                 raise ConfigurationError(f"ViTCoP({field}={getattr(self, field)!r}) must be one of {', '.join(known)}.")
         if self.official and any(getattr(self, field) not in (None, known[0]) for field, known in CHOICES.items()):
             raise ConfigurationError("ViTCoP(official=True) is the published code; leave saliency, shallow and deep.")
+        if isinstance(self.tower, float | int):
+            object.__setattr__(self, "tower", TowerFilter(keep=self.tower))
+        if self.tower is not None and (self.official or not isinstance(self.tower, TowerMethod)):
+            raise ConfigurationError(
+                f"ViTCoP(tower={self.tower}) must be a method that prunes the tower, and none with official=True."
+            )
+
+    @property
+    def takes_features(self) -> bool:
+        return not self.official
 
     @property
     def decode_from_cache(self) -> bool:
@@ -148,8 +162,8 @@ class ViTCoP(Method):
         ratios, presets = list(PRESETS), np.array(list(PRESETS.values()))
         slope = (presets[-1] - presets[0]) / (ratios[-1] - ratios[0])
         vision, cluster = np.round(presets[0] + (keep - ratios[0]) * slope, 2).tolist()
-        if self.tower is not None and self.tower.keep is not None and self.tower.budget.ratio is not None:
-            vision = min(vision, self.tower.budget.ratio)
+        if (tower := self._in_tower) is not None and tower.keep is not None and tower.budget.ratio is not None:
+            vision = min(vision, tower.budget.ratio)
         # very small budgets: leave at least half of the average for the layers after the shallow stage
         vision = min(vision, 1.0, info.layers * keep / (2 * self.layers(info)[0]))
         return (
@@ -177,12 +191,17 @@ class ViTCoP(Method):
         shallow = min(max(shallow, 1), first)
         return first, shallow, min(max(deep, 1), shallow)
 
+    @property
+    def _in_tower(self) -> TowerMethod | None:
+        """The tower's method, unless it leaves everything."""
+        return self.tower if isinstance(self.tower, TowerMethod) and self.tower.prunes else None
+
     def tower_stages(self, info: ModelInfo) -> Sequence[TowerStage]:
-        return () if self.tower is None else self.tower.tower_stages(info)
+        return () if self._in_tower is None else self._in_tower.tower_stages(info)
 
     def select_in_tower(self, view: TowerView) -> Choice:
-        assert self.tower is not None
-        return self.tower.select_in_tower(view)
+        assert self._in_tower is not None
+        return self._in_tower.select_in_tower(view)
 
     def parameters(self) -> dict[str, Any]:
         found = super().parameters()
