@@ -25,6 +25,8 @@ from foveate.specs.settings import UNPRUNED, Setting
 
 KEEPS = {"1/3": 1 / 3, "2/9": 2 / 9, "1/9": 1 / 9, "1/20": 1 / 20}
 BASELINES = ("random", "downsample")
+FOR_VIDEOS = ("evs", "fastvid", "vidcom2")
+"""What they do is about frames; the questions here are about images."""
 SWITCHES: dict[str, dict[str, Any]] = {
     "cdpruner": {"published": True},
     "dart": {"published": True},
@@ -91,7 +93,11 @@ def methods(info: ModelInfo, keeps: list[str], seeds: int) -> Iterator[Asked]:
         keep = KEEPS[label]
         for seed in range(seeds):
             yield "random", f"seed {seed}", label, lambda keep=keep, seed=seed: Random(keep=keep, seed=seed)
-        for name in [*sorted(set(registry()) - {"random", "compose", "glimpse_prune"}), "prumerge+", "fastervlm+fastv"]:
+        for name in [
+            *sorted(set(registry()) - {"random", "compose", "glimpse_prune", *FOR_VIDEOS}),
+            "prumerge+",
+            "fastervlm+fastv",
+        ]:
             yield name, "default", label, lambda name=name, keep=keep: build(name, keep)
             if changed := published(name, info.family):
                 yield name, "published", label, lambda name=name, keep=keep, c=changed: build(name, keep, **c)

@@ -49,7 +49,10 @@ def test_every_method_at_every_budget_is_measured_or_refused(info: ModelInfo) ->
     made, refused = settings(info)
     found = {(setting.kind, setting.keep) for setting in made}
     found |= {(name.split(", ")[0], name.split(", ")[-1]) for name in refused}
-    wanted = set(registry()) - {"glimpse_prune", "compose"} | {"fastervlm+fastv", "prumerge+"}
+    wanted = set(registry()) - {"glimpse_prune", "compose", *accuracy_settings.FOR_VIDEOS} | {
+        "fastervlm+fastv",
+        "prumerge+",
+    }
     assert found >= {(name, keep) for name in wanted for keep in KEEPS}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from transformers.models.fast_vlm import modeling_fast_vlm
+from transformers.models.llava_next.modeling_llava_next import unpad_image
 from transformers.models.perception_lm import modeling_perception_lm
 
 from tests.families.conv_tower import timm_config, without_timm
@@ -55,6 +56,29 @@ def perceived(h: int, w: int, random: torch.Generator) -> Picture:
 
 add("fast_vlm", fast_vlm, square(16))
 add("perception_lm", perception_lm, perceived)
+
+
+def windows(h: int, w: int, random: torch.Generator) -> Picture:
+    """An image of 112 x 90 pixels as LLaVA-NeXT cuts it, half as many tokens along each side."""
+    size = (112, 90)
+    _, rows, columns = unpad_image(torch.zeros(1, 4, 4), size).shape
+    pixels = noise(random, 1, 5, 3, 56, 56)
+    return run(4 + rows * (columns + 1)), {"pixel_values": pixels, "image_sizes": torch.tensor([size])}
+
+
+add(
+    "granite4_vision",
+    {
+        "vision_config": {"model_type": "siglip_vision_model", **tower(hidden_size=64)}, "text_config": text(),
+        **IMAGE_IDS, "image_grid_pinpoints": [[112, 112]], "downsample_rate": "1/2", "image_seq_length": 4,
+        "vision_feature_select_strategy": "full", "deepstack_layer_map": [[-2, 0], [-1, 2]],
+        "spatial_target_layers": [1, 3, 4, 5], "projector_dropout": 0.0, "qformer_config": {
+            "model_type": "blip_2_qformer", "num_hidden_layers": 1, "intermediate_size": 48,
+            "cross_attention_frequency": 1, "hidden_size": 64,
+        },
+    },
+    windows,
+)  # fmt: skip
 
 
 def strips(h: int, w: int, random: torch.Generator) -> Picture:

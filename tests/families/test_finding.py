@@ -12,14 +12,15 @@ from transformers import Blip2Config, LlamaConfig, LlamaForCausalLM, MllamaConfi
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import foveate.families as families
+from foveate.core import plugins
 from foveate.core.grid import ColumnGrid, Grid
+from foveate.core.tiles import arrangement, panels
 from foveate.errors import ConfigurationError, UnsupportedModelError
 from foveate.families import adapt
 from foveate.families.base import Family
 from foveate.families.llava import Llava
 from foveate.families.refusals import REFUSED
 from foveate.inference.doctor import examine
-from foveate.trace.tiles import arrangement, panels
 from tests.families.tiny import build
 from tests.families.types import TABLE
 
@@ -46,7 +47,7 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def install(*names: str) -> None:
         found = [EntryPoint(name.lower(), f"{__name__}:{name}", families.GROUP) for name in names]
-        monkeypatch.setattr(families, "entry_points", lambda group: found if group == families.GROUP else [])
+        monkeypatch.setattr(plugins, "entry_points", lambda group: found if group == families.GROUP else [])
         families.registry.cache_clear()
 
     yield install

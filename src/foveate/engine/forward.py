@@ -60,9 +60,8 @@ class ForwardPass:
         self.stages = {stage.layer: stage for stage in stages}
         self.columns: list[Tensor | None] = []  # of the unpruned rows, that each layer was given
         self.entered: list[Block] = []  # what each layer was given in this pass
-        self.lent: dict[
-            int, tuple[Block, int]
-        ] = {}  # the same of layers that others take keys from; their past columns
+        # the same of layers that others take keys from; their past columns
+        self.lent: dict[int, tuple[Block, int]] = {}
         self.rotary: Any = None  # rotary embeddings of renumbered survivors
         self.probe = method.probe(family.info) if method is not None and self.stages else None
         self.appended = 0  # probe tokens
@@ -147,6 +146,7 @@ class ForwardPass:
             layer=stage.layer,
             index=group.alive,
             grids=group.grids,
+            images=tuple(zip(group.images, group.across, strict=True)),
             total=group.total,
             entered=len(group.visible),
             source=GroupSource(group, place, rows[group.row], self.readings, needs_stand_ins(self.family, self.method)),

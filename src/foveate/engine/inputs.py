@@ -82,7 +82,7 @@ def encoded_features(family: Family, outputs: Any) -> dict[str, list[Tensor]]:
     """Features per image (or tile) that `generate` computed ahead, by modality, where they are given apart."""
     found = {}
     for modality, output in (outputs or {}).items():
-        features = getattr(output, _feature_name(output), None)
+        features = _features(output)
         if isinstance(features, Tensor) and features.dim() > 3:
             features = features.flatten(0, -3)
         if features is not None and not (isinstance(features, Tensor) and features.dim() < 3):
@@ -135,21 +135,29 @@ def keep_fresh(outputs: Any, features: dict[str, list[Tensor]], fresh: dict[str,
             continue  # all of them are cached
         kept[modality] = copy.copy(output)
         if modality in fresh:
-            chosen, name = fresh[modality], _feature_name(output)
-            given = getattr(output, name)
+            chosen, given = fresh[modality], _features(output)
             whole = isinstance(given, Tensor) and len(given) == len(features[modality])
-            setattr(kept[modality], name, given[chosen] if whole else [features[modality][i] for i in chosen])
+            picked = given[chosen] if whole else [features[modality][i] for i in chosen]
+            name = "last_hidden_state" if getattr(output, "pooler_output", None) is None else "pooler_output"
+            setattr(kept[modality], name, picked)
             deep = getattr(output, "deepstack_features", None)
-            if deep is not None and isinstance(deep[0][0], Tensor):  # per layer, features of every image
+            if deep is not None and isinstance(deep[0][0], int):  # (layer, features of every image)
+                kept[modality].deepstack_features = [(k, [own[i] for i in chosen]) for k, own in deep]
+            elif deep is not None and isinstance(deep[0][0], Tensor):  # per layer, features of every image
                 sizes = [len(feature) for feature in features[modality]]
                 layers = [torch.cat(list(layer)).split(sizes) for layer in deep]
                 kept[modality].deepstack_features = [[layer[i] for i in chosen] for layer in layers]
     return kept
 
 
-def _feature_name(output: Any) -> str:
-    """Which output of the encoder is joined with the text: a few models project the tower's own later."""
-    return "last_hidden_state" if getattr(output, "pooler_output", None) is None else "pooler_output"
+def _features(output: Any) -> Any:
+    """What an encoder's output brings to the text: a few models project the tower's own later, or add all of it to the
+    layers."""
+    for name in ("pooler_output", "last_hidden_state"):
+        if (found := getattr(output, name, None)) is not None:
+            return found
+    deep = getattr(output, "deepstack_features", None)
+    return deep[0][1] if deep and isinstance(deep[0][0], int) else None
 
 
 def check_placeholders(call: Call) -> None:

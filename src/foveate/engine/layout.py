@@ -75,6 +75,7 @@ class Group:
         fixed: `[f]` which of the `N + e` always stay: those behind the `N`, and the prompt's last token, from which the
             answer is predicted.
         alive: `[n]` which of the visible ones are alive now.
+        across: tiles side by side in every image, None if unknown.
         left: per image, what the tower left of it.
         memo: the method's scratch space.
     """
@@ -88,6 +89,7 @@ class Group:
     fixed: Tensor
     alive: Tensor
     images: tuple[int, ...] = (1,)
+    across: tuple[int | None, ...] = (None,)
     left: tuple[Left | None, ...] = ()
     memo: dict[Any, Any] = field(default_factory=dict)
 
@@ -234,6 +236,7 @@ def _row_groups(
         if len(free):
             grids = tuple(grid for image in encoded for grid in image.shape.grids)
             counts = tuple(len(image.shape.grids) for image in encoded)
+            across = tuple(image.shape.across for image in encoded)
             left = tuple(image.left for image in encoded)
-            groups.append(Group(row, number, grids, columns.to(device), taps, free, fixed, free, counts, left))
+            groups.append(Group(row, number, grids, columns.to(device), taps, free, fixed, free, counts, across, left))
     return groups

@@ -68,7 +68,7 @@ def before_base(session: Session, module: nn.Module, args: tuple[Any, ...], kwar
             check_placeholders(call)
         elif given.get("inputs_embeds") is not None and given.get("input_ids") is None:
             _warn_about_embeddings(given)
-    if call.kind is Kind.PLAIN and hasattr(module, "rope_deltas"):
+    if call.kind is Kind.PLAIN and hasattr(module, "rope_deltas") and session.family.has_axes:
         prefill.begin_with_text(given.get("past_key_values"), given.get("attention_mask"))
     local.call = call
     cache = kept.get("past_key_values")

@@ -79,6 +79,7 @@ class ThreadState(threading.local):
         self.prompt_states: Tensor | None = None
         self.tower_calls: list[TowerCall] = []
         self.grids: list[Grid] = []
+        self.patches: list[int] = []
         self.readings: dict[Tap, list[Tensor]] = {}
         self.pruning: TowerPruning | None = None
         self.started: float | torch.cuda.Event | None = None

@@ -22,6 +22,7 @@ def before_tower(session: Session, module: nn.Module, args: tuple[Any, ...], kwa
     local = session.local
     local.readings = {}
     local.grids = session.family.tower_grids(args, kwargs)
+    local.patches = session.family.tower_patches(args, kwargs, local.grids)
     local.pruning = tower_pruning.begin(session, module, local.grids, by_name(module, args, kwargs))
     local.started = local.vision.start(_device(args, kwargs))
 
@@ -45,8 +46,10 @@ def heard(tap: Tap, session: Session, call: AttentionCall) -> None:
             ]
             values = torch.stack(rows).sum(1)  # [images, tokens]
         else:
-            alive = [grid.size for grid in local.grids] if local.pruning is None else map(len, local.pruning.now.alive)
-            values = _received(call, [tokens * family.factor**2 for tokens in alive], tap)
+            patches = local.patches
+            if local.pruning is not None:
+                patches = [len(alive) * family.factor**2 for alive in local.pruning.now.alive]
+            values = _received(call, patches, tap)
         local.readings.setdefault(tap, []).append(values)
 
 

@@ -127,6 +127,12 @@ class Family(Probed):
         return found
 
     @cached_property
+    def has_axes(self) -> bool:
+        """Whether positions of images have several axes; a few types inherit the attributes for that without them."""
+        heads = (self.parts.head, self.parts.base)
+        return any(hasattr(module, "get_rope_index") for module in heads)
+
+    @cached_property
     def axes(self) -> int:
         """Axes of multimodal positions."""
         rope = getattr(self.parts.text.config, "rope_parameters", None) or {}

@@ -23,6 +23,9 @@ class MiniCpmV(Family):
         side = 4 if given.get("use_vit_merger", True) else 2
         return [Grid(1, h // side, w // side) for h, w in given["target_sizes"].tolist()]
 
+    def tower_patches(self, args: tuple[Any, ...], kwargs: dict[str, Any], grids: Sequence[Grid]) -> list[int]:
+        return []  # fewer behind its merger than before
+
     def to_tokens(self, tap: Tap, values: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
         received = tap.kind == "received"
         rows = values.reshape(-1, 1) if received else values.reshape(-1, values.shape[-1])

@@ -205,6 +205,10 @@ class Probed:
             sizes = [pixels.shape[-2:]] * pixels.shape[0]
         return [Grid(1, int(h) // patch, int(w) // patch) for h, w in sizes]
 
+    def tower_patches(self, args: tuple[Any, ...], kwargs: dict[str, Any], grids: Sequence[Grid]) -> list[int]:
+        """Patches of each of these images; empty if every image is a call of its own whatever the tower is given."""
+        return [grid.size * self.factor**2 for grid in grids]
+
     def _merged(self, thw: Tensor) -> list[Grid]:
         return [Grid(t, h // self.factor, w // self.factor) for t, h, w in thw.tolist()]
 

@@ -29,7 +29,7 @@ MERGES: dict[str, Merge] = {
     ),
     **dict.fromkeys(("qwen2_5_vl", "qwen2_5_omni_thinker", "exaone4_5", "hyperclovax_vision_v2"), "windowed"),
     **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision"), "unpad"),
-    **dict.fromkeys(("idefics2", "aria", "blip-2", "instructblip"), "none"),
+    **dict.fromkeys(("idefics2", "aria", "blip-2", "instructblip", "granite4_vision"), "none"),
 }  # fmt: skip
 
 TILED = frozenset(

@@ -259,10 +259,10 @@ class ViTCoP(Method):
 
     def _cluster(self, view: View, kept: Tensor) -> None:
         """Leave for stage 2 which cluster each token belongs to, `[N]`."""
-        side = max(side for grid in view.grids for side in grid[1:])
+        places, side = view.places()
         _, fraction = self.preset(view.info, self.budget.ratio_of(view.entered))
         labels = density_peaks(
-            view.tap(self._keys).float()[kept], view.positions()[kept, 1:] / side, fraction, self.kernel_width,
+            view.tap(self._keys).float()[kept], places[kept, 1:] / side, fraction, self.kernel_width,
             self.reach, complete=not self.official,
         )  # fmt: skip
         view.memo["labels"] = torch.full((view.total,), -1, device=view.device).index_copy_(0, kept, labels)
