@@ -140,6 +140,26 @@ def visionzip(about: dict[str, Any], t: Tensors, change: bool) -> float:
     return float((nearest(keys[merged], keys[targets])[1] == published).float().mean())
 
 
+def visionzip_kept(about: dict[str, Any], t: Tensors, change: bool) -> float:
+    attention = t["class_attention"]
+    if change:  # every head weighs as much as any other, however much of it the class token keeps for itself
+        attention = attention / attention.sum(-1, keepdim=True)
+    keep = about["dominant_count"] + about["contextual_count"]
+    taps = {RECEIVED: attention.sum(0), Tap("keys"): t["keys"].flatten(1)}
+    method = VisionZip(keep=keep, dominant=about["dominant_count"] / keep)
+    return shared(method.select(image(t["hidden"], taps, heads=t["keys"].shape[1])), t["kept"])
+
+
+def dart_asked(about: dict[str, Any], t: Tensors, change: bool) -> float:
+    """The published order of pivots; changed: no more tokens than were asked for."""
+    if not change:
+        return dart(about, t, False)
+    n = math.isqrt(len(t["hidden"])) ** 2
+    hidden, keys = t["hidden"], t["keys"]
+    view = image(hidden[:n], layer=2, text=hidden[n:], keys=keys[:, :n], text_keys=keys[:, n:])
+    return shared(DART().choose(view, about["asked"]), t["kept"])
+
+
 def visionzip_values(about: dict[str, Any], t: Tensors, change: bool) -> float:
     keep = about["dominant_count"] + about["contextual_count"]
     method = VisionZip(keep=keep, dominant=about["dominant_count"] / keep, published=not change)
@@ -179,9 +199,11 @@ SETS: dict[str, tuple[str, Callable[[dict[str, Any], Tensors, bool], float], str
     "FasterVLM": ("fastervlm", fastervlm, "maximum over heads instead of their mean"),
     "HiPrune": ("hiprune", hiprune, "neighbours end at the image's border"),
     "DART": ("dart", dart, "pivots in reading order, visual ones first"),
+    "DART, number": ("dart", dart_asked, "visual pivots first, and pivots count among the tokens asked for"),
     "VisPruner": ("vispruner", vispruner, "tokens left stay in order of attention"),
     "VScan, stage 1": ("vscan_stage1", vscan, "global scan before the local one"),
     "CDPruner": ("cdpruner_map", cdpruner, "relevance with the other sign"),
+    "VisionZip": ("visionzip", visionzip_kept, "attention of each head without what the class token pays itself"),
     "VisionZip, groups": ("visionzip", visionzip, "keys with heads concatenated, not averaged"),
     "SparseVLM, clusters": ("sparsevlm", sparsevlm, "one token less is recycled"),
 }
@@ -254,7 +276,13 @@ def main() -> None:
         "Random features have no redundancy, so a difference shows more here than on images: it says that two "
         "implementations are not the same method, not how many answers it costs.", "",
         "## Tokens kept", "", "Mean share of the published choice that is chosen as well.", "",
-        *table(SETS, "shared"), "", "## Values of merged tokens", "",
+        *table(SETS, "shared"), "",
+        "A collection of methods that is used for comparisons, AngelSlim (read at commit 17d3d92), departs from the "
+        "published code in three methods, so that its kept sets are not the published ones: in VisionZip the softmax "
+        "leaves the class token out, and a merged token is the mean of target and members; HiPrune reads the class "
+        "token's attention instead of that of all queries; DART takes visual pivots first and counts pivots among the "
+        "tokens asked for. Its DivPrune chooses as published.", "",
+        "## Values of merged tokens", "",
         "Mean over cases of the largest difference; the features have scale 1.", "", *table(VALUES, "difference"), "",
         "## Attention received from a sample of queries", "",
         "On towers without a class token attention received is averaged over queries. How much of the most attended "

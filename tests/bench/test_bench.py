@@ -20,7 +20,6 @@ from foveate.bench.tables import TABLES
 from foveate.cli.app import app
 from foveate.errors import ConfigurationError
 from foveate.families import presets, prompts
-from foveate.families.geometry import Geometry
 from foveate.inference.batches import build_batch
 from foveate.methods import make
 from foveate.specs.settings import Setting, grid, parse_keeps
@@ -75,14 +74,14 @@ def test_a_keep_that_is_no_number(text: str) -> None:
 
 
 def test_kv_bytes_are_exact(found: dict) -> None:
-    text = Geometry.of(prepare_model().config).text
-    per_token = 2 * text.kv_heads * text.head * 4
+    text = prepare_model().config.get_text_config()
+    per_token = 2 * text.num_key_value_heads * text.hidden_size // text.num_attention_heads * 4
     for row in found["results"]:
         batch, length = 2, SMALL + 2 + prompts.TEXT_TOKENS
         alive = [n // batch for n in row["alive_per_layer"]]
         held = sum(length - SMALL + n for n in alive)
         assert row["kv_bytes"] == batch * held * per_token
-        assert row["kv_bytes_unpruned"] == batch * text.layers * length * per_token
+        assert row["kv_bytes_unpruned"] == batch * text.num_hidden_layers * length * per_token
 
 
 def prepare_model() -> torch.nn.Module:

@@ -49,7 +49,10 @@ def test_every_method_at_every_budget_is_measured_or_refused(info: ModelInfo) ->
     made, refused = settings(info)
     found = {(setting.kind, setting.keep) for setting in made}
     found |= {(name.split(", ")[0], name.split(", ")[-1]) for name in refused}
-    wanted = set(registry()) - {"glimpse_prune", "compose"} | {"fastervlm+fastv", "prumerge+"}
+    wanted = set(registry()) - {"glimpse_prune", "compose", *accuracy_settings.FOR_VIDEOS} | {
+        "fastervlm+fastv",
+        "prumerge+",
+    }
     assert found >= {(name, keep) for name in wanted for keep in KEEPS}
 
 
@@ -63,7 +66,8 @@ def test_published_is_another_configuration_than_default() -> None:
         assert (modes[name, "published"].positions, modes[name, "default"].positions) == ("contiguous", "original")
     qwen, _ = settings(QWEN)
     assert all(s.method.positions == "original" for s in qwen if s.method is not None)
-    assert "vitcop" not in {s.kind for s in qwen if s.mode == "published"}  # its code exists for LLaVA only
+    (vitcop,) = [s.method for s in qwen if s.kind == "vitcop" and s.mode == "published" and s.keep == "1/3"]
+    assert (vitcop.official, vitcop.shallow) == (False, "key_norm")  # its code exists for LLaVA only, its choices here
 
 
 def test_studies_share_the_answers_of_settings_that_both_have() -> None:

@@ -12,14 +12,17 @@ from transformers import Blip2Config, LlamaConfig, LlamaForCausalLM, MllamaConfi
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import foveate.families as families
+from foveate.core import plugins
 from foveate.core.grid import ColumnGrid, Grid
+from foveate.core.tiles import arrangement, panels
 from foveate.errors import ConfigurationError, UnsupportedModelError
 from foveate.families import adapt
 from foveate.families.base import Family
 from foveate.families.llava import Llava
 from foveate.families.refusals import REFUSED
+from foveate.families.tables import ALWAYS_TESTED, TESTED
 from foveate.inference.doctor import examine
-from foveate.trace.tiles import arrangement, panels
+from tests.families.test_types import FEW
 from tests.families.tiny import build
 from tests.families.types import TABLE
 
@@ -46,7 +49,7 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def install(*names: str) -> None:
         found = [EntryPoint(name.lower(), f"{__name__}:{name}", families.GROUP) for name in names]
-        monkeypatch.setattr(families, "entry_points", lambda group: found if group == families.GROUP else [])
+        monkeypatch.setattr(plugins, "entry_points", lambda group: found if group == families.GROUP else [])
         families.registry.cache_clear()
 
     yield install
@@ -111,7 +114,15 @@ def test_a_checkpoint_is_probed_without_its_weights() -> None:
     assert (found.layers, found.signal, found.modalities) == ("4 linear, 2 full", "all patches", ("image", "video"))
     assert "is before layer 3" in found.otherwise["fastv"]
     assert examine(build("llava").config).signal == "class token"
-    assert "vitcop" in examine(build("idefics2").config).cannot
+    mixed = examine(build("idefics2").config)
+    assert "projected features stand in" in mixed.otherwise["vitcop"]
+    assert set(mixed.cannot) == {"glimpse_prune", "prumerge"}
+
+
+def test_what_is_said_to_be_tested_is() -> None:
+    every_run = {TABLE[name].model_type for name in FEW}
+    assert set(ALWAYS_TESTED) == every_run
+    assert set(TESTED) == {entry.model_type for entry in TABLE.values()} - every_run
 
 
 def test_tiles_lie_where_the_picture_has_them() -> None:

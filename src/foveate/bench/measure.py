@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from foveate.bench.flops import Flops, count
+from foveate.bench.flops import Flops, count, vision_flops
 from foveate.bench.own_work import own_flops
 from foveate.core.method import Method
 from foveate.engine.attach import prune
+from foveate.families import adapt
 from foveate.families.geometry import Geometry
 from foveate.specs.settings import Setting
 from foveate.trace.records import PrefillTrace
@@ -67,6 +68,12 @@ class Result:
     peak_bytes: int | None = None
     peak_kind: str | None = None
 
+    def add(self, times: dict[str, float], trace: PrefillTrace) -> None:
+        """Note a round."""
+        for name, value in times.items():
+            self.times[name].append(value)
+        self.trace = trace
+
     def median(self, name: str) -> float:
         return statistics.median(self.times[name])
 
@@ -93,25 +100,27 @@ def measure(
         repeats: measured rounds. Within a round every setting runs once; the order rotates.
         warmup: rounds before that, not counted.
         on_call: told after every call of `generate`.
+
+    Raises:
+        UnsupportedModelError: the operations of such a model cannot be counted.
     """
+    family = adapt(model)
+    geometry, vision = Geometry.of(family), vision_flops(family, inputs)
     methods = [setting.make() for setting in settings]
     results = [Result(setting, setting.describe()) for setting in settings]
     order = list(range(len(settings)))
-    for _ in range(warmup):
-        for number in order:
-            timed_call(model, inputs, methods[number], new_tokens)
-            on_call()
+    for number in order * warmup:
+        timed_call(model, inputs, methods[number], new_tokens)
+        on_call()
     for _ in range(repeats):
         for number in order:
-            times, trace = timed_call(model, inputs, methods[number], new_tokens)
-            for name, value in times.items():
-                results[number].times[name].append(value)
-            results[number].trace = trace
+            results[number].add(*timed_call(model, inputs, methods[number], new_tokens))
             on_call()
         order = order[1:] + order[:1]
-    geometry = Geometry.of(model.config)
     for result, method in zip(results, methods, strict=True):
-        result.flops = count(geometry, result.last, new_tokens)
+        in_tower = method is not None and method.prunes and bool(method.tower_stages(family.info))
+        own = vision_flops(family, inputs, result.last) if in_tower else vision
+        result.flops = count(geometry, result.last, new_tokens, own)
         result.own_flops = own_flops(model, inputs, method)
     return results
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from foveate.bench.flops import countable
 from foveate.core.method import Method
 from foveate.engine.attach import prune
 from foveate.engine.replay import Replay, row_choices
@@ -36,6 +37,6 @@ def own_flops(model: Any, inputs: dict[str, Tensor], method: Method | None) -> i
 
 def _prefill(model: Any, inputs: dict[str, Tensor], method: Method) -> tuple[int, PrefillTrace]:
     counter = FlopCounterMode(display=False)
-    with prune(model, method) as trace, torch.inference_mode(), counter:
+    with prune(model, method) as trace, torch.no_grad(), countable(model), counter:
         model.generate(**inputs, max_new_tokens=1, min_new_tokens=1, do_sample=False, num_beams=1)
     return counter.get_total_flops(), trace.last

@@ -21,8 +21,8 @@ DEFINITIONS = TIMES | {
     "visual_tokens": "visual tokens of the unpruned prompt, all rows",
     "alive_per_layer": "visual tokens that each decoder layer reads, all rows",
     "keep_ratio": "mean of alive_per_layer over visual_tokens",
-    "flops": "analytic, 2 per multiply-add, attention dense; `method` is what the method itself computes, counted "
-    "(foveate/bench/flops.py, own_work.py), and is in no other figure",
+    "flops": "2 per multiply-add, attention dense; `method` is what the method itself computes and is in no other "
+    "figure (foveate/bench/flops.py, own_work.py)",
     "speedup": "the reference's time over this setting's, median over rounds of the ratio within a round",
     "ideal": "the reference's FLOPs over this setting's, up to the first token, in the prefill, in all",
     "ideal_with_method": "the same with the method's own work, up to the first token",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -52,3 +53,12 @@ class ColumnGrid(Grid):
     def coordinates(self, device: torch.device | str = "cpu") -> Tensor:
         """`[t*h*w, 3]` (frame, row, column) in the order of the tokens."""
         return super().coordinates(device).view(*self, 3).transpose(1, 2).reshape(-1, 3)
+
+
+def frame_numbers(grids: Sequence[Grid], index: Tensor) -> Tensor:
+    """`[n]` which frame the tokens `index` are in, counted from 0 over all grids: frames of a video, or tiles."""
+    own, before = [], 0
+    for grid in grids:
+        own.append(grid.coordinates(index.device)[:, 0] + before)
+        before += grid.t
+    return torch.cat(own)[index]

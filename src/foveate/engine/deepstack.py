@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 NAMES = ("visual_pos_masks", "deepstack_visual_embeds")
-"""Arguments of the language model that bring them."""
+"""Arguments of the language model that bring them, a tensor per layer from the first on, to be added behind it."""
+
+BEFORE = ("vision_mask", "deepstack_features")
+"""The same, by the layer before which they are added."""
 
 
 @dataclass(frozen=True)
@@ -19,19 +22,23 @@ class Deepstack:
 
     Attributes:
         visual: `[B, n]` bool, visual tokens of the unpruned rows.
-        features: per layer from the first on, `[visual tokens, D]`.
+        features: by the layer behind which they are added (-1: before the first), `[visual tokens, D]`.
     """
 
     visual: Tensor
-    features: Sequence[Tensor]
+    features: Mapping[int, Tensor]
 
     @classmethod
     def taken(cls, kwargs: dict[str, Any]) -> tuple[Deepstack | None, dict[str, Any]]:
         """The features in a call of the language model, and its arguments without them."""
         visual, features = (kwargs.get(name) for name in NAMES)
-        if visual is None or features is None:
-            return None, kwargs
-        return cls(visual, features), kwargs | dict.fromkeys(NAMES)
+        if visual is not None and features is not None:
+            return cls(visual, dict(enumerate(features))), kwargs | dict.fromkeys(NAMES)
+        visual, features = (kwargs.get(name) for name in BEFORE)
+        if visual is not None and isinstance(features, dict):
+            behind = {layer - 1: feature for layer, feature in features.items()}
+            return cls(visual[..., 0] if visual.dim() == 3 else visual, behind), kwargs | dict.fromkeys(BEFORE)
+        return None, kwargs
 
     def behind(self, layer: int, hidden: Tensor, index: Tensor | None, length: int) -> Tensor:
         """The hidden states that come out of `layer`, with its features.
@@ -40,7 +47,7 @@ class Deepstack:
             index: `[B, m]` columns of the unpruned rows that `hidden` has, -1 on padding; None: all.
             length: tokens of an unpruned row, a probe's included.
         """
-        if not 0 <= layer < len(self.features):
+        if layer not in self.features:
             return hidden
         visual, feature = self.visual.to(hidden.device), self.features[layer].to(hidden.device, hidden.dtype)
         number = (visual.flatten().long().cumsum(0) - 1).view_as(visual).clamp(min=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -126,7 +127,8 @@ def _encoded(family: Family, modality: str, found: _Pieces, own: Sequence[TowerI
             tap: family.join(shape, grids, [tile.taps[tap] for tile in tiles])
             for tap in (tiles[0].taps if tiles else ())
         }
-        result.append(EncodedImage(shape, taps))
+        left = tiles[0].left if len(tiles) == 1 else None  # no tower that takes tiles can be pruned
+        result.append(EncodedImage(shape, taps, left=left))
     return result
 
 
@@ -142,6 +144,7 @@ def _joined(mask: Tensor, ids: Tensor | None, pieces: Sequence[EncodedImage], fr
         int(row[row_mask.nonzero()[-1]]) for row, row_mask in zip(before, mask, strict=True) if bool(row_mask.any())
     }
     groups: list[list[EncodedImage]] = []
+    starts: list[list[int]] = []
     rows = assign("image", mask, [piece.size for piece in pieces])
     for number, own in enumerate(rows):
         columns, closed = mask[number].nonzero().squeeze(1), True
@@ -151,13 +154,25 @@ def _joined(mask: Tensor, ids: Tensor | None, pieces: Sequence[EncodedImage], fr
             run = int(_run_start(mask[number], column))
             if closed and run != last_run:
                 groups.append([])
+                starts.append([])
             groups[-1].append(pieces[i])
+            starts[-1].append(column)
             closed, last_run = int(before[number, column]) in closing, run
             start += pieces[i].size
-    return [_one(group, frames) for group in groups]
+    return [_one(group, frames, _across(own)) for group, own in zip(groups, starts, strict=True)]
 
 
-def _one(pieces: Sequence[EncodedImage], frames: bool) -> EncodedImage:
+def _across(starts: Sequence[int]) -> int | None:
+    """Tiles side by side, where something more stands behind a row of tiles than between two: the whole picture is the
+    last. None if nothing tells."""
+    steps = [after - before for before, after in pairwise(starts[:-1])]
+    longer = [number for number, step in enumerate(steps) if step > min(steps)]
+    if not longer:
+        return len(starts) - 1 if steps and starts[-1] - starts[-2] > steps[0] else None
+    return longer[0] + 1 if (len(starts) - 1) % (longer[0] + 1) == 0 else None
+
+
+def _one(pieces: Sequence[EncodedImage], frames: bool, across: int | None) -> EncodedImage:
     if len(pieces) == 1:
         return pieces[0]
     fixed: list[int] = []
@@ -168,7 +183,7 @@ def _one(pieces: Sequence[EncodedImage], frames: bool) -> EncodedImage:
     grids = tuple(grid for piece in pieces for grid in piece.shape.grids)
     if frames and len(set(grids)) == 1:
         grids = (Grid(sum(grid.t for grid in grids), *grids[0][1:]),)
-    shape = ImageShape(grids, tuple(fixed))
+    shape = ImageShape(grids, tuple(fixed), across)
     taps = {tap: torch.cat([piece.taps[tap] for piece in pieces]) for tap in pieces[0].taps}
     return EncodedImage(shape, taps, len(pieces))
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from foveate.engine import inputs, recording
+from foveate.engine.alive import check_fixed
 from foveate.engine.cache import FoveatedCache, can_adopt, check_cache, check_windows
 from foveate.engine.call import Call
 from foveate.engine.conversation import ImageSpan, PrefillRecord
@@ -58,7 +59,7 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
             cache.free_window(layer, past)
     if forward.stages:
         forward.deepstack, kwargs = Deepstack.taken(kwargs)
-        kwargs = _whole_pass(session, kwargs)
+        kwargs = _whole_pass(session, call, kwargs)
     return _append_probe(forward, kwargs)
 
 
@@ -103,7 +104,7 @@ def go_on(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
         cache.in_pass = True
         if mask is not None and new > 1:
             call.forward.alive.valid = mask[:, past:].bool()
-        kwargs = _whole_pass(session, kwargs)
+        kwargs = _whole_pass(session, call, kwargs)
     return kwargs
 
 
@@ -135,10 +136,13 @@ def _embeds(kwargs: Kwargs) -> Tensor:
     return embeds
 
 
-def _whole_pass(session: Session, kwargs: Kwargs) -> Kwargs:
+def _whole_pass(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
     """Layers that share keys may be run on the last tokens only (Gemma 4); masks of ours are for all."""
-    shares = any(facts.source != number for number, facts in enumerate(session.family.layers))
-    return {k: v for k, v in kwargs.items() if k != "logits_to_keep"} if shares else kwargs
+    if all(facts.source == number for number, facts in enumerate(session.family.layers)):
+        return kwargs
+    asked = kwargs.get("logits_to_keep")
+    call.last = asked if isinstance(asked, int) else 0
+    return {k: v for k, v in kwargs.items() if k != "logits_to_keep"}
 
 
 def _cache(session: Session, text: nn.Module, kwargs: Kwargs) -> FoveatedCache | None:
@@ -174,15 +178,27 @@ def _layout(
     images = match_images(session.family, call, session.local.encoded)
     per = session.method.per if session.method else "image"
     layout = build_layout(call.visual, valid, images, past, per, device)
-    method = session.method
-    for tap in method.taps(session.family.info) if method else ():
+    for tap in session.taps:
         if any(tap not in group.taps for group in layout.groups):
             raise MissingTapError(
-                f"{method} needs {tap}, but the images were encoded outside foveate (or before it was "
+                f"{session.method} needs {tap}, but the images were encoded outside foveate (or before it was "
                 "active), so nothing was read in the vision tower. Pass `pixel_values` inside "
                 "`foveate.prune`, or use a method that needs no taps."
             )
+    if session.tower_stages:
+        _check_tower(session, layout)
     return layout
+
+
+def _check_tower(session: Session, layout: Layout) -> None:
+    """What a method with stages in the vision tower needs of the images."""
+    if any(left is None for group in layout.groups for left in group.left):
+        raise MissingTapError(
+            f"{session.method} prunes the vision tower, but the images were encoded outside foveate (or before it was "
+            "active). Pass `pixel_values` inside `foveate.prune`."
+        )
+    for group in layout.groups:
+        check_fixed(group)
 
 
 def _has_axes(positions: Tensor | None) -> bool:

@@ -68,7 +68,7 @@ def before_base(session: Session, module: nn.Module, args: tuple[Any, ...], kwar
             check_placeholders(call)
         elif given.get("inputs_embeds") is not None and given.get("input_ids") is None:
             _warn_about_embeddings(given)
-    if call.kind is Kind.PLAIN and hasattr(module, "rope_deltas"):
+    if call.kind is Kind.PLAIN and hasattr(module, "rope_deltas") and session.family.has_axes:
         prefill.begin_with_text(given.get("past_key_values"), given.get("attention_mask"))
     local.call = call
     cache = kept.get("past_key_values")
@@ -134,6 +134,8 @@ def after_text(session: Session, module: nn.Module, args: Any, output: Any) -> N
             output.last_hidden_state = packed.apply(output.last_hidden_state)
         if session.full_length:
             _restore_length(forward, output)
+        if call.last:  # stock code would have left the others out before its head
+            output.last_hidden_state = output.last_hidden_state[:, -call.last :]
         forward.finish()
         if cache is not None and call.records:  # a turn that failed was never there
             cache.conversation.add(call.records)

@@ -12,6 +12,7 @@ from torch import Tensor
 from foveate.core.view import Tap
 from foveate.engine.layout import Group
 from foveate.engine.reading import Reading
+from foveate.engine.standins import stand_in
 from foveate.errors import MissingTapError
 
 
@@ -50,12 +51,14 @@ class GroupSource:
     Attributes:
         place: `[n]` where its living tokens stand in the row.
         readings: of the probe, by layer.
+        stand_ins: whether features stand in for what the tower cannot give.
     """
 
     group: Group
     place: Tensor
     row: RowState
     readings: Mapping[int, Reading] = field(default_factory=dict)
+    stand_ins: bool = False
 
     def hidden(self) -> Tensor:
         return self.row.hidden[self.place]
@@ -81,6 +84,10 @@ class GroupSource:
         return self.readings[layer].at(self.group.row, columns.to(device), log_probabilities).to(device)
 
     def tap(self, tap: Tap) -> Tensor:
+        if self.stand_ins:
+            tap = Tap(tap.kind)  # whatever the block
+            if tap not in self.group.taps:
+                self.group.taps[tap] = stand_in(tap, self.hidden(), self.group.alive, self.group.total)
         if tap not in self.group.taps:
             raise MissingTapError(f"{tap} was not read; a method must name it in `taps`.")
         return self.group.taps[tap]

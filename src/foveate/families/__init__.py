@@ -3,16 +3,13 @@ under the entry-point group `foveate.families`."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-import warnings
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from torch import nn
 
-from foveate.errors import ConfigurationError, UnsupportedModelError
+from foveate.core.plugins import classes_of, with_installed
+from foveate.errors import UnsupportedModelError
 from foveate.families.base import Family
 
 GROUP = "foveate.families"
@@ -28,41 +25,15 @@ def registry() -> dict[str, type[Family]]:
     Raises:
         ConfigurationError: two packages serve one model type.
     """
-    found = dict(_built_in())
-    owners = dict.fromkeys(found, "foveate")
-    for entry in entry_points(group=GROUP):
-        owner = entry.dist.name if entry.dist is not None else entry.value.partition(":")[0]
-        try:
-            kind = _load(entry)
-        except Exception as error:  # whatever it is, it must not take the others with it
-            warnings.warn(
-                f"The family {entry.name!r} of {owner} ({entry.value}) cannot be loaded and is left out: {error!r}.",
-                stacklevel=2,
-            )
-            continue
-        for model_type in kind.model_types:
-            if found.get(model_type, kind) is not kind:
-                raise ConfigurationError(
-                    f"{owners[model_type]} and {owner} both have an adapter for model type {model_type!r}; uninstall "
-                    "one of them."
-                )
-            found[model_type], owners[model_type] = kind, owners.get(model_type, owner)
-    return found
+    return with_installed(_built_in(), GROUP, _checked, lambda kind: kind.model_types, "adapter for model type")
 
 
 @cache
 def _built_in() -> dict[str, type[Family]]:
-    found: dict[str, type[Family]] = {}
-    for module in pkgutil.iter_modules(__path__):
-        imported = importlib.import_module(f"{__name__}.{module.name}")
-        for thing in vars(imported).values():
-            if isinstance(thing, type) and issubclass(thing, Family) and thing.__module__ == imported.__name__:
-                found.update(dict.fromkeys(thing.model_types, thing))
-    return found
+    return {name: kind for kind in classes_of(__name__, __path__, Family) for name in kind.model_types}
 
 
-def _load(entry: EntryPoint) -> type[Family]:
-    kind = entry.load()
+def _checked(kind: Any) -> type[Family]:
     if not (isinstance(kind, type) and issubclass(kind, Family)):
         raise TypeError("it is no subclass of foveate.families.base.Family")
     if not kind.model_types:

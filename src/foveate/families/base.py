@@ -14,7 +14,7 @@ from foveate.errors import MissingTapError
 from foveate.families.merging import merge_patches, per_image
 from foveate.families.parts import attention_of
 from foveate.families.probed import Probed
-from foveate.families.tables import MERGES, side
+from foveate.families.tables import side
 
 
 class Family(Probed):
@@ -40,12 +40,9 @@ class Family(Probed):
             MissingTapError: there is no such block, or no way from its patches to tokens.
         """
         blocks = len(self.parts.blocks)
-        if not blocks:
-            raise MissingTapError(f"{tap} reads a vision tower's blocks, but '{self.name}' has none.")
-        if self.merge == "none":
+        if self.unreadable is not None:
             raise MissingTapError(
-                f"{tap} gives a value per patch, but how patches become tokens of '{self.name}' is "
-                f"{'not known' if self.name not in MERGES else 'learned (a resampler)'}; use a method without taps."
+                f"{tap} cannot be read on '{self.name}': {self.unreadable}. Use a method that needs no taps."
             )
         block = self.default_block if tap.block is None else tap.block
         if not -blocks <= block < blocks:
@@ -63,7 +60,9 @@ class Family(Probed):
         if isinstance(feature, int):  # counts `hidden_states`, of which the first is the embedding
             return feature if feature < 0 else feature - 1
         full = getattr(getattr(self.config, "vision_config", None), "fullatt_block_indexes", None)
-        return max(full) if full else -1
+        blocks = self.parts.blocks
+        attending = [number for number, block in enumerate(blocks) if attention_of(block) is not None]
+        return max(full) if full else max(attending, default=-1)  # some towers have blocks of convolutions
 
     def block_attention(self, block: nn.Module) -> nn.Module:
         """The module of a vision block that calls the attention function."""
@@ -128,6 +127,12 @@ class Family(Probed):
         if found is None:
             raise MissingTapError(f"Decoder layer {layer} of '{self.name}' has no attention module that can be read.")
         return found
+
+    @cached_property
+    def has_axes(self) -> bool:
+        """Whether positions of images have several axes; a few types inherit the attributes for that without them."""
+        heads = (self.parts.head, self.parts.base)
+        return any(hasattr(module, "get_rope_index") for module in heads)
 
     @cached_property
     def axes(self) -> int:

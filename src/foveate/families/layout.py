@@ -15,10 +15,12 @@ class ImageShape:
     Attributes:
         grids: of the tokens that can be chosen, in the order of the sequence.
         fixed: places, among all its tokens, of those that always stay: newlines, separators, class tokens.
+        across: tiles side by side, if it is cut into equal ones and that is known.
     """
 
     grids: tuple[Grid, ...]
     fixed: tuple[int, ...] = ()
+    across: int | None = None
 
     @property
     def size(self) -> int:

@@ -15,7 +15,17 @@ from foveate.core.view import ModelInfo
 from foveate.errors import UnsupportedModelError
 from foveate.families.layout import ImageShape, shape_of
 from foveate.families.parts import Parts, find_parts, layer_facts
-from foveate.families.tables import CLASS_TOKEN_LAST, IN_FRAMES, MERGES, TILED, Merge, merge_factor, side
+from foveate.families.tables import (
+    BY_ROW,
+    CLASS_TOKEN_LAST,
+    ENCODES_LATE,
+    IN_FRAMES,
+    MERGES,
+    TILED,
+    Merge,
+    merge_factor,
+    side,
+)
 
 TOKEN_NAMES = {
     "image": ("image_token_id", "image_token_index", "image_patch_id", "img_context_token_id"),
@@ -75,6 +85,17 @@ class Probed:
     def class_token_last(self) -> bool:
         return self.name in CLASS_TOKEN_LAST
 
+    @property
+    def unreadable(self) -> str | None:
+        """Why nothing of the vision tower can be read, None if it can."""
+        if self.name in ENCODES_LATE:
+            return "its language model encodes the images itself, when tokens have been chosen"
+        if not len(self.parts.blocks):
+            return "no vision transformer"
+        if self.merge != "none":
+            return None
+        return "a resampler mixes all patches" if self.name in MERGES else "which patches make a token is not known"
+
     @cached_property
     def info(self) -> ModelInfo:
         layers, blocks = len(self.parts.layers), len(self.parts.blocks)
@@ -82,7 +103,16 @@ class Probed:
         whole = readable if len(readable) < layers else None
         own = [(i, facts.kind) for i, facts in enumerate(self.layers) if facts.source == i and i not in readable]
         windowed = tuple(i for i, kind in own if kind in ("sliding", "chunked"))
-        return ModelInfo(self.name, layers, blocks, self.has_class_token, self.tower_heads, whole, windowed)
+        heads, feeding = self.tower_heads, self._feeding_blocks()
+        return ModelInfo(self.name, layers, blocks, self.has_class_token, heads, whole, windowed, feeding)
+
+    def _feeding_blocks(self) -> int:
+        """Vision blocks, from the first on, that every feature of the projector comes through."""
+        feature = getattr(self.config, "vision_feature_layer", None)
+        features = feature if isinstance(feature, list | tuple) else [feature]
+        blocks = len(self.parts.blocks)
+        # `hidden_states` has one entry more than there are blocks, the first is the embedding
+        return min((f if f >= 0 else blocks + 1 + f) if isinstance(f, int) else blocks for f in features)
 
     @cached_property
     def sources(self) -> frozenset[int]:
@@ -97,14 +127,21 @@ class Probed:
 
     @cached_property
     def tower_heads(self) -> int:
-        """Attention heads of a vision block, 0 if its configuration does not say."""
+        """Attention heads of a vision block, 0 if its configuration does not say or it cannot be read."""
+        if self.unreadable is not None:
+            return 0
         vision = getattr(self.config, "vision_config", None)
         return getattr(vision, "num_attention_heads", None) or getattr(vision, "num_heads", None) or 0
 
     @cached_property
+    def arguments(self) -> frozenset[str]:
+        """What the base model can be given."""
+        return frozenset(parameters(self.parts.base))
+
+    @property
     def wants_token_types(self) -> bool:
         """Whether the model needs `mm_token_type_ids` from the processor."""
-        return "mm_token_type_ids" in parameters(self.parts.base)
+        return "mm_token_type_ids" in self.arguments
 
     @cached_property
     def hidden_names(self) -> tuple[str, ...]:
@@ -168,6 +205,10 @@ class Probed:
             sizes = [pixels.shape[-2:]] * pixels.shape[0]
         return [Grid(1, int(h) // patch, int(w) // patch) for h, w in sizes]
 
+    def tower_patches(self, args: tuple[Any, ...], kwargs: dict[str, Any], grids: Sequence[Grid]) -> list[int]:
+        """Patches of each of these images; empty if every image is a call of its own whatever the tower is given."""
+        return [grid.size * self.factor**2 for grid in grids]
+
     def _merged(self, thw: Tensor) -> list[Grid]:
         return [Grid(t, h // self.factor, w // self.factor) for t, h, w in thw.tolist()]
 
@@ -175,6 +216,17 @@ class Probed:
     def factor(self) -> int:
         """Patches per token along each side."""
         return merge_factor(self.config)
+
+    @cached_property
+    def tile_tokens(self) -> int | None:
+        """Tokens of a tile, where the features of a row's tiles come in one piece."""
+        if self.name not in BY_ROW:
+            return None
+        resampler = getattr(self.config, "perceiver_config", None)
+        if resampler is not None:
+            return int(resampler.resampler_n_latents)
+        vision = self.config.vision_config
+        return int((side(vision.image_size) // side(vision.patch_size) // self.factor) ** 2)
 
     def in_tiles(self, modality: str) -> bool:
         """Whether features come per tile (or frame), several of which make an image (or video)."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from fractions import Fraction
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ class Stitched(NamedTuple):
 class Unpadded(Family):
     """Budgets are per picture, thumbnail included; newlines always stay."""
 
-    model_types = ("llava_next", "llava_next_video", "llava_onevision")
+    model_types: ClassVar[tuple[str, ...]] = ("llava_next", "llava_next_video", "llava_onevision")
 
     @property
     def _side(self) -> int:
@@ -161,3 +162,13 @@ class Unpadded(Family):
                 whole = F.interpolate(whole[None], size=(picture.rows, picture.columns), mode="bilinear")[0]
             parts.append(whole.flatten(1).T)
         return torch.cat(parts)
+
+
+class Granite4Vision(Unpadded):
+    """Granite 4 Vision: a small Q-Former in every window makes fewer tokens of its patches."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("granite4_vision",)
+
+    @property
+    def _side(self) -> int:
+        return int(super()._side * Fraction(self.config.downsample_rate))

@@ -31,6 +31,10 @@ class VideoLlama3(Family):
         given = dict(zip(("pixel_values", "grid_thw", "merge_sizes"), args, strict=False)) | kwargs
         return _grids(given["grid_thw"], given["merge_sizes"])
 
+    def tower_patches(self, args: tuple[Any, ...], kwargs: dict[str, Any], grids: Sequence[Grid]) -> list[int]:
+        given = dict(zip(("pixel_values", "grid_thw", "merge_sizes"), args, strict=False)) | kwargs
+        return [int(n) for n in given["grid_thw"].prod(-1)]
+
     def to_tokens(self, tap: Tap, values: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
         rows = values.reshape(-1, 1) if tap.kind == "received" else values.reshape(-1, values.shape[-1])
         factor = round((len(rows) / sum(grid.size for grid in grids)) ** 0.5)  # one kind of input a call

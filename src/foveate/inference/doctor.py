@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig
 
 from foveate.core.method import Method
 from foveate.engine.checks import check, notes
@@ -17,7 +17,7 @@ from foveate.errors import FoveateError, UnsupportedModelError
 from foveate.families import adapt
 from foveate.families.base import Family
 from foveate.families.refusals import type_refusal
-from foveate.families.tables import MERGES
+from foveate.inference.loading import auto_class
 from foveate.methods import registry
 
 
@@ -50,11 +50,12 @@ def examine(config: Any) -> Findings:
     """
     if reason := type_refusal(config):
         raise UnsupportedModelError(f"'{config.model_type}' cannot be pruned: {reason}")
-    if type(config) not in AutoModelForImageTextToText._model_mapping:
+    kind = auto_class(config)
+    if kind is None:
         raise UnsupportedModelError(f"'{config.model_type}' is no model that reads images and writes text.")
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = AutoModelForImageTextToText.from_config(config)
+        model = kind.from_config(config)
     family = adapt(model)
     cannot, otherwise = {}, {}
     for name, kind in registry().items():
@@ -66,7 +67,7 @@ def examine(config: Any) -> Findings:
         except FoveateError as error:
             cannot[name] = str(error)
             continue
-        if found := [note for note in notes(family, method) if note.startswith("the stage")]:
+        if found := [note for note in notes(family, method) if not note.startswith("received attention")]:
             otherwise[name] = "; ".join(found)
     return Findings(family.name, layers(family), signal(family), tuple(family.token_ids), cannot, otherwise)
 
@@ -97,8 +98,6 @@ def layers(family: Family) -> str:
 
 def signal(family: Family) -> str:
     """What received attention is, or why nothing of the tower can be read."""
-    if not len(family.parts.blocks):
-        return "none: no vision transformer"
-    if family.merge == "none":
-        return "none: patches are mixed" if family.name in MERGES else "none: patch order unknown"
+    if family.unreadable is not None:
+        return f"none: {family.unreadable}"
     return "class token" if family.has_class_token else "all patches"

@@ -4,16 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
-import pkgutil
-import warnings
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from inspect import isabstract
 from typing import Any
 
 from foveate.core.method import Method
+from foveate.core.plugins import classes_of, with_installed
 from foveate.errors import ConfigurationError
 
 GROUP = "foveate.methods"
@@ -29,44 +26,17 @@ def registry() -> dict[str, type[Method]]:
     Raises:
         ConfigurationError: two packages give methods of one name.
     """
-    found, owners = dict(_built_in()), dict.fromkeys(_built_in(), "foveate")
-    for entry in entry_points(group=GROUP):
-        owner = _owner(entry)
-        try:
-            kind = _load(entry)
-        except Exception as error:  # whatever it is, it must not take the others with it
-            warnings.warn(
-                f"The method {entry.name!r} of {owner} ({entry.value}) cannot be loaded and is left out: {error!r}.",
-                stacklevel=2,
-            )
-            continue
-        if found.get(kind.name, kind) is not kind:
-            raise ConfigurationError(
-                f"{owners[kind.name]} and {owner} both have a method {kind.name!r}; uninstall one of them, or give the "
-                "class another `name`."
-            )
-        found[kind.name], owners[kind.name] = kind, owners.get(kind.name, owner)
+    remedy = "uninstall one of them, or give the class another `name`"
+    found = with_installed(_built_in(), GROUP, _checked, lambda kind: [kind.name], "method", remedy)
     return dict(sorted(found.items()))
 
 
 @cache
 def _built_in() -> dict[str, type[Method]]:
-    found: dict[str, type[Method]] = {}
-    for module in pkgutil.iter_modules(__path__):
-        imported = importlib.import_module(f"{__name__}.{module.name}")
-        for thing in vars(imported).values():
-            own = isinstance(thing, type) and thing.__module__ == imported.__name__
-            if own and issubclass(thing, Method) and not isabstract(thing):
-                found[thing.name] = thing
-    return found
+    return {kind.name: kind for kind in classes_of(__name__, __path__, Method) if not isabstract(kind)}
 
 
-def _owner(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist is not None else entry.value.partition(":")[0]
-
-
-def _load(entry: EntryPoint) -> type[Method]:
-    kind = entry.load()
+def _checked(kind: Any) -> type[Method]:
     if not (isinstance(kind, type) and issubclass(kind, Method)) or isabstract(kind):
         raise TypeError("it is no concrete subclass of foveate.Method")
     if not dataclasses.is_dataclass(kind) or not kind.name:

@@ -18,6 +18,9 @@ class FasterVLM(Score):
     On towers without a class token: attention received from all tokens of the image in the last block with global
     attention (our substitute).
 
+    Where the tower cannot be read, projected features and their max-min diversity stand in for it
+    (`Method.takes_features`); the trace says so. Not with a threshold.
+
     Args:
         keep: average visual tokens per decoder layer, as a ratio, count or `Keep`; a threshold is on the attention
             summed over heads.
@@ -35,6 +38,10 @@ class FasterVLM(Score):
 
     def stages(self, info: ModelInfo) -> Sequence[Stage]:
         return (Stage(self.layer),)
+
+    @property
+    def takes_features(self) -> bool:
+        return self.budget.threshold is None  # which would be one on attention
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
         return (Tap("received", self.block, self.queries),)

@@ -24,6 +24,9 @@ class HiPrune(Method):
     Deviations: neighbours end at the image's border, unless `wrap` is set. Attention is the class token's where there
     is one (published: received from all tokens on every tower).
 
+    Where the tower cannot be read, projected features and their max-min diversity stand in for it
+    (`Method.takes_features`); the trace says so.
+
     Args:
         keep: share of the tokens that remain, in (0, 1], or their number per image.
         alpha: share of the budget meant for anchors and their neighbours (published: 0.1).
@@ -52,6 +55,10 @@ class HiPrune(Method):
         super().__post_init__()
         if not 0 <= self.alpha <= 1:
             raise ConfigurationError(f"HiPrune(alpha={self.alpha}) must lie in [0, 1].")
+
+    @property
+    def takes_features(self) -> bool:
+        return True
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
         return self._middle(info), Tap("received", self.deep_block, self.queries)

@@ -30,6 +30,9 @@ class PruMerge(Method):
     published code that sums up all pruned ones does not exist. A fixed budget is how later papers compare with it.
     Without a class token, attention received from all tokens counts.
 
+    Where the tower cannot be read, projected features and their max-min diversity stand in for it
+    (`Method.takes_features`); the trace says so. Only with a `keep`.
+
     Args:
         keep: None: as many as there are outliers, at least one, with `plus` also the evenly spaced ones. A share in
             (0, 1] or a number per image fixes how many: the most attended tokens, with `plus` at most half of them by
@@ -58,6 +61,10 @@ class PruMerge(Method):
         super().__post_init__()
         if self.neighbours < 1 or self.spaced < 1:
             raise ConfigurationError("PruMerge: neighbours and spaced must be at least 1.")
+
+    @property
+    def takes_features(self) -> bool:
+        return self.keep is not None  # ranks have no outliers
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
         return Tap("received", self.block, self.queries), Tap("keys", self.block)

@@ -23,6 +23,9 @@ class ToMe(Method):
     before the language model, so that the tower stays stock (as "ToMe" is usually run as a baseline for LVLMs).
     Unverified: no official output or published number was compared.
 
+    Where the tower cannot be read, projected features and their max-min diversity stand in for it
+    (`Method.takes_features`); the trace says so.
+
     Args:
         keep: share of the tokens that remain, in (0, 1], or their number per image.
         block: vision block whose keys are compared. None: the one that feeds the projector.
@@ -32,6 +35,10 @@ class ToMe(Method):
     paper = "arXiv 2210.09461"
 
     block: int | None = None
+
+    @property
+    def takes_features(self) -> bool:
+        return True
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
         return (Tap("keys", self.block),)

@@ -26,6 +26,9 @@ class VisionZip(Method):
     which the published code passes to the language model as one of the dominant ones, is not kept (stock LLaVA crops
     it). Without a class token, attention received from all tokens counts, as in the published Qwen2.5-VL version.
 
+    Where the tower cannot be read, projected features and their max-min diversity stand in for it
+    (`Method.takes_features`); the trace says so.
+
     Args:
         keep: share of the tokens that remain, in (0, 1], or their number per image.
         dominant: share of the kept tokens that are dominant; published: 54 of 64, 108 of 128, 162 of 192.
@@ -46,6 +49,10 @@ class VisionZip(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         Keep(ratio=self.dominant)
+
+    @property
+    def takes_features(self) -> bool:
+        return True
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
         return Tap("received", self.block, self.queries), Tap("keys", self.block)

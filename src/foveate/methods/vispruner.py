@@ -30,6 +30,9 @@ class VisPruner(Method):
     least 1/64 of all that must go, so that large images also take at most 64 rounds. Without a class token, attention
     received from all tokens counts.
 
+    Where the tower cannot be read, projected features and their max-min diversity stand in for it
+    (`Method.takes_features`); the trace says so.
+
     Args:
         keep: share of the tokens that remain, in (0, 1], or their number per image.
         important: share of the kept tokens chosen by attention (published: 0.5).
@@ -52,6 +55,10 @@ class VisPruner(Method):
         Keep(ratio=self.important)
         if self.step < 1:
             raise ConfigurationError(f"VisPruner(step={self.step}) must be at least 1.")
+
+    @property
+    def takes_features(self) -> bool:
+        return True
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
         return Tap("received", self.block, self.queries), Tap("hidden", self.block)

@@ -30,6 +30,9 @@ class VScan(Method):
     Deviation: without a class token, attention received from all tokens (in a block of windowed attention: from those
     of the same attention window).
 
+    Where the tower cannot be read, projected features and their max-min diversity stand in for it
+    (`Method.takes_features`); the trace says so.
+
     Args:
         keep: average visual tokens per decoder layer, as a ratio, count or `Keep`. Published: 1.5 times it after stage
             1 and half of it after stage 2 (96 and 32 tokens for an average of 64).
@@ -71,6 +74,10 @@ class VScan(Method):
             return first, first * late
 
         return solve([stage.layer for stage in self.stages(info)], shape, keep, info.layers, "VScan")
+
+    @property
+    def takes_features(self) -> bool:
+        return True
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
         return self._shallow(info), Tap("received", queries=self.queries)

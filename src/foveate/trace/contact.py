@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image
 
 from foveate.core.grid import Grid
+from foveate.core.tiles import Box
 from foveate.errors import InputError
 from foveate.trace.overlay import dropped_at, find_group, frame_of, paint, with_legend
 from foveate.trace.records import PrefillTrace
 from foveate.trace.sheet import WIDEST, sheet
-from foveate.trace.tiles import Box
 
 
 def contact_sheet(

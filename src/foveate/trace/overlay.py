@@ -10,11 +10,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from foveate.core.grid import Grid
+from foveate.core.tiles import Box, panels
 from foveate.errors import InputError
 from foveate.files.atomic import replacing
 from foveate.trace.records import GroupTrace, PrefillTrace
 from foveate.trace.text import where
-from foveate.trace.tiles import Box, panels
 
 COLOURS = ((24, 24, 32), (30, 90, 220), (235, 120, 10), (160, 40, 170), (20, 130, 95))
 """Tint of the tokens dropped at the first, second, ... stage."""

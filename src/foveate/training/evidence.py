@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Per
+from foveate.core.grid import Grid
 from foveate.core.method import Method, Stage
 from foveate.core.selection import Choice
+from foveate.core.tiles import Box as Part
+from foveate.core.tiles import covers
 from foveate.core.view import ModelInfo, View
 from foveate.data.boxes import Box, box_mask
 from foveate.errors import ConfigurationError
@@ -23,14 +26,42 @@ ImageBoxes = Sequence[Sequence[Box]]
 
 def evidence(boxes: ImageBoxes, view: View) -> Tensor:
     """`[n]` bool: the tokens of a prompt that its boxes touch."""
-    if len(boxes) != len(view.grids):
+    images = view.images or ((1, None),) * len(view.grids)
+    if len(boxes) != len(images):
         raise ConfigurationError(
-            f"row {view.row} has {len(view.grids)} image(s), but boxes for {len(boxes)}; give one list per image."
+            f"row {view.row} has {len(images)} image(s), but boxes for {len(boxes)}; give one list per image."
         )
-    masks = [
-        box_mask(own, grid.h, grid.w).flatten().repeat(grid.t) for own, grid in zip(boxes, view.grids, strict=True)
-    ]
+    masks, start = list[Tensor](), 0
+    for own, (count, across) in zip(boxes, images, strict=True):
+        masks += touched(own, view.grids[start : start + count], across)
+        start += count
     return torch.cat(masks).to(view.device)[view.index]
+
+
+def touched(boxes: Sequence[Box], grids: Sequence[Grid], across: int | None = None) -> list[Tensor]:
+    """Per grid of an image, bool `[t * h * w]`: the tokens that its boxes touch, wherever the picture has the grid.
+
+    Args:
+        across: tiles side by side, None if unknown (see `core.tiles.covers`).
+    """
+    _, parts = covers(grids, across)
+    found = []
+    for grid, part in zip(grids, parts, strict=True):
+        placed = [cut for box in boxes if (cut := _cut(box, part)) is not None]
+        mask = box_mask(placed, grid.h, grid.w)
+        found.append((mask.T if grid.by_columns else mask).flatten().repeat(grid.t))
+    return found
+
+
+def _cut(box: Box, part: Part) -> Box | None:
+    """What a box of the picture covers of a part of it, in shares of the part; None if nothing."""
+    left, top, right, bottom = box
+    if right <= part.left or left >= part.right or bottom <= part.top or top >= part.bottom:
+        return None
+    width, height = part.right - part.left, part.bottom - part.top
+    return (
+        (left - part.left) / width, (top - part.top) / height, (right - part.left) / width, (bottom - part.top) / height
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from foveate.core.grid import Grid
-from foveate.data.boxes import Box, box_mask
+from foveate.data.boxes import Box
 from foveate.data.rows import Row
 from foveate.errors import DataError
 from foveate.families.base import Family
+from foveate.families.layout import ImageShape
+from foveate.training.evidence import touched
 from foveate.training.losses import IGNORE
 
 
@@ -53,14 +55,14 @@ class Collator:
         for example in examples:
             images = example.load_images()
             encoded = dict(self.processor.image_processor(images=images, return_tensors="pt"))
-            grids = [shape.grids[0] for shape in self.family.incoming(encoded)["image"]]
-            rows.append(self._tokens(example, [grid.size for grid in grids], answered))
+            shapes = self.family.incoming(encoded)["image"]
+            rows.append(self._tokens(example, [shape.size for shape in shapes], answered))
             pixels.append(encoded)
             if self.with_boxes and answered:
-                masks.append(self._masks(example, [image.size for image in images], grids))
+                masks.append(self._masks(example, [image.size for image in images], shapes))
         batch: dict[str, Any] = self._pad(rows, answered)
-        names = [name for name in ("pixel_values", "image_grid_thw") if name in pixels[0]]
-        batch |= {name: torch.cat([torch.as_tensor(p[name]) for p in pixels]) for name in names}
+        names = [name for name in ("pixel_values", "image_grid_thw", "image_sizes") if name in pixels[0]]
+        batch |= {name: _joined([torch.as_tensor(p[name]) for p in pixels]) for name in names}
         if masks:
             batch["ref_masks"] = masks
         return batch
@@ -131,12 +133,12 @@ class Collator:
             batch["mm_token_type_ids"] = (ids == self.family.token_ids["image"]).long()
         return batch | {"labels": labels} if answered else batch
 
-    def _masks(self, example: Row, sizes: Sequence[tuple[int, int]], grids: Sequence[Grid]) -> Tensor:
-        """Evidence mask [N] of one example, all its images one after the other."""
+    def _masks(self, example: Row, sizes: Sequence[tuple[int, int]], shapes: Sequence[ImageShape]) -> Tensor:
+        """Evidence mask [N] of one example, all its images one after the other, all grids of each."""
         assert example.boxes is not None
-        parts = []
-        for boxes, size, (t, h, w) in zip(example.boxes, sizes, grids, strict=True):
-            parts.append(box_mask(self._seen(boxes, size), h, w).flatten().repeat(t))
+        parts = list[Tensor]()
+        for boxes, size, shape in zip(example.boxes, sizes, shapes, strict=True):
+            parts += touched(self._seen(boxes, size), shape.grids, shape.across)
         return torch.cat(parts)
 
     def _seen(self, boxes: Sequence[Box], size: tuple[int, int]) -> list[Box]:
@@ -155,3 +157,11 @@ class Collator:
 def _text(text: str) -> list[dict[str, str]]:
     """Message content; some templates take lists of parts only."""
     return [{"type": "text", "text": text}]
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Inputs of all examples; those in tiles are filled up to the longest."""
+    if tensors[0].dim() < 5:
+        return torch.cat(list(tensors))
+    longest = max(tensor.shape[1] for tensor in tensors)
+    return torch.cat([pad(tensor, (0, 0, 0, 0, 0, 0, 0, longest - tensor.shape[1])) for tensor in tensors])
