@@ -3,6 +3,7 @@
     python benchmarks/accuracy.py --out runs/accuracy --markdown docs/methods_accuracy.md
     python benchmarks/accuracy.py --out runs/accuracy --first 45    # how long the whole of it would take
     python benchmarks/accuracy.py --out runs/accuracy --study switches --keeps 1/9 --markdown docs/switches.md
+    python benchmarks/accuracy.py --out runs/accuracy --study vitcop --keeps 1/3 1/9 --markdown docs/vitcop_accuracy.md
 
 Greedy answers, exact match; questions in left-padded batches of one image size. `keep` is the average number of visual
 tokens per decoder layer over the unpruned number, alike for every method; a budget that a method cannot reach on a
@@ -33,7 +34,7 @@ from typing import Any
 
 import torch
 from accuracy_page import markdown
-from accuracy_settings import KEEPS, Measured, measured, methods, switches
+from accuracy_settings import KEEPS, Measured, measured, methods, switches, vitcop
 
 from foveate import zoo
 from foveate.data.rows import Row, Rows
@@ -47,7 +48,7 @@ from foveate.inference.answer import Asker
 
 CHUNK = 45
 """Questions that all settings answer before the next ones come: five of every type. A page has whole chunks only."""
-STUDIES = {"methods": methods, "switches": switches}
+STUDIES = {"methods": methods, "switches": switches, "vitcop": vitcop}
 
 
 def measure(options: argparse.Namespace, model: str, split: str) -> dict[str, Any]:

@@ -39,6 +39,16 @@ library does) one departure that is easy to make, from `benchmarks/departures.py
 apart by so many questions. *Other outcome* is the share of questions that one of the two answers right and the other
 not. How many kept tokens the same things change is in [under_run_baselines.md](under_run_baselines.md).
 """
+VITCOP = """\
+# What each choice of ViTCoP does to the answers
+
+{written} Greedy answers, exact match, in percent.
+
+*Default* is ViTCoP with the published choices (stage 1 by attention received, stages 2 and 3 by small key norms), on
+both models; each row changes one thing, or what it says. The difference is *changed* minus that, paired question by
+question, with the standard error of its mean; *other outcome* is the share of questions that one of the two answers
+right and the other not. What follows from it is in [vitcop.md](vitcop.md).
+"""
 
 
 def markdown(reports: Sequence[Report], study: str, command: str) -> str:
@@ -48,7 +58,7 @@ def markdown(reports: Sequence[Report], study: str, command: str) -> str:
         reports: one per part, as `accuracy.measure` gives them.
         command: that produced them.
     """
-    head, table = {"methods": (METHODS, methods), "switches": (SWITCHES, switches)}[study]
+    head, table = {"methods": (METHODS, methods), "switches": (SWITCHES, switches), "vitcop": (VITCOP, switches)}[study]
     done = [report for report in reports if report["n"]]
     lines = [head.format(written=f"Written by `{command}`."), *(about(report) for report in done)]
     lines += [f"\n{missing(report)}" for report in reports if report["n"] < report["wanted"]]

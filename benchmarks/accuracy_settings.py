@@ -15,6 +15,7 @@ from departures import (
     VisPrunerByAttention,
     VScanGlobalFirst,
 )
+from vitcop_departures import PUBLISHED, variants
 
 from foveate.core.method import Method
 from foveate.core.view import ModelInfo
@@ -98,9 +99,9 @@ def methods(info: ModelInfo, keeps: list[str], seeds: int) -> Iterator[Asked]:
 
 def published(name: str, family: str) -> dict[str, Any]:
     """Fields that reproduce the published code on a family; none where the default does. Only LLaVA code renumbers
-    positions, and ViTCoP's exists for LLaVA only."""
+    positions; ViTCoP's exists for LLaVA only, elsewhere its choices are the published ones."""
     llava = family == "llava"
-    fields = {} if name == "vitcop" and not llava else SWITCHES.get(name, {})
+    fields = PUBLISHED if name == "vitcop" and not llava else SWITCHES.get(name, {})
     return fields | ({"positions": "contiguous"} if llava and name in RENUMBERED else {})
 
 
@@ -140,3 +141,12 @@ def switches(info: ModelInfo, keeps: list[str], seeds: int) -> Iterator[Asked]:
             for kind, mode, make_it in changed:
                 if kind == name:
                     yield name, mode, label, lambda make_it=make_it, keep=keep: make_it(keep)
+
+
+def vitcop(info: ModelInfo, keeps: list[str], seeds: int) -> Iterator[Asked]:
+    """ViTCoP with published choices, the default of the study, and each thing changed in it."""
+    for label in keeps:
+        keep = KEEPS[label]
+        yield "vitcop", "default", label, lambda keep=keep: build("vitcop", keep, **PUBLISHED)
+        for mode, make_it in variants(info.family == "llava").items():
+            yield "vitcop", mode, label, lambda keep=keep, make_it=make_it: make_it(keep)

@@ -28,6 +28,7 @@ import torch
 
 import foveate
 from foveate.bench.flops import count
+from foveate.families import adapt
 from foveate.families.geometry import Geometry
 from foveate.families.presets import build
 from foveate.families.prompts import random_prompt
@@ -114,8 +115,8 @@ def measure(name: str, tokens: int, dtype: torch.dtype, device: str, repeats: in
         stock_ms = stock_milliseconds(model, counts, repeats)
     if pruned.kv_bytes != expected_kv_bytes(model, pruned):
         raise SystemExit(f"KV bytes {pruned.kv_bytes} differ from the expected {expected_kv_bytes(model, pruned)}")
-    geometry = Geometry.of(model.config)
-    ideal = count(geometry, unpruned, 1).prefill / count(geometry, pruned, 1).prefill
+    geometry = Geometry.of(adapt(model))
+    ideal = count(geometry, unpruned, 1, 0).prefill / count(geometry, pruned, 1, 0).prefill
     speed_up = statistics.median(ratios["speed_up"])
     return {
         "model": name,

@@ -1,1 +1,1 @@
-"""How the small models of the zoo were trained; not part of the wheel."""
+"""How what ships was made: the models of the zoo, pages of `docs/`; not part of the wheel."""

@@ -65,3 +65,7 @@ class MissingExtraError(FoveateError, ImportError):
 
 class TunedElsewhereWarning(UserWarning):
     """A foveate.json is used on a model that it was not measured on."""
+
+
+class VideoError(FoveateError, ValueError):
+    """A video that cannot be opened or decoded."""

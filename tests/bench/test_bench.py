@@ -16,10 +16,10 @@ from foveate.bench import measure, memory, report
 from foveate.bench.job import Job
 from foveate.bench.run import calls, run
 from foveate.bench.subject import prepare
+from foveate.bench.tables import TABLES
 from foveate.cli.app import app
 from foveate.errors import ConfigurationError
 from foveate.families import presets, prompts
-from foveate.families.geometry import Geometry
 from foveate.inference.batches import build_batch
 from foveate.methods import make
 from foveate.specs.settings import Setting, grid, parse_keeps
@@ -74,14 +74,14 @@ def test_a_keep_that_is_no_number(text: str) -> None:
 
 
 def test_kv_bytes_are_exact(found: dict) -> None:
-    text = Geometry.of(prepare_model().config).text
-    per_token = 2 * text.kv_heads * text.head * 4
+    text = prepare_model().config.get_text_config()
+    per_token = 2 * text.num_key_value_heads * text.hidden_size // text.num_attention_heads * 4
     for row in found["results"]:
         batch, length = 2, SMALL + 2 + prompts.TEXT_TOKENS
         alive = [n // batch for n in row["alive_per_layer"]]
         held = sum(length - SMALL + n for n in alive)
         assert row["kv_bytes"] == batch * held * per_token
-        assert row["kv_bytes_unpruned"] == batch * text.layers * length * per_token
+        assert row["kv_bytes_unpruned"] == batch * text.num_hidden_layers * length * per_token
 
 
 def prepare_model() -> torch.nn.Module:
@@ -107,7 +107,10 @@ def test_every_time_is_there_and_adds_up(found: dict) -> None:
     for row in pruned:
         assert row["times"]["select_ms"]["median"] > 0
         assert row["ideal"]["prefill"] == unpruned["flops"]["prefill"] / row["flops"]["prefill"] > 1
-        assert row["achieved_of_ideal"] == row["speedup"]["prefill_ms"]["median"] / row["ideal"]["prefill"]
+        assert (row["ideal"]["first_token"] > row["ideal_with_method"]) == (row["method"] == "vitcop")
+        for name in ("prefill", "first_token"):
+            measured = row["speedup"][f"{name}_ms"]["median"]
+            assert row["achieved_of_ideal"][name] == measured / row["ideal"][name]
 
 
 def test_the_report_can_be_repeated_from_itself(found: dict) -> None:
@@ -198,7 +201,9 @@ def test_the_command(tmp_path: Path) -> None:
     ]
     result = CliRunner().invoke(app, arguments + options, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    assert "random 1/4" in result.output
+    assert result.output.index("What a user waits for") < result.output.index("Where the time goes")
+    assert result.output.count("random 1/4") == len(TABLES)
+    assert max(len(line) for line in result.output.splitlines()[2:]) <= 80
     assert json.loads((tmp_path / "b.json").read_text())["run"]["tokens"] == 16
 
 
@@ -206,7 +211,7 @@ def test_the_command(tmp_path: Path) -> None:
     ("options", "words"),
     [
         (["--model", "mid-llava", "--image", "x.png"], "no tokenizer"),
-        (["--image", "x.png", "--tokens", "16"], "not both"),
+        (["--image", "x.png", "--tokens", "16"], "not more than one"),
         (["--image", "missing.png"], "no image file"),
         (["--model", "mid-llava", "--dtype", "int8"], "dtype 'int8'"),
         (["--model", "no/such-model"], "Cannot load"),

@@ -9,7 +9,8 @@ import pytest
 
 from foveate.bench.measure import measure
 from foveate.bench.page import write_page
-from foveate.bench.report import cells, report, write_json
+from foveate.bench.report import report, write_json
+from foveate.bench.tables import TABLES
 from foveate.files.atomic import replacing, write_text
 from foveate.specs.settings import grid
 from tests.tiny import make_tiny
@@ -42,7 +43,8 @@ def test_numbers_commands_and_warnings_are_on_the_page(folder: Path) -> None:
     page = (folder / "docs" / "page.md").read_text()
     bench, evaluation = page.split("## two")
     for row in json.loads((folder / "one.json").read_text())["results"]:
-        assert "| " + " | ".join(cells(row)) + " |" in bench
+        for shown in TABLES:
+            assert "| " + " | ".join(shown.line(row)) + " |" in bench
     assert "    foveate bench --x\n" in bench
     assert "other work ran beside this" in bench
     assert "    foveate eval --y\n" in evaluation

@@ -63,7 +63,8 @@ def test_published_is_another_configuration_than_default() -> None:
         assert (modes[name, "published"].positions, modes[name, "default"].positions) == ("contiguous", "original")
     qwen, _ = settings(QWEN)
     assert all(s.method.positions == "original" for s in qwen if s.method is not None)
-    assert "vitcop" not in {s.kind for s in qwen if s.mode == "published"}  # its code exists for LLaVA only
+    (vitcop,) = [s.method for s in qwen if s.kind == "vitcop" and s.mode == "published" and s.keep == "1/3"]
+    assert (vitcop.official, vitcop.shallow) == (False, "key_norm")  # its code exists for LLaVA only, its choices here
 
 
 def test_studies_share_the_answers_of_settings_that_both_have() -> None:

@@ -73,7 +73,6 @@ MISTAKES: list[tuple[list[str], str]] = [
     *((([*c, "--method", "{out}/foveate.json"]), "Cannot read") for c in (ASK, EVAL, TUNE, BENCH)),
     (["methods", "vitcap"], "no method 'vitcap'; there are"),
     (["demo", "--keep", "much"], "write a ratio"),
-    (["demo", "--scene", "99999999"], "has samples 0 to"),
     (["demo", "--image", "{image}"], "needs a --question"),
     ([*EVAL, "--data", "nowhere.jsonl"], "nowhere.jsonl"),
     ([*EVAL, "--metric", "luck"], "luck"),

@@ -137,15 +137,15 @@ for name in ("idefics3", "smolvlm"):
             "vision_config": IDEFICS, "text_config": LLAMA, "image_token_id": IMAGE, "scale_factor": 2,
             "pad_token_id": 0,
         },
-        two_tiles(4),
+        two_tiles(4), by_row=True,
     )  # fmt: skip
 add(
     "granite_docling",
     {
-        "vision_config": {**tower(112), "out_hidden_size": 64}, "text_config": text(head_dim=16),
-        "image_token_id": IMAGE, "scale_factor": 2, "pad_token_id": 0,
+        "vision_config": {**tower(112), "out_hidden_size": 64, "scale_factor": 4}, "text_config": text(head_dim=16),
+        "image_token_id": IMAGE, "pad_token_id": 0,
     },
-    two_real_tiles,
+    two_real_tiles, by_row=True,
 )  # fmt: skip
 add(
     "idefics2",
@@ -157,7 +157,7 @@ add(
         },
         "text_config": MISTRAL, "image_token_id": IMAGE,
     },
-    two_tiles(5),
+    two_tiles(5), by_row=True,
 )  # fmt: skip
 PIXTRAL = {
     "model_type": "pixtral", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,

@@ -117,7 +117,7 @@ add("gemma3n", gemma3n, gemma3n_image)
 
 
 def fuyu(h: int, w: int, random: torch.Generator) -> Picture:
-    return run(16), {"image_patches": noise(random, 1, 16, 588)}
+    return run(16), {"pixel_values": noise(random, 1, 16, 588)}
 
 
 add(
@@ -126,7 +126,7 @@ add(
         "image_size": 56, "patch_size": 14, "num_channels": 3, "image_token_id": IMAGE,
         "text_config": {"model_type": "persimmon", **text()}, **text(),
     },
-    fuyu,
+    fuyu, beams=False,
 )  # fmt: skip
 CODES = {
     f"IMGIMG{a}{c}Z": 60 + 10 * i + j for i, a in enumerate("AB") for j, c in enumerate("ABCDEFGHIJ") if 10 * i + j < 16

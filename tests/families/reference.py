@@ -56,7 +56,7 @@ def masked(model: Any, inputs: dict[str, Any], trace: dict[str, Any]) -> Iterato
     for number, layer in enumerate(adapt(model).parts.layers):
         dropped = gone(inputs, trace, lambda row, n=number: row["layers"][n]["positions"])
         names = list(inspect.signature(layer.forward).parameters)
-        handles.append(layer.register_forward_pre_hook(_hiding(dropped, names), with_kwargs=True))
+        handles.append(layer.register_forward_pre_hook(_hiding(dropped, names, number), with_kwargs=True))
     try:
         yield
     finally:
@@ -64,16 +64,18 @@ def masked(model: Any, inputs: dict[str, Any], trace: dict[str, Any]) -> Iterato
             handle.remove()
 
 
-def _hiding(dropped: Tensor, names: list[str]) -> Any:
+def _hiding(dropped: Tensor, names: list[str], layer: int) -> Any:
     def hook(module: Any, args: Any, kwargs: Any) -> Any:
         kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
         hidden = kwargs.pop(names[0])
         n = hidden.shape[-2]
-        given, hide = kwargs.get("attention_mask"), F.pad(dropped, (0, n - dropped.shape[1]))[:, None, None]
+        given, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+        keys = n + (0 if cache is None else cache.get_seq_length(layer))
+        hide = F.pad(dropped, (0, keys - dropped.shape[1]))[:, None, None]
         if given is None:
-            given = torch.ones(n, n, dtype=torch.bool).tril()[None, None]
+            given = torch.ones(n, keys, dtype=torch.bool).tril(keys - n)[None, None]
             if module_config(module)._attn_implementation == "eager":
-                given = torch.zeros(1, 1, n, n).masked_fill(~given, torch.finfo(torch.float32).min)
+                given = torch.zeros(1, 1, n, keys).masked_fill(~given, torch.finfo(torch.float32).min)
         if given.dtype == torch.bool:
             return (hidden,), {**kwargs, "attention_mask": given & ~hide}
         return (hidden,), {**kwargs, "attention_mask": given.masked_fill(hide, torch.finfo(given.dtype).min)}

@@ -38,6 +38,7 @@ class TinyType:
         exact: whether dropping is masking; not for recurrent layers, in which a masked token still has been seen.
         beams: whether stock code can search with beams.
         joined_along: dimension along which inputs of several images are joined, where it is not the first.
+        by_row: whether all images of a row come in one entry, filled up with empty ones to those of the longest row.
         change: applied to the model after it is built.
     """
 
@@ -50,6 +51,7 @@ class TinyType:
     exact: bool = True
     beams: bool = True
     joined_along: tuple[tuple[str, int], ...] = ()
+    by_row: bool = False
     change: Callable[[nn.Module], None] | None = None
 
     def model_class(self) -> Any:
@@ -72,7 +74,9 @@ class TinyType:
             ids[number, width - len(own) :] = own
             mask[number, width - len(own) :] = 1
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-        pictures = [picture for _, found in made for picture in found]
+        pictures = [picture for _, found in made for picture in (_entry(found) if self.by_row else found)]
+        if self.by_row:
+            pictures = _filled_up(pictures)
         for name in dict.fromkeys(name for picture in pictures for name in picture):
             found = [picture[name] for picture in pictures if name in picture]
             inputs[name] = torch.cat(found, dict(self.joined_along).get(name, 0))
@@ -98,6 +102,23 @@ class TinyType:
             ids.append(torch.tensor(tokens))
             pictures.append(tensors)
         return torch.cat(ids), pictures
+
+
+def _entry(pictures: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """All images of a row as one."""
+    return [{name: torch.cat([picture[name] for picture in pictures], 1) for name in pictures[0]}] if pictures else []
+
+
+def _filled_up(rows: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Entries of equal length, with zeros behind the images."""
+    longest = max((value.shape[1] for row in rows for value in row.values()), default=0)
+    return [
+        {
+            name: torch.cat([value, value.new_zeros(1, longest - value.shape[1], *value.shape[2:])], 1)
+            for name, value in row.items()
+        }
+        for row in rows
+    ]
 
 
 def add(model_type: str, config: Any, image: Maker, name: str = "", **more: Any) -> None:

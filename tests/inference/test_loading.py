@@ -16,7 +16,7 @@ from transformers import AutoProcessor, CLIPImageProcessorPil, PreTrainedTokeniz
 import foveate
 from foveate import zoo
 from foveate.data.images import open_image
-from foveate.errors import CheckpointError, ImageError, InputError, UnsupportedModelError
+from foveate.errors import CheckpointError, ImageError, InputError, UnsupportedModelError, VideoError
 from foveate.inference.processor import ImageTextProcessor
 from foveate.methods import make
 from tests.tiny import make_tiny
@@ -74,9 +74,9 @@ def test_image_only_processing_stands_in_for_a_missing_video_processor(shipped: 
     except Exception:  # torchvision is absent here: the case that the stand-in is for
         assert isinstance(shipped[1], ImageTextProcessor)
         with pytest.raises(InputError, match="torchvision"):
-            shipped[1](text="x", videos=[1])
+            shipped[1](text="x", audio=[1])
         video = [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}]
-        with pytest.raises(InputError, match="torchvision"):
+        with pytest.raises(VideoError, match="no video file"):
             shipped[1].apply_chat_template(video, tokenize=True)
     else:
         assert not isinstance(shipped[1], ImageTextProcessor)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from foveate.data.images import open_image
-from foveate.errors import ImageError, InputError
+from foveate.errors import FoveateError, ImageError, InputError
 from foveate.inference.answer import Asker
 from foveate.inference.batches import encode
 from foveate.inference.chats import assistant, open_chat, open_picture, user
@@ -69,7 +69,7 @@ def test_an_image_is_the_same_through_every_door(pair: Pair, tmp_path: Path) -> 
         ({"type": "image", "path": "/nowhere.png"}, ImageError, "no image file"),
         ({"type": "image", "path": "a.png", "url": "b.png"}, InputError, "path|url"),
         ({"type": "image"}, InputError, "1 image marker"),
-        ({"type": "video", "video": "a.mp4"}, InputError, "torchvision"),
+        ({"type": "video", "video": "a.mp4"}, FoveateError, "torchvision|no video file"),
         ({"type": "audio", "audio": "a.wav"}, InputError, "audio"),
         ({"image": "a.png"}, InputError, "'type'"),
         ("What?", InputError, "'type'"),

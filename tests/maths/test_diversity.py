@@ -8,6 +8,8 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from foveate.maths import diversity
@@ -50,7 +52,6 @@ def test_greedy_map_begins_anew_when_the_rank_is_exhausted() -> None:
         assert [rest[i] for i in again] == chosen[start : start + 6]
 
 
-@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("seed", range(4))
 def test_max_min_is_the_plain_greedy_algorithm(seed: int) -> None:
     x = features(40, 6, seed)
@@ -61,6 +62,34 @@ def test_max_min_is_the_plain_greedy_algorithm(seed: int) -> None:
         rest = [i for i in range(40) if i not in chosen]
         chosen.append(max(rest, key=lambda i: float(distance[i, chosen].min())))
     assert max_min(x, 20).tolist() == chosen
+
+
+def one_by_one(similarity: Tensor, start: list[int], count: int) -> list[int]:
+    """The plain greedy algorithm; of equals the first."""
+    chosen = list(start)
+    while len(chosen) < count:
+        rest = [i for i in range(len(similarity)) if i not in chosen]
+        chosen.append(min(rest, key=lambda i: (float(similarity[i, chosen].max()), i)))
+    return chosen
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 90), st.integers(1, 16), st.data())
+def test_rounds_choose_what_choosing_one_by_one_does(seed: int, n: int, candidates: int, data: st.DataObject) -> None:
+    """Corners of a cube: all cosines are exact, and many are equal."""
+    x = torch.randint(0, 2, (n, 4), generator=torch.Generator().manual_seed(seed)) * 2.0 - 1
+    start = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=3, unique=True))
+    count = data.draw(st.integers(len(start), n))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diversity, "CANDIDATES", candidates)
+        found = max_min(x, count, torch.tensor(start)).tolist()
+    assert found == one_by_one(x @ x.T / 4, start, count)
+
+
+def test_rounds_of_many_tokens_are_the_plain_algorithm() -> None:
+    x = features(700, 24, 3)
+    start = [5, 600]
+    assert max_min(x, 350, torch.tensor(start)).tolist() == one_by_one(cosines(x), start, 350)
 
 
 @pytest.mark.parametrize(("n", "count"), [(8, 3), (10, 4), (12, 5)])

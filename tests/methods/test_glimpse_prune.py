@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import foveate
-from foveate.errors import CheckpointError, ConfigurationError
+from foveate.errors import BudgetError, CheckpointError, ConfigurationError
 from foveate.glimpse import GlimpseModule
 from foveate.methods import GlimpsePrune
 from tests.engine.test_multiturn import follow_up, union
@@ -77,3 +77,36 @@ def test_a_module_for_another_model_is_refused(tiny_qwen: Tiny, tiny_llava: Tiny
         GlimpsePrune("/nowhere/at/all")
     with pytest.raises(ConfigurationError, match="anchors"):
         GlimpsePrune(GlimpseModule.for_model(tiny_qwen.model), anchors=("middle",))
+
+
+def test_background_fills_up_with_what_differs_most(tiny: Tiny) -> None:
+    inputs, module = tiny.batch(ROWS[:1]), method(tiny).module
+    kept = []
+    for background in (0, 3, 0.25, 100):
+        with foveate.prune(
+            tiny.model, GlimpsePrune(module, 0.3, max_keep=0.2, min_keep=1, background=background)
+        ) as trace:
+            generate(tiny.model, inputs, 2)
+        kept.append(set(trace.last.groups[0].alive_at(trace.last.layers).tolist()))
+    alone, three, quarter, everything = kept
+    assert alone < three
+    assert alone < quarter
+    assert [len(three) - len(alone), len(quarter) - len(alone), len(everything)] == [3, 4, 16]
+
+
+def test_background_of_nothing_starts_at_the_likeliest(tiny: Tiny) -> None:
+    inputs, module = tiny.batch(ROWS[:1]), method(tiny).module
+    likeliest = GlimpsePrune(module, 0.0, max_keep=1)
+    nothing = GlimpsePrune(module, threshold=0.999999, min_keep=0, background=1)
+    found = []
+    for one in (likeliest, nothing):
+        with foveate.prune(tiny.model, one) as trace:
+            generate(tiny.model, inputs, 2)
+        found.append(trace.last.groups[0].alive_at(trace.last.layers).tolist())
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("background", [-1, 1.5])
+def test_a_background_that_is_no_budget(tiny: Tiny, background: float) -> None:
+    with pytest.raises(BudgetError):
+        GlimpsePrune(method(tiny).module, background=background)

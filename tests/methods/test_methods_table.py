@@ -6,14 +6,14 @@ import dataclasses
 import re
 from pathlib import Path
 
-from foveate.cli.methods_table import render
 from foveate.methods import registry
+from recipes.methods_table import render
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 
 
 def test_the_page_is_up_to_date() -> None:
-    remedy = "run `python -m foveate.cli.methods_table > docs/methods.md`"
+    remedy = "run `python -m recipes.methods_table > docs/methods.md`"
     assert PAGE.read_text(encoding="utf-8") == render(), remedy
 
 
@@ -26,6 +26,14 @@ def test_every_method_has_a_row_and_its_parameters() -> None:
         documented = {name.strip() for names in listed for name in names.split(",")}
         wanted = {field.name for field in dataclasses.fields(kind) if field.init} - {"positions"}
         assert wanted <= documented | {"per"}, name
+
+
+def test_a_switch_stands_with_its_measured_effect() -> None:
+    section = render().partition("\n## cdpruner\n")[2].partition("\n## ")[0]
+    found = re.findall(
+        r"^\| `published=True` \| scenes-\S+ \| 1/9 \| \d+ \| [+-]\d+\.\d ± \d+\.\d \|$", section, flags=re.M
+    )
+    assert len(found) == 2
 
 
 def test_what_the_table_says_of_a_few_methods() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import foveate
-from foveate.core.view import ModelInfo
+from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import BudgetError, ConfigurationError
 from foveate.maths.clustering import density_peaks
 from foveate.maths.copruning import select_and_merge
 from foveate.methods import ViTCoP
-from tests.reference import generate
+from foveate.methods.vitcop import CHOICES
+from tests.reference import generate, masked_logits
 from tests.tiny import Tiny
 
 DEEP = ModelInfo("llava", 32, 24, True)
@@ -28,6 +30,7 @@ DEEP = ModelInfo("llava", 32, 24, True)
     [
         {"keep": 0.0}, {"keep": 1.2}, {"vision_keep": 0.0}, {"cluster_fraction": 2.0}, {"deep_divisor": 0.5},
         {"kernel_width": 0.0}, {"saliency": "magic"},
+        {"shallow": "magic"}, {"deep": "magic"}, {"attended": 1.5}, {"official": True, "shallow": "diversity"},
     ],
 )  # fmt: skip
 def test_bad_parameters_raise_at_construction(bad: dict) -> None:
@@ -87,11 +90,46 @@ def test_original_positions_survive_unless_official(tiny_llava: Tiny) -> None:
     assert not torch.allclose(ours[:, 0], theirs[:, 0])
 
 
-@pytest.mark.parametrize("saliency", ["received", "key_norm"])
-def test_saliency_is_swappable(tiny: Tiny, saliency: str) -> None:
-    with foveate.prune(tiny.model, ViTCoP(0.3, saliency=saliency)) as trace:  # type: ignore[arg-type]
-        generate(tiny.model, tiny.batch([[3, (4, 4), 5]]), 2)
-    assert trace.last.alive_per_layer()[-1] >= 1
+@pytest.mark.parametrize("deep", CHOICES["deep"])
+@pytest.mark.parametrize("shallow", CHOICES["shallow"])
+@pytest.mark.parametrize("saliency", CHOICES["saliency"])
+def test_choices_are_swappable_at_equal_budgets(tiny: Tiny, saliency: Any, shallow: Any, deep: Any) -> None:
+    alive, inputs = [], tiny.batch([[3, (6, 6), 5], [2, (4, 6), 3]])
+    for method in (ViTCoP(0.3), ViTCoP(0.3, saliency=saliency, shallow=shallow, deep=deep)):
+        with foveate.prune(tiny.model, method) as trace:
+            tokens, logits = generate(tiny.model, inputs, 2)
+        alive.append(trace.last.alive_per_layer())
+    assert alive[0] == alive[1]
+    if shallow != "key_norm":  # nothing is merged: dropping is masking
+        masked = masked_logits(tiny.model, inputs, trace.to_dict(), list(tokens.unbind(1)))
+        assert torch.allclose(logits, torch.stack(masked, 1), atol=1e-4)
+
+
+def test_a_mix_takes_the_most_attended_and_then_what_differs_most() -> None:
+    torch.manual_seed(0)
+    hidden, received = torch.randn(40, 8), torch.rand(40)
+    method = ViTCoP(0.3, saliency="mix", attended=0.5, shallow="diversity", vision_keep=0.25)
+    view = View.of(hidden, taps={Tap("received"): received}, grid=(1, 5, 8), info=DEEP)
+    kept = method.select(view).tolist()
+    seeds = received.topk(5).indices.tolist()
+    unit = torch.nn.functional.normalize(hidden, dim=1)
+    chosen = list(seeds)
+    while len(chosen) < 10:
+        rest = [i for i in range(40) if i not in chosen]
+        chosen.append(min(rest, key=lambda i: float((unit[i] @ unit[chosen].T).max())))
+    assert kept == sorted(chosen)
+
+
+def test_published_choices_where_there_is_a_class_token() -> None:
+    assert ViTCoP().choices(DEEP) == ("received", "key_norm", "key_norm")
+    assert ViTCoP().choices(ModelInfo("qwen2_5_vl", 28, 32, False)) == ("mix", "diversity", "diversity")
+    assert ViTCoP(deep="attention").choices(ModelInfo("qwen2_5_vl", 28, 32, False))[1:] == ("diversity", "attention")
+
+
+def test_what_is_not_clustered_reads_no_keys() -> None:
+    method = ViTCoP(0.3, saliency="mix", shallow="diversity", deep="diversity")
+    assert [tap.kind for tap in method.taps(DEEP)] == ["received"]
+    assert {stage.reads for stage in method.stages(DEEP)} == {"nothing"}
 
 
 LARGE = """

@@ -59,7 +59,7 @@ def test_merges_name_target_and_sources(tiny: Tiny) -> None:
 
 
 def test_text(tiny: Tiny) -> None:
-    trace = prefill(tiny, ViTCoP(0.3), [[3, (4, 4), 5]])
+    trace = prefill(tiny, ViTCoP(0.3, saliency="received", shallow="key_norm", deep="key_norm"), [[3, (4, 4), 5]])
     text = str(trace)
     assert text.startswith("vitcop(keep=0.3")
     for word in ("visual tokens  16 ->", "before the LLM", "merged", "KV cache", "selecting"):

@@ -93,7 +93,7 @@ def _opened(rows: Sequence[Row], batch: int) -> Iterator[tuple[list[Loaded], lis
     with ThreadPoolExecutor() as pool:
         ahead: list[list[Future[Any]]] = []
         for number, some in enumerate(batches):
-            ahead += [[pool.submit(row.load_images) for row in one] for one in batches[len(ahead) : number + 2]]
+            ahead += [[pool.submit(row.load_media) for row in one] for one in batches[len(ahead) : number + 2]]
             loaded, refused = list[Loaded](), list[Record]()
             for row, images in zip(some, ahead[number], strict=True):
                 try:
@@ -110,11 +110,11 @@ def _extent(row: Row) -> tuple[int, int, int]:
         sizes = [image_size(image) for image in row.images]
     except FoveateError:
         return 0, 0, 0
-    return len(sizes), sum(width * height for width, height in sizes), sizes[0][0]
+    return len(sizes) + len(row.videos), sum(width * height for width, height in sizes), sizes[0][0] if sizes else 0
 
 
 def _of(row: Row, answer: Answer | None = None, error: str | None = None) -> Record:
-    images = [str(image) for image in row.images]
+    images = [str(image) for image in (*row.images, *row.videos)]
     return _record(row.number, row.id, images, row.question, answer, error)
 
 

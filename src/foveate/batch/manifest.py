@@ -90,7 +90,8 @@ class Manifest:
         """The row at `index` (counted from 0) with what is asked as its question; its images are not opened."""
         asks = QUESTION in self.prompt
         rules = Rules(
-            box_format=None, needs_boxes=False, needs_answer=False, needs_question=asks, opens_images=False
+            box_format=None, needs_boxes=False, needs_answer=False, needs_question=asks, opens_images=False,
+            takes_videos=True,
         )  # fmt: skip
         number = self.table.number(index)
         try:

@@ -19,3 +19,5 @@ class Job:
     attention: str | None
     seed: int
     threads: int
+    video: str | None = None
+    frames: int | None = None

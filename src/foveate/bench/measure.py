@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from foveate.bench.flops import Flops, count
+from foveate.bench.flops import Flops, count, vision_flops
+from foveate.bench.own_work import own_flops
 from foveate.core.method import Method
 from foveate.engine.attach import prune
+from foveate.families import adapt
 from foveate.families.geometry import Geometry
 from foveate.specs.settings import Setting
 from foveate.trace.records import PrefillTrace
@@ -51,7 +53,8 @@ class Result:
     Attributes:
         times: per name of `TIMES`, one value per round.
         trace: of the last prefill.
-        flops: analytic operations of one call.
+        flops: analytic operations of one call, without the method's own.
+        own_flops: what the method itself computes in a call.
         peak_bytes: peak memory of a call (see `memory.py`), or None if it was not weighed.
         peak_kind: what `peak_bytes` counts.
     """
@@ -61,8 +64,15 @@ class Result:
     times: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in TIMES})
     trace: PrefillTrace | None = None
     flops: Flops | None = None
+    own_flops: int = 0
     peak_bytes: int | None = None
     peak_kind: str | None = None
+
+    def add(self, times: dict[str, float], trace: PrefillTrace) -> None:
+        """Note a round."""
+        for name, value in times.items():
+            self.times[name].append(value)
+        self.trace = trace
 
     def median(self, name: str) -> float:
         return statistics.median(self.times[name])
@@ -90,25 +100,26 @@ def measure(
         repeats: measured rounds. Within a round every setting runs once; the order rotates.
         warmup: rounds before that, not counted.
         on_call: told after every call of `generate`.
+
+    Raises:
+        UnsupportedModelError: the operations of such a model cannot be counted.
     """
+    family = adapt(model)
+    geometry, vision = Geometry.of(family), vision_flops(family, inputs)
     methods = [setting.make() for setting in settings]
     results = [Result(setting, setting.describe()) for setting in settings]
     order = list(range(len(settings)))
-    for _ in range(warmup):
-        for number in order:
-            timed_call(model, inputs, methods[number], new_tokens)
-            on_call()
+    for number in order * warmup:
+        timed_call(model, inputs, methods[number], new_tokens)
+        on_call()
     for _ in range(repeats):
         for number in order:
-            times, trace = timed_call(model, inputs, methods[number], new_tokens)
-            for name, value in times.items():
-                results[number].times[name].append(value)
-            results[number].trace = trace
+            results[number].add(*timed_call(model, inputs, methods[number], new_tokens))
             on_call()
         order = order[1:] + order[:1]
-    geometry = Geometry.of(model.config)
-    for result in results:
-        result.flops = count(geometry, result.last, new_tokens)
+    for result, method in zip(results, methods, strict=True):
+        result.flops = count(geometry, result.last, new_tokens, vision)
+        result.own_flops = own_flops(model, inputs, method)
     return results
 
 

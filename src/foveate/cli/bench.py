@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 from rich.table import Table
 
 from foveate.cli.eval import Keeps, Methods, console, given_command
-from foveate.cli.show import add_row, make_progress, make_table
+from foveate.cli.show import add_row, make_progress, make_table, plain
 
 Model = Annotated[str | None, typer.Option(help="Folder, Hub id or preset with random weights; default: the zoo's.")]
 
@@ -19,7 +20,9 @@ def bench(
     method: Methods = ["vitcop"],  # noqa: B006
     keep: Keeps = ["1/9"],  # noqa: B006
     image: Annotated[str | None, typer.Option(help="A real image file; else random pixels.")] = None,
-    question: Annotated[str, typer.Option(help="Asked about --image.")] = "What is shown here?",
+    video: Annotated[str | None, typer.Option(help="A real video file.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="So many frames of it; default: the model's.")] = None,
+    question: Annotated[str, typer.Option(help="Asked about --image or --video.")] = "What is shown here?",
     tokens: Annotated[int | None, typer.Option(min=4, help="Visual tokens of a random image.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Rows, all with the same prompt shape.")] = 1,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate, exactly.")] = 16,
@@ -45,13 +48,17 @@ def bench(
     _check(json, csv, plot)
     name = model or zoo.DEFAULT
     settings = grid(method, parse_keeps(keep), name)
-    job = Job(name, tokens, image, question, batch, new_tokens, dtype, attention, seed, get_num_threads())
+    job = Job(
+        name, tokens, image, question, batch, new_tokens, dtype, attention, seed, get_num_threads(), video, frames
+    )
     with make_progress(transient=True) as progress:
         task = progress.add_task(name, total=calls(settings, repeats, warmup, memory))
         found = run(
             job, settings, repeats, warmup, memory, device, given_command(), on_call=lambda: progress.advance(task)
         )
-    console().print(table(found))
+    console().print(plain(heading(found)))
+    for shown in tables(found):
+        console().print(shown)
     _write(found, json, csv, plot)
 
 
@@ -66,16 +73,24 @@ def _check(json: Path | None, csv: Path | None, plot: Path | None) -> None:
         check_packages("--plot", "eval", "matplotlib")
 
 
-def table(found: dict[str, Any]) -> Table:
-    """The report for a terminal."""
-    from foveate.bench.report import COLUMNS, cells
+def tables(found: dict[str, Any]) -> Iterator[Table]:
+    """The report for a terminal of 80 columns."""
+    from foveate.bench.tables import TABLES
 
+    for shown in TABLES:
+        drawn = make_table(shown.columns, shown.title, title_justify="left", box=None, collapse_padding=True)
+        for row in found["results"]:
+            add_row(drawn, *shown.line(row))
+        yield drawn
+
+
+def heading(found: dict[str, Any]) -> str:
     run, where = found["run"], found["environment"]
-    title = f"{run['model']}, batch {run['batch']}, {where['dtype']}, {where['attention']}, {where['device']}"
-    shown = make_table(COLUMNS, title, "medians; speed-up (min-max) is paired within rounds")
-    for row in found["results"]:
-        add_row(shown, *cells(row))
-    return shown
+    return (
+        f"{run['model']}: {run['prompt']}; batch {run['batch']}, {run['new_tokens']} new tokens, {where['dtype']}, "
+        f"{where['attention']}, {where['device']}. Medians of {run['repeats']} rounds; speed-ups (min-max) are paired "
+        "within a round."
+    )
 
 
 def _write(found: dict[str, Any], json: Path | None, csv: Path | None, plot: Path | None) -> None:

@@ -2,7 +2,8 @@
 
 A table has a column `image` (a path relative to the table, a data URI, or a Hugging Face image column) or `images` (a
 list of them), `question`, `answer` or `answers` (see `answers.read_answers`) and, optionally, `type` and `boxes`: a
-list of evidence boxes or, for several images, one such list per image.
+list of evidence boxes or, for several images, one such list per image. Instead of images or beside them it may have
+`video` or `videos`, with `frames` or `fps` for how many frames of them are taken.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from foveate.data.images import is_data_uri, open_image
 from foveate.data.rendered import Scenes
 from foveate.data.rows import Row, Rows, Rules, Stored
 from foveate.data.tables import Table, read_table
+from foveate.data.videos import FrameSampling
 from foveate.errors import DataError, FoveateError
 
 Progress = Callable[[Iterable[Row | str], int], Iterable[Row | str]]
@@ -95,7 +97,12 @@ def read_row(table: Table, index: int, rules: Rules) -> Row:
         DataError, BoxError, ImageError: what is wrong with it, without its number.
     """
     columns, number = table.row(index), table.number(index)
-    name, sources = _sources(columns)
+    name, sources = _sources(columns, "image")
+    film, videos = _sources(columns, "video")
+    if videos and not rules.takes_videos:
+        raise DataError("videos cannot be used here; give images (column `image` or `images`)")
+    if not sources and not videos:
+        raise DataError(f"there is no image (column `image` or `images`) and no video; {_there_are(columns)}")
     question, answers = _question(columns, rules.needs_question), _answers(columns, rules.needs_answer)
     sizes = tuple(open_image(s, folder=table.folder).size for s in sources) if rules.opens_images else ()
     return Row(
@@ -105,10 +112,22 @@ def read_row(table: Table, index: int, rules: Rules) -> Row:
         answers=answers,
         boxes=_boxes(columns.get("boxes"), sizes, rules),
         type=_type(columns.get("type")),
-        id=_identity(number, question, answers, sources),
+        id=_identity(number, question, answers, [*sources, *videos]),
         source=str(table.path),
         sizes=sizes,
+        videos=tuple(_image(table, index, film, place, value) for place, value in enumerate(videos)),
+        sampling=_sampling(columns) if videos else None,
     )
+
+
+def _sampling(columns: Mapping[str, Any]) -> FrameSampling | None:
+    frames, fps = (None if (value := columns.get(name)) != value else value for name in ("frames", "fps"))
+    if frames is None and fps is None:
+        return None
+    try:
+        return FrameSampling(None if frames is None else int(frames), None if fps is None else float(fps))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"frames={frames!r}, fps={fps!r}: {error}") from error
 
 
 def _identity(number: int, question: str, answers: Sequence[str], sources: Sequence[Any]) -> str:
@@ -124,18 +143,18 @@ def _label(source: Any) -> str:
     return str(source.get("path") if isinstance(source, Mapping) else source)
 
 
-def _sources(columns: Mapping[str, Any]) -> tuple[str, list[Any]]:
-    """The column that holds the images, and them."""
-    name = next((name for name in ("images", "image") if columns.get(name) not in (None, [])), None)
+def _sources(columns: Mapping[str, Any], what: str) -> tuple[str, list[Any]]:
+    """The column that holds the images (or videos), and them."""
+    name = next((name for name in (f"{what}s", what) if columns.get(name) not in (None, [])), None)
     if name is None:
-        raise DataError(f"there is no image (column `image` or `images`); {_there_are(columns)}")
+        return what, []
     value = columns[name]
     sources = list(value) if isinstance(value, list | tuple) else [value]
     for place, source in enumerate(sources, 1):
         held = (source.get("bytes") or source.get("path")) if isinstance(source, Mapping) else source
         if not isinstance(held, str | bytes) or not held:
             raise DataError(
-                f"image {place} of {len(sources)} is neither a path, nor a data URI, nor bytes, but "
+                f"{what} {place} of {len(sources)} is neither a path, nor a data URI, nor bytes, but "
                 f"{type(held).__name__ if held or held is None else 'empty'}"
             )
     return name, sources

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
@@ -13,7 +13,8 @@ from PIL import Image
 from foveate.data.boxes import Box, BoxFormat
 from foveate.data.images import open_image, stored_size
 from foveate.data.tables import Table
-from foveate.errors import DataError, FoveateError, ImageError
+from foveate.data.videos import Clip, FrameSampling, open_video
+from foveate.errors import DataError, FoveateError, ImageError, MissingExtraError
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Row:
         id: stable and unique within its source: the number and a digest of the content.
         source: name of the table, for messages.
         sizes: (width, height) of the images, where they have been opened.
+        videos: as images; they come after these.
+        sampling: which frames of the videos are taken; None: eight.
     """
 
     number: int
@@ -57,6 +60,8 @@ class Row:
     id: str = ""
     source: str = ""
     sizes: tuple[tuple[int, int], ...] = ()
+    videos: tuple[Path | str | Stored, ...] = ()
+    sampling: FrameSampling | None = None
 
     @property
     def where(self) -> str:
@@ -78,6 +83,28 @@ class Row:
             return [load_image(image) for image in self.images]
         except FoveateError as error:
             raise DataError(f"{self.where}: {error}") from error
+
+    def load_media(self) -> list[Image.Image | Clip]:
+        """Images and videos of the prompt, in order.
+
+        Raises:
+            DataError: with the row, if one of them cannot be read.
+        """
+        try:
+            return [*self.load_images(), *(load_video(video, self.sampling) for video in self.videos)]
+        except MissingExtraError:
+            raise
+        except FoveateError as error:
+            raise error if isinstance(error, DataError) else DataError(f"{self.where}: {error}") from error
+
+
+def load_video(source: Path | str | Stored, sampling: FrameSampling | None) -> Clip:
+    """The video behind one of `Row.videos`."""
+    if not isinstance(source, Stored):
+        return open_video(source, sampling)
+    value = source.read()
+    held = (value.get("bytes") or value.get("path")) if isinstance(value, Mapping) else value
+    return open_video(held, sampling, folder=source.table.folder)
 
 
 def load_image(source: Path | str | Stored | Image.Image) -> Image.Image:
@@ -111,6 +138,7 @@ class Rules:
         needs_answer: rows without an answer are bad.
         needs_question: rows without a question are bad; else theirs is empty.
         opens_images: every image is opened once, to be sure that it can be; else when it is used.
+        takes_videos: rows may have videos.
         skip_bad: leave bad rows out instead of refusing the table.
     """
 
@@ -119,6 +147,7 @@ class Rules:
     needs_answer: bool = True
     needs_question: bool = True
     opens_images: bool = True
+    takes_videos: bool = False
     skip_bad: bool = False
 
 

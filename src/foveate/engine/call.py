@@ -40,6 +40,7 @@ class Call:
         cache: the foveated cache that the call uses, referred to weakly.
         fresh: per modality, which of these images stand in this call's tokens (the others are cached).
         recorded: whether a cache of ours keeps the positions of its conversation.
+        last: tokens at the end whose hidden states the caller wants, where the language model was told so; 0: all.
         records: what this prefill brings into the conversation, once it has come to its end.
     """
 
@@ -53,6 +54,7 @@ class Call:
     fresh: dict[str, list[int]] = field(default_factory=dict)
     recorded: bool = False
     records: list[PrefillRecord] = field(default_factory=list)
+    last: int = 0
     forward: ForwardPass | None = None
     cache: weakref.ref[FoveatedCache] | None = None
     started: float | torch.cuda.Event | None = None

@@ -45,7 +45,7 @@ def read_call(family: Family, kwargs: Kwargs) -> tuple[Call, Kwargs]:
     text = Kind.CONTINUATION if known else Kind.PLAIN
     outputs = kwargs.get("mm_encoder_outputs")
     call = Call(text, mask=kwargs.get("attention_mask"), incoming=family.incoming(kwargs))
-    call.features = encoded_features(outputs)
+    call.features = encoded_features(family, outputs)
     call.given = tuple(dict.fromkeys([*(outputs or {}), *family.given(kwargs)]))
     if not call.given:
         return call, kwargs
@@ -59,7 +59,7 @@ def read_call(family: Family, kwargs: Kwargs) -> tuple[Call, Kwargs]:
     if all(len(call.fresh[modality]) == len(given) for modality, given in call.sizes.items()):
         return call, kwargs
     if call.features:
-        kept = keep_fresh(outputs, call.fresh)
+        kept = keep_fresh(outputs, call.features, call.fresh)
         return call, {**kwargs, "mm_encoder_outputs": kept or None}
     return call, kwargs | family.take(kwargs, call.fresh)
 
@@ -78,16 +78,26 @@ def placeholders(family: Family, ids: Tensor | None, embeds: Tensor | None) -> t
     return dict(zip(family.token_ids, torch.stack(masks).cpu(), strict=True)), None
 
 
-def encoded_features(outputs: Any) -> dict[str, list[Tensor]]:
+def encoded_features(family: Family, outputs: Any) -> dict[str, list[Tensor]]:
     """Features per image (or tile) that `generate` computed ahead, by modality, where they are given apart."""
     found = {}
     for modality, output in (outputs or {}).items():
-        features = getattr(output, "pooler_output", None)
+        features = getattr(output, _feature_name(output), None)
         if isinstance(features, Tensor) and features.dim() > 3:
             features = features.flatten(0, -3)
         if features is not None and not (isinstance(features, Tensor) and features.dim() < 3):
-            found[modality] = list(features)
+            found[modality] = by_tile(family, list(features))
     return found
+
+
+def by_tile(family: Family, features: list[Tensor]) -> list[Tensor]:
+    """Features that come in one piece for each row of the batch, tile by tile. What is given twice (to two beams) stays
+    the same tensors."""
+    size = family.tile_tokens
+    if size is None or any(len(feature) % size for feature in features):
+        return features
+    tiles = {id(feature): feature.split(size) for feature in features}
+    return [tile for feature in features for tile in tiles[id(feature)]]
 
 
 def fresh_images(
@@ -117,7 +127,7 @@ def fresh_images(
     return {modality: found}
 
 
-def keep_fresh(outputs: Any, fresh: dict[str, list[int]]) -> dict[str, Any]:
+def keep_fresh(outputs: Any, features: dict[str, list[Tensor]], fresh: dict[str, list[int]]) -> dict[str, Any]:
     """Pre-encoded outputs with the fresh images only; the caller's objects stay as they are."""
     kept = {}
     for modality, output in outputs.items():
@@ -125,16 +135,21 @@ def keep_fresh(outputs: Any, fresh: dict[str, list[int]]) -> dict[str, Any]:
             continue  # all of them are cached
         kept[modality] = copy.copy(output)
         if modality in fresh:
-            chosen = fresh[modality]
-            kept[modality].pooler_output = _chosen(output.pooler_output, chosen)
+            chosen, name = fresh[modality], _feature_name(output)
+            given = getattr(output, name)
+            whole = isinstance(given, Tensor) and len(given) == len(features[modality])
+            setattr(kept[modality], name, given[chosen] if whole else [features[modality][i] for i in chosen])
             deep = getattr(output, "deepstack_features", None)
             if deep is not None and isinstance(deep[0][0], Tensor):  # per layer, features of every image
-                kept[modality].deepstack_features = [_chosen(layer, chosen) for layer in deep]
+                sizes = [len(feature) for feature in features[modality]]
+                layers = [torch.cat(list(layer)).split(sizes) for layer in deep]
+                kept[modality].deepstack_features = [[layer[i] for i in chosen] for layer in layers]
     return kept
 
 
-def _chosen(features: Any, numbers: list[int]) -> Any:
-    return features[numbers] if isinstance(features, Tensor) else [features[i] for i in numbers]
+def _feature_name(output: Any) -> str:
+    """Which output of the encoder is joined with the text: a few models project the tower's own later."""
+    return "last_hidden_state" if getattr(output, "pooler_output", None) is None else "pooler_output"
 
 
 def check_placeholders(call: Call) -> None:

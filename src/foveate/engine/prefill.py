@@ -58,7 +58,7 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
             cache.free_window(layer, past)
     if forward.stages:
         forward.deepstack, kwargs = Deepstack.taken(kwargs)
-        kwargs = _whole_pass(session, kwargs)
+        kwargs = _whole_pass(session, call, kwargs)
     return _append_probe(forward, kwargs)
 
 
@@ -103,7 +103,7 @@ def go_on(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
         cache.in_pass = True
         if mask is not None and new > 1:
             call.forward.alive.valid = mask[:, past:].bool()
-        kwargs = _whole_pass(session, kwargs)
+        kwargs = _whole_pass(session, call, kwargs)
     return kwargs
 
 
@@ -135,10 +135,13 @@ def _embeds(kwargs: Kwargs) -> Tensor:
     return embeds
 
 
-def _whole_pass(session: Session, kwargs: Kwargs) -> Kwargs:
+def _whole_pass(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
     """Layers that share keys may be run on the last tokens only (Gemma 4); masks of ours are for all."""
-    shares = any(facts.source != number for number, facts in enumerate(session.family.layers))
-    return {k: v for k, v in kwargs.items() if k != "logits_to_keep"} if shares else kwargs
+    if all(facts.source == number for number, facts in enumerate(session.family.layers)):
+        return kwargs
+    asked = kwargs.get("logits_to_keep")
+    call.last = asked if isinstance(asked, int) else 0
+    return {k: v for k, v in kwargs.items() if k != "logits_to_keep"}
 
 
 def _cache(session: Session, text: nn.Module, kwargs: Kwargs) -> FoveatedCache | None:

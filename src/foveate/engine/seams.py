@@ -134,6 +134,8 @@ def after_text(session: Session, module: nn.Module, args: Any, output: Any) -> N
             output.last_hidden_state = packed.apply(output.last_hidden_state)
         if session.full_length:
             _restore_length(forward, output)
+        if call.last:  # stock code would have left the others out before its head
+            output.last_hidden_state = output.last_hidden_state[:, -call.last :]
         forward.finish()
         if cache is not None and call.records:  # a turn that failed was never there
             cache.conversation.add(call.records)

@@ -13,8 +13,8 @@ from foveate.data.rows import Rows
 from foveate.errors import DataError, MissingExtraError
 from foveate.evals.summary import Answers
 from foveate.inference.answer import Asker
+from foveate.inference.pictures import picture
 from foveate.specs.settings import Setting
-from foveate.trace.overlay import overlay
 
 CASES = 3
 
@@ -54,13 +54,13 @@ def _case(
     record = one.records[index]
     sample = task[task.ids.index(record["sample"])]
     try:
-        images = sample.load_images()
+        images = sample.load_media()
     except DataError:  # was readable when it was answered; a picture less is no reason to lose the report
         return None
     inputs = asker.questions([(images, sample.question)])
     trace = asker.answer(inputs, setting.make(), max_new_tokens=1)[0].prefill
     return record | {
-        "picture": _encode(overlay(images[0], trace, 0, 0).convert("RGB"), "JPEG"),
+        "picture": _encode(picture(images[0], trace).convert("RGB"), "JPEG"),
         "setting": setting.name,
         "score": float(one.scores[index]),
         "reference": reference.records[index]["prediction"],

@@ -14,7 +14,7 @@ from foveate.errors import DataError
 from foveate.inference import rows as batches
 from foveate.inference.answer import Asker
 
-_RULES = Rules(box_format=None, needs_boxes=False, opens_images=False)
+_RULES = Rules(box_format=None, needs_boxes=False, opens_images=False, takes_videos=True)
 
 
 def load(data: str, limit: int | None = None, prompt: str = "{question}", skip_bad: bool = False) -> Rows:
@@ -56,7 +56,7 @@ def prepare(
 
     for row in rows:
         try:
-            good.append((row, row.load_images()))
+            good.append((row, row.load_media()))
         except DataError as error:
             bad(str(error), error)
     found = batches.prepare(asker, good)

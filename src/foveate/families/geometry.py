@@ -1,122 +1,183 @@
-"""A model as numbers: all that an analytic count of operations needs."""
+"""A language model as numbers: all that an analytic count of its operations needs, read from its modules."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from foveate.errors import UnsupportedModelError
+from foveate.families.base import Family
+from foveate.families.parts import attention_of
+from foveate.families.probed import parameters
+
+OUTPUTS = ("o_proj", "out_proj", "dense", "wo", "attn_out")
+"""What attention modules call their last projection."""
+
+EVERY_EXPERT = ("Llama4TextExperts",)
+"""Experts that stock code runs on every token, chosen or not."""
+
+CHUNK = 64
+"""Tokens that the chunked gated delta rule reads at once."""
 
 
 @dataclass(frozen=True)
-class Vision:
-    """A vision transformer with its projector.
+class Layer:
+    """One decoder layer.
 
     Attributes:
-        depth, width, mlp: blocks, hidden size, hidden size of the MLP.
-        gated: whether the MLP has a gate (three matrices, not two).
-        patch: values per patch that the patch embedding reads (channels x time x height x width).
-        merge: patches per visual token along each side.
-        extra: tokens besides the patches (a class token).
-        window: side of the attention window in visual tokens; 0: every block sees the whole image.
-        full: number of blocks that see the whole image (frame).
-        projector: (inputs, outputs) of the projector's matrices, applied once per visual token.
+        linear: operations of its linear layers for one token (of a mixture, the experts that a token visits).
+        pair: operations of the two products of attention for one query and one key; 0 without attention.
+        expand: operations that a decoding step spends on every key it finds in the cache (latent attention).
+        chunk: operations of a recurrent layer for every `CHUNK` tokens of a prompt, begun ones included; its step over
+            one token has no products of matrices.
+        last_only: whether stock code runs it on a prompt's last token alone, as long as nothing is pruned.
     """
 
-    depth: int
-    width: int
-    mlp: int
-    gated: bool
-    patch: int
-    merge: int
-    extra: int
-    window: int
-    full: int
-    projector: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
-class Text:
-    """A decoder-only language model with grouped-query attention and a gated MLP.
-
-    Attributes:
-        layers, width, mlp: decoder layers, hidden size, hidden size of the MLP.
-        heads, kv_heads, head: query heads, key/value heads, size of a head.
-        vocabulary: rows of the LM head.
-    """
-
-    layers: int
-    width: int
-    mlp: int
-    heads: int
-    kv_heads: int
-    head: int
-    vocabulary: int
+    linear: int
+    pair: int
+    expand: int = 0
+    chunk: int = 0
+    last_only: bool = False
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """A vision-language model as numbers."""
+    """A language model as numbers.
+
+    Attributes:
+        family: model type.
+        layers: its decoder layers.
+        before: operations for one token before its layers.
+        behind: for one token behind them, but for the LM head.
+        head: operations of the LM head for one token.
+        head_reads_all: whether the LM head is run on every token of a prompt, not on the last alone.
+    """
 
     family: str
-    vision: Vision
-    text: Text
+    layers: tuple[Layer, ...]
+    before: int
+    behind: int
+    head: int
+    head_reads_all: bool
 
     @classmethod
-    def of(cls, config: Any) -> Geometry:
-        """Read the numbers from a transformers configuration.
+    def of(cls, family: Family) -> Geometry:
+        """Read the numbers from a model's modules, which may be on the meta device.
 
         Raises:
-            UnsupportedModelError: no formula for this family.
+            UnsupportedModelError: the operations of its layers do not follow from their sizes.
         """
-        text = config.get_text_config()
-        numbers = Text(
-            layers=text.num_hidden_layers,
-            width=text.hidden_size,
-            mlp=text.intermediate_size,
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            head=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-            vocabulary=text.vocab_size,
+        parts = family.parts
+        model: Any = parts.head if parts.head is not None else parts.base
+        table = model.get_output_embeddings()
+        layers = tuple(_layer(family, number) for number in range(len(parts.layers)))
+        before, behind = _beside(family, table)
+        head = 0 if table is None else 2 * table.weight.numel()
+        return cls(family.name, layers, before, behind, head, "logits_to_keep" not in parameters(model))
+
+
+def _beside(family: Family, table: nn.Module | None) -> tuple[int, int]:
+    """Operations for one token before and behind the layers."""
+    found, parts = [0, 0], family.parts
+    inside = {id(module) for module in parts.layers.modules()}
+    for name, module in parts.text.named_modules():
+        if isinstance(module, nn.Linear) and id(module) not in inside and module is not table and _textual(name):
+            found["unembed" in name] += 2 * module.weight.numel()
+    return found[0], found[1]
+
+
+def _textual(name: str) -> bool:
+    """Not so what joins images inside a language model."""
+    return not any(word in name for word in ("vision", "image", "audio", "vq", "extend"))
+
+
+def _layer(family: Family, number: int) -> Layer:
+    layer, facts = family.parts.layers[number], family.layers[number]
+    linear = sum(_operations(layer, shares_keys=facts.source != number))
+    if facts.kind == "linear":
+        return Layer(linear, 0, chunk=_delta_rule(layer, family.name))
+    attention: Any = family.layer_attention(number)
+    last: Any = next(
+        (found for name in OUTPUTS if isinstance(found := getattr(attention, name, None), nn.Module)), None
+    )
+    if last is None:
+        raise UnsupportedModelError(
+            f"The operations of '{family.name}' cannot be counted: {type(attention).__name__} has no output projection "
+            f"(one of {', '.join(OUTPUTS)}) from which the size of its heads would follow."
         )
-        reader = READERS.get(config.model_type)
-        if reader is None:
-            raise UnsupportedModelError(
-                f"There is no FLOPs formula for '{config.model_type}'; there is one for {', '.join(sorted(READERS))}. "
-                "Add a reader of its vision configuration to foveate/bench/geometry.py."
-            )
-        return cls(config.model_type, reader(config.vision_config, text.hidden_size), numbers)
+    values = int(last.weight.shape[1])
+    wide = getattr(attention, "qk_head_dim", None)  # queries and keys may be wider than values
+    queries = values if wide is None else attention.num_heads * wide
+    latent = getattr(attention, "kv_b_proj", None)
+    expand = 0 if latent is None else 2 * latent.weight.numel()
+    last_only = facts.source != number and "logits_to_keep" in parameters(family.parts.text)
+    return Layer(linear, 2 * (queries + values), expand, last_only=last_only)
 
 
-def _clip(config: Any, out: int) -> Vision:
-    return Vision(
-        depth=config.num_hidden_layers,
-        width=config.hidden_size,
-        mlp=config.intermediate_size,
-        gated=False,
-        patch=config.num_channels * config.patch_size**2,
-        merge=1,
-        extra=1,
-        window=0,
-        full=config.num_hidden_layers,
-        projector=((config.hidden_size, out), (out, out)),
+def _delta_rule(layer: nn.Module, name: str) -> int:
+    """Operations of a chunk in a layer with a gated delta rule, without its triangular solve; 0 for convolutions."""
+    for module in layer.modules():
+        heads, k, v = (getattr(module, size, None) for size in ("num_v_heads", "head_k_dim", "head_v_dim"))
+        if heads and k and v:
+            return int(2 * heads * CHUNK * (2 * CHUNK * k + CHUNK * v + 3 * k * v))
+    if any(hasattr(module, "A_log") for module in layer.modules()):
+        raise UnsupportedModelError(
+            f"The operations of '{name}' cannot be counted: the recurrent layers ({type(layer).__name__}) follow "
+            "another rule than the gated delta rule."
+        )
+    return 0
+
+
+def _operations(layer: nn.Module, shares_keys: bool) -> Iterator[int]:
+    """Operations of every module of a layer for one token."""
+    _refuse_two_kinds(layer)
+    attention = attention_of(layer)
+    unused = [getattr(attention, name, None) for name in ("k_proj", "v_proj")] if shares_keys else []
+    for module in layer.modules():
+        if any(module is one for one in unused):
+            continue
+        if isinstance(module, nn.Linear | nn.Conv1d):
+            yield 2 * module.weight.numel()
+        else:
+            yield sum(_own(module, layer))
+        if hasattr(module, "prediction_coefs"):  # alternating updates: two routings, a mix of the streams
+            router: Any = module.modality_router
+            streams, width = router.weight.shape
+            yield 2 * streams * width + 2 * streams**2 * width
+
+
+def _refuse_two_kinds(layer: nn.Module) -> None:
+    """Text and images may have experts of their own, of different sizes."""
+    sizes = {
+        tuple(weight.shape) for name, weight in layer.named_parameters() if weight.dim() == 3 and "gate_up_proj" in name
+    }
+    if len(sizes) > 1:
+        raise UnsupportedModelError(
+            f"The operations of {type(layer).__name__} cannot be counted: text and images have experts of different "
+            "sizes, so they depend on which token is which."
+        )
+
+
+def _own(module: nn.Module, layer: nn.Module) -> Iterator[int]:
+    """Operations of the matrices that a module holds itself: routers and experts."""
+    for weight in module.parameters(recurse=False):
+        if weight.dim() == 2:
+            yield 2 * weight.numel()
+        elif weight.dim() == 3:  # experts
+            every = type(module).__name__ in EVERY_EXPERT
+            visited = weight.shape[0] if every else _visited(layer)
+            yield 2 * weight[0].numel() * visited
+
+
+def _visited(layer: nn.Module) -> int:
+    """Experts that a token visits."""
+    for module in layer.modules():
+        for name in ("top_k", "num_experts_per_tok"):
+            if isinstance(found := getattr(module, name, None), int):
+                return found
+    raise UnsupportedModelError(
+        f"The operations of {type(layer).__name__} cannot be counted: it does not say how many experts a token visits."
     )
-
-
-def _qwen2_5(config: Any, out: int) -> Vision:
-    merged = config.hidden_size * config.spatial_merge_size**2
-    return Vision(
-        depth=config.depth,
-        width=config.hidden_size,
-        mlp=config.intermediate_size,
-        gated=True,
-        patch=config.in_channels * config.temporal_patch_size * config.patch_size**2,
-        merge=config.spatial_merge_size,
-        extra=0,
-        window=config.window_size // config.patch_size // config.spatial_merge_size,
-        full=len(config.fullatt_block_indexes),
-        projector=((merged, merged), (merged, out)),
-    )
-
-
-READERS = {"llava": _clip, "qwen2_5_vl": _qwen2_5}

@@ -15,7 +15,7 @@ from foveate.core.view import ModelInfo
 from foveate.errors import UnsupportedModelError
 from foveate.families.layout import ImageShape, shape_of
 from foveate.families.parts import Parts, find_parts, layer_facts
-from foveate.families.tables import CLASS_TOKEN_LAST, IN_FRAMES, MERGES, TILED, Merge, merge_factor, side
+from foveate.families.tables import BY_ROW, CLASS_TOKEN_LAST, IN_FRAMES, MERGES, TILED, Merge, merge_factor, side
 
 TOKEN_NAMES = {
     "image": ("image_token_id", "image_token_index", "image_patch_id", "img_context_token_id"),
@@ -102,9 +102,14 @@ class Probed:
         return getattr(vision, "num_attention_heads", None) or getattr(vision, "num_heads", None) or 0
 
     @cached_property
+    def arguments(self) -> frozenset[str]:
+        """What the base model can be given."""
+        return frozenset(parameters(self.parts.base))
+
+    @property
     def wants_token_types(self) -> bool:
         """Whether the model needs `mm_token_type_ids` from the processor."""
-        return "mm_token_type_ids" in parameters(self.parts.base)
+        return "mm_token_type_ids" in self.arguments
 
     @cached_property
     def hidden_names(self) -> tuple[str, ...]:
@@ -175,6 +180,17 @@ class Probed:
     def factor(self) -> int:
         """Patches per token along each side."""
         return merge_factor(self.config)
+
+    @cached_property
+    def tile_tokens(self) -> int | None:
+        """Tokens of a tile, where the features of a row's tiles come in one piece."""
+        if self.name not in BY_ROW:
+            return None
+        resampler = getattr(self.config, "perceiver_config", None)
+        if resampler is not None:
+            return int(resampler.resampler_n_latents)
+        vision = self.config.vision_config
+        return int((side(vision.image_size) // side(vision.patch_size) // self.factor) ** 2)
 
     def in_tiles(self, modality: str) -> bool:
         """Whether features come per tile (or frame), several of which make an image (or video)."""

@@ -14,7 +14,8 @@ MERGES: dict[str, Merge] = {
         (
             "llava", "vipllava", "video_llava", "paligemma", "shieldgemma2", "janus", "deepseek_vl", "internvl",
             "qianfan_ocr", "idefics3", "smolvlm", "aya_vision", "cohere2_vision", "ovis2", "llama4",
-            "lfm2_vl", "paddleocr_vl", "gemma3", "gemma4", "mistral3", "lighton_ocr", "pp_chart2table",
+            "lfm2_vl", "paddleocr_vl", "gemma3", "gemma4", "mistral3", "lighton_ocr", "pp_chart2table", "minicpmv4_6",
+            "minicpmv4_7", "minicpm_ocr", "granite_docling",
         ),
         "raster",
     ),
@@ -33,9 +34,12 @@ MERGES: dict[str, Merge] = {
 
 TILED = frozenset(
     ("internvl", "qianfan_ocr", "idefics3", "smolvlm", "aya_vision", "cohere2_vision", "llama4",
-     "got_ocr2", "lfm2_vl", "ovis2")
+     "got_ocr2", "lfm2_vl", "ovis2", "granite_docling")
 )  # fmt: skip
 """Types whose tower and projector give a feature per *tile*; an image is all tiles up to the one that closes it."""
+
+BY_ROW = frozenset(("idefics2", "idefics3", "smolvlm", "granite_docling"))
+"""Types whose features come in one piece for each row of the batch, all tiles of all its images behind one another."""
 
 IN_FRAMES = frozenset(("video_llava",))
 """Types whose videos come as a feature per frame."""
@@ -51,6 +55,7 @@ FACTORS = (
     ("", "downsample_ratio"),
     ("vision_config", "pixel_shuffle_ratio"),
     ("vision_config", "hidden_stride"),
+    ("vision_config", "scale_factor"),
     ("vision_config", "pooling_kernel_size"),
 )
 """Where configurations say how many patches a token is wide: (sub-configuration, name)."""

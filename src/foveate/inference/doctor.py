@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig
 
 from foveate.core.method import Method
 from foveate.engine.checks import check, notes
@@ -18,6 +18,7 @@ from foveate.families import adapt
 from foveate.families.base import Family
 from foveate.families.refusals import type_refusal
 from foveate.families.tables import MERGES
+from foveate.inference.loading import auto_class
 from foveate.methods import registry
 
 
@@ -50,11 +51,12 @@ def examine(config: Any) -> Findings:
     """
     if reason := type_refusal(config):
         raise UnsupportedModelError(f"'{config.model_type}' cannot be pruned: {reason}")
-    if type(config) not in AutoModelForImageTextToText._model_mapping:
+    kind = auto_class(config)
+    if kind is None:
         raise UnsupportedModelError(f"'{config.model_type}' is no model that reads images and writes text.")
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = AutoModelForImageTextToText.from_config(config)
+        model = kind.from_config(config)
     family = adapt(model)
     cannot, otherwise = {}, {}
     for name, kind in registry().items():

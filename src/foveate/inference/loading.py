@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from foveate import zoo
 from foveate.errors import CheckpointError, DeviceError, FoveateError, MissingExtraError, UnsupportedModelError
@@ -16,6 +16,9 @@ from foveate.families import adapt
 from foveate.families.refusals import type_refusal
 from foveate.inference.placement import check_attention, choose_device, parse_dtype
 from foveate.inference.processor import load_processor
+
+CAUSAL = ("phi4_multimodal",)
+"""Types that read images, but that transformers counts among plain language models."""
 
 
 def load(
@@ -43,9 +46,10 @@ def load(
     source = _source(str(path_or_id))
     more = {"device_map": "auto"} if where == "auto" else {}
     try:
-        _check_family(source, AutoConfig.from_pretrained(source))
+        config = AutoConfig.from_pretrained(source)
+        _check_family(source, config)
         _check_weights(source)
-        model = AutoModelForImageTextToText.from_pretrained(
+        model = auto_class(config).from_pretrained(
             source, dtype=wanted, attn_implementation=attn_implementation, **more
         )
         model = model.eval() if more else model.eval().to(where)
@@ -77,9 +81,16 @@ def _placement(dtype: Any, device: Any, attention: str | None) -> tuple[str, tor
     return where, wanted
 
 
+def auto_class(config: Any) -> Any:
+    """What loads such a model, None if it is none that reads images and writes text."""
+    if type(config) in AutoModelForImageTextToText._model_mapping:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM if config.model_type in CAUSAL else None
+
+
 def _check_family(source: str, config: Any) -> None:
     """Refuse before weights are read what cannot be pruned whatever they are."""
-    if type(config) not in AutoModelForImageTextToText._model_mapping:
+    if auto_class(config) is None:
         raise UnsupportedModelError(
             f"{source} is a '{config.model_type}' model, which transformers does not load as one that reads images and "
             "writes text (AutoModelForImageTextToText)."

@@ -11,10 +11,13 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
+from foveate.data.videos import Clip, is_frame, open_video
 from foveate.errors import FoveateError, InputError
 from foveate.families.base import Family
 from foveate.inference import options
 from foveate.inference.chats import is_batch, open_chat, open_picture
+from foveate.inference.video_processor import VideoProcessor
+from foveate.inference.video_prompts import replacement, timing
 
 REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError)
 """What processors raise for an input that they do not take. Not: what a device or the memory raises."""
@@ -37,8 +40,9 @@ def load_processor(source: str, family: Family) -> Any:
         pass  # torchvision is missing, or no processor configuration: the parts may still be there
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
     images = _pil_image_processor(source)
+    videos = VideoProcessor.load(source) if "video" in family.token_ids else None
     template = tokenizer.chat_template or _legacy_template(Path(source)) or family.default_template
-    return ImageTextProcessor(images, tokenizer, family, template)
+    return ImageTextProcessor(images, tokenizer, family, template, videos)
 
 
 def _fits(processor: Any, family: Family) -> bool:
@@ -65,7 +69,7 @@ def _legacy_template(folder: Path) -> str | None:
 
 
 class ImageTextProcessor(ProcessorMixin):
-    """Image-only stand-in for a model's processor, from a PIL image processor, a tokenizer and a chat template.
+    """Stand-in for a model's processor, from a PIL image processor, a tokenizer and a chat template.
 
     It is a transformers processor: options, their order of precedence, templates and the result (`BatchFeature`) are
     the library's. It adds what the library lets pass: an option that would have no effect is refused by name.
@@ -75,14 +79,22 @@ class ImageTextProcessor(ProcessorMixin):
         tokenizer: its tokenizer, padding on the left.
         family: says how many placeholder tokens an image needs.
         chat_template: Jinja template, or None.
+        videos: prepares videos; None for models that take none, or whose videos need torchvision.
 
     Attributes:
         remote: whether http(s) addresses of pictures are fetched.
     """
 
-    def __init__(self, image_processor: Any, tokenizer: Any, family: Family, chat_template: str | None = None) -> None:
+    def __init__(
+        self, image_processor: Any, tokenizer: Any, family: Family, chat_template: str | None = None,
+        videos: VideoProcessor | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.family, self.remote = family, False
+        if videos is not None:
+            self.video_processor = videos
+            self.video_token_id = family.token_ids["video"]
+            self.video_token = tokenizer.convert_ids_to_tokens(self.video_token_id)
         self.image_token_id = family.token_ids["image"]
         self.image_token = tokenizer.convert_ids_to_tokens(self.image_token_id)
 
@@ -95,6 +107,7 @@ class ImageTextProcessor(ProcessorMixin):
             images: one, a list, or a list per prompt, of anything that `open_picture` takes. With options that are
                 about the values of arrays (`ABOUT_ARRAYS`), arrays and tensors go to the image processor as they are.
             text: a prompt or a list of them.
+            videos: as images, of what `open_video` takes.
             kwargs: options as a stock processor takes them, directly or in `text_kwargs` and `images_kwargs`.
 
         Raises:
@@ -102,15 +115,16 @@ class ImageTextProcessor(ProcessorMixin):
                 match, a picture that the model cannot take, or truncation that cuts an image's tokens.
             ImageError: a picture that cannot be opened.
         """
-        if videos is not None or audio is not None:
-            what = "Videos" if videos is not None else "Sound"
+        if audio is not None or (videos is not None and not self.takes_videos):
+            what = "Sound" if audio is not None else "This model's videos"
             raise InputError(f"{what} need torchvision: install it, and foveate loads the model's full processor.")
         options.check(self.image_processor, kwargs)
         kwargs = options.pixels_as_size(self.image_processor, kwargs)
         kwargs.setdefault("return_mm_token_type_ids", self.family.wants_token_types)
         try:
             opened = self._opened(images, options.about_arrays(kwargs))
-            found = super().__call__(images=opened if _count(opened) else None, text=text, **kwargs)
+            clips = None if videos is None else self._clips(videos)
+            found = super().__call__(images=opened if _count(opened) else None, text=text, videos=clips, **kwargs)
         except FoveateError:
             raise
         except (*REFUSALS, StrictDataclassError) as error:
@@ -125,7 +139,27 @@ class ImageTextProcessor(ProcessorMixin):
             return [self._opened(image, raw) for image in images]
         return open_picture(images, self.remote)
 
-    def validate_inputs(self, images: Any = None, text: Any = None, **kwargs: Any) -> None:
+    @property
+    def takes_videos(self) -> bool:
+        """Whether videos can be prepared."""
+        return getattr(self, "video_processor", None) is not None
+
+    def _clips(self, videos: Any) -> list[Clip]:
+        """All videos, in order, opened."""
+        if isinstance(videos, list | tuple) and videos and not is_frame(videos[0]):
+            return [clip for video in videos if video is not None for clip in self._clips(video)]
+        return (
+            []
+            if isinstance(videos, list | tuple) and not videos
+            else [open_video(videos, self.video_processor.sampler())]
+        )
+
+    def _process_videos(self, videos: list[Clip], **kwargs: Any) -> tuple[dict[str, Any], list[str]]:
+        values = dict(self.video_processor(videos))
+        texts = [replacement(self, clip, values, number) for number, clip in enumerate(videos)]
+        return values | timing(self.family, videos, self.video_processor), texts
+
+    def validate_inputs(self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> None:
         """As the library's; markers and images are counted in words that name the remedy."""
         texts = [text] if isinstance(text, str) else text or []
         if not isinstance(texts, list | tuple) or not all(isinstance(one, str) for one in texts):
@@ -136,7 +170,14 @@ class ImageTextProcessor(ProcessorMixin):
             raise InputError(
                 f"The prompt has {markers} image marker(s) {self.image_token}, but {count} image(s) were given."
             )
-        super().validate_inputs(images=images, text=text, **kwargs)
+        places = sum(one.count(self.video_token) for one in texts) if self.takes_videos else 0
+        if places != len(videos or ()):
+            raise InputError(
+                f"The prompt has {places} video marker(s), but {len(videos or ())} video(s) were given; does the chat "
+                "template place videos?"
+            )
+        frames = [clip.frames for clip in videos] if videos else None
+        super().validate_inputs(images=images, text=text, videos=frames, **kwargs)
 
     def replace_image_token(self, image_inputs: Mapping[str, Any], image_idx: int, **kwargs: Any) -> str:
         """The marker as often as the `image_idx`-th image has tokens."""
@@ -152,7 +193,7 @@ class ImageTextProcessor(ProcessorMixin):
         options.check_template(self._template(chat_template), kwargs)
         chats = conversation if is_batch(conversation) else [conversation]
         if kwargs.get("tokenize"):
-            chats = [open_chat(chat, self.remote) for chat in chats]
+            chats = [open_chat(chat, self.remote, sampler=self.sampler) for chat in chats]
         prepared = chats if is_batch(conversation) else chats[0]
         try:
             return super().apply_chat_template(prepared, chat_template=chat_template, **kwargs)
@@ -160,6 +201,11 @@ class ImageTextProcessor(ProcessorMixin):
             raise
         except REFUSALS as error:
             raise InputError(f"The conversation cannot be prepared: {_first_line(error)}") from error
+
+    @property
+    def sampler(self) -> Any:
+        """Which frames of a video to take, from a `FrameSampling`; None without videos."""
+        return self.video_processor.sampler if self.takes_videos else None
 
     def _template(self, given: str | None) -> str:
         """The template itself, where `given` may be the name of one of several."""
@@ -182,6 +228,10 @@ class ImageTextProcessor(ProcessorMixin):
         folder = Path(save_directory)
         written = [*self.tokenizer.save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)]
         written += self.image_processor.save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        if self.takes_videos:
+            place = folder / "video_preprocessor_config.json"
+            place.write_text(json.dumps(self.video_processor.to_dict(), indent=1) + "\n", encoding="utf-8")
+            written.append(str(place))
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
             written.append(str(folder / "chat_template.jinja"))

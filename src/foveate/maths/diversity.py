@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,6 +10,9 @@ from foveate.maths.similarity import CHUNK_BYTES, unit
 
 GRAM_BYTES = 400 * 1024 * 1024
 """Up to this size the similarity matrix is computed at once; beyond, row by row."""
+
+CANDIDATES = 128
+"""Tokens among which max-min chooses before it looks at all of them again."""
 
 
 class Similarity:
@@ -31,9 +35,8 @@ class Similarity:
         return (self.unit @ self.unit.index_select(0, index).T).squeeze(1)
 
 
-def most_isolated(similarity: Similarity) -> Tensor:
-    """`[1]` the token whose nearest neighbour is farthest."""
-    x = similarity.unit
+def most_isolated(x: Tensor) -> Tensor:
+    """`[1]` which of the unit vectors `[n, d]` has its nearest neighbour farthest away."""
     step = max(1, CHUNK_BYTES // (4 * x.shape[0]))
     closest = []
     for start in range(0, x.shape[0], step):
@@ -43,27 +46,69 @@ def most_isolated(similarity: Similarity) -> Tensor:
     return torch.cat(closest).argmin().view(1)
 
 
-def max_min(x: Tensor, count: int) -> Tensor:
+def max_min(x: Tensor, count: int, start: Tensor | None = None) -> Tensor:
     """Greedy max-min diversity: each next token is the one farthest (cosine) from all chosen so far.
 
-    Starts with the token whose nearest neighbour is farthest (DivPrune, arXiv 2503.02175, algorithm 1).
+    Chosen in rounds, which gives the same tokens as choosing one by one: the tokens least covered are candidates,
+    and greedy choice among them is greedy choice among all while its best is less covered than every other token was
+    when the round began, since what is chosen can only cover more. One matrix product a round then updates all tokens,
+    instead of one a token; a round waits for the device once.
 
     Args:
         x: `[n, d]`. Rows that are not finite count as similar to nothing (cosine 0 to all others).
+        count: how many to choose, those of `start` included.
+        start: `[s]` distinct tokens that are chosen already. None: the token whose nearest neighbour is farthest
+            (DivPrune, arXiv 2503.02175, algorithm 1), which takes all similarities and so most of the time.
 
     Returns:
-        `[count]` indices in order of choice.
+        `[count]` indices in order of choice, those of `start` first.
     """
-    similarity = Similarity(x, count)
-    token = most_isolated(similarity)
-    chosen = [token]
-    closest = similarity.to(token).index_fill_(0, token, float("inf"))
-    for _ in range(count - 1):
-        token = closest.argmin().view(1)
-        chosen.append(token)
-        torch.maximum(closest, similarity.to(token), out=closest)
-        closest.index_fill_(0, token, float("inf"))
+    features = unit(x)
+    chosen = [most_isolated(features) if start is None else start[:count]]
+    left = count - len(chosen[0])
+    covered = torch.full((len(x),), -float("inf"), device=x.device)
+    while left > 0:
+        new = chosen[-1]
+        covered = torch.maximum(covered, coverage(features, new)).index_fill_(0, new, float("inf"))
+        found = next_round(features, covered, left)
+        chosen.append(found)
+        left -= len(found)
     return torch.cat(chosen)
+
+
+def coverage(features: Tensor, chosen: Tensor) -> Tensor:
+    """`[n]` largest similarity of every token to one of the chosen, with bounded memory."""
+    step = max(1, CHUNK_BYTES // (4 * len(features)))
+    return torch.stack([(features @ features[part].T).amax(1) for part in chosen.split(step)]).amax(0)
+
+
+def next_round(features: Tensor, covered: Tensor, most: int) -> Tensor:
+    """`[m]` tokens that greedy choice takes next, at least one and at most `most`.
+
+    Args:
+        covered: `[n]` similarity to the nearest chosen token; infinite for those.
+    """
+    fewest, limit = len(covered), float("inf")
+    if fewest > CANDIDATES:
+        least = covered.topk(CANDIDATES + 1, largest=False)
+        fewest, limit = CANDIDATES, float(least.values[-1])
+        # in the order of tokens, and with the first of equals among them, as a search through all would go
+        first = (covered == least.values[0]).nonzero()[0]
+        candidates = torch.cat([first, least.indices[:-1]]).unique()
+    else:
+        candidates = torch.arange(fewest, device=covered.device)
+    own = features[candidates]
+    similarity, closest = (own @ own.T).cpu().numpy(), covered[candidates].cpu().numpy()
+    order: list[int] = []
+    while len(order) < most:
+        token = int(closest.argmin())
+        if order and not closest[token] < limit:
+            break
+        order.append(token)
+        np.maximum(closest, similarity[token], out=closest)
+        closest[token] = np.inf
+    found: Tensor = candidates[torch.tensor(order, device=candidates.device)]
+    return found
 
 
 def greedy_map(x: Tensor, quality: Tensor, count: int) -> Tensor:

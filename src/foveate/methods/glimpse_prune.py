@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.core.budget import Keep, Per
+from foveate.core.budget import Keep, Per, part
 from foveate.core.method import Method, Stage
 from foveate.core.probe import Probe
 from foveate.core.selection import Choice
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 from foveate.glimpse import GlimpseModule, load_module
+from foveate.maths.diversity import max_min
 
 CORNERS = {"tl": (0, 0), "tr": (0, -1), "bl": (-1, 0), "br": (-1, -1)}
 
@@ -38,6 +39,8 @@ class GlimpsePrune(Method):
         max_keep: at most this share (float; 1.0 is no limit) or number (int; 1 is one token) of the visual tokens.
             None: the module's.
         min_keep: at least this many. None: the module's.
+        background: our addition: so many tokens (share or number, as `max_keep`) beside the module's, those that differ
+            most (cosine of hidden states) from what is kept already: what the question needs that is not evidence.
         anchors: corners (`"tl"`, `"tr"`, `"bl"`, `"br"`) that always stay, also beyond the cap.
         per: budget over all images of a prompt together (as published) or per image.
 
@@ -57,6 +60,7 @@ class GlimpsePrune(Method):
     min_keep: int | None = None
     anchors: tuple[str, ...] | None = None
     per: Per = "prompt"
+    background: float | int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,6 +70,8 @@ class GlimpsePrune(Method):
         if unknown:
             raise ConfigurationError(f"GlimpsePrune has no anchors {sorted(unknown)}; there are {list(CORNERS)}.")
         assert self.budget  # validates threshold, cap and floor
+        if self.background != 0:
+            Keep(cap=self.background, threshold=0.0)  # a share or a number
 
     @classmethod
     def example(cls, keep: float, model: Any) -> GlimpsePrune:
@@ -109,7 +115,7 @@ class GlimpsePrune(Method):
             "min_keep": budget.floor,
             "anchors": self.corners,
             "per": self.per,
-        }
+        } | ({"background": self.background} if self.background else {})
 
     def stages(self, info: ModelInfo) -> Sequence[Stage]:
         config = self.glimpse.config
@@ -136,8 +142,19 @@ class GlimpsePrune(Method):
 
     def _within(self, view: View, budget: Keep) -> Tensor:
         """`[n]` bool: what the module's probabilities keep within a budget, and the corners."""
-        mask = budget.choose(self.logits(view).float().sigmoid())
-        return mask | self._anchored(view) if self.corners else mask
+        chance = self.logits(view).float().sigmoid()
+        mask = budget.choose(chance)
+        if self.corners:
+            mask = mask | self._anchored(view)
+        return self._with_background(view, mask, chance) if self.background else mask
+
+    def _with_background(self, view: View, mask: Tensor, chance: Tensor) -> Tensor:
+        """`[n]` the mask and the tokens that differ most from those in it (from the likeliest one, if it is empty)."""
+        n, share = len(view), self.background
+        kept = mask.nonzero().squeeze(1)
+        count = min(n, len(kept) + (part(share, n) if isinstance(share, float) else share))
+        start = kept if len(kept) else chance.argmax().view(1)
+        return mask.index_fill(0, max_min(view.hidden, max(count, len(start)), start), True)
 
     def logits(self, view: View) -> Tensor:
         """`[n]` the predictor's logits."""

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from foveate.core.budget import Keep, part, top
-from foveate.core.method import BEFORE_LLM, Method, Stage
+from foveate.core.method import BEFORE_LLM, Method, Reads, Stage
 from foveate.core.selection import Choice, Selection
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 from foveate.maths.clustering import density_peaks
 from foveate.maths.copruning import select_and_merge
+from foveate.maths.diversity import max_min
 
+CHOICES = {
+    "saliency": ("received", "key_norm", "mix"),
+    "shallow": ("key_norm", "diversity"),
+    "deep": ("key_norm", "diversity", "attention"),
+}
+"""What each stage can choose by; the first is published."""
+WITHOUT_CLASS_TOKEN = {"saliency": "mix", "shallow": "diversity", "deep": "diversity"}
+_READS: dict[str, Reads] = {"key_norm": "keys", "diversity": "nothing", "attention": "attention"}
 PRESETS = {1 / 9: (0.3, 0.12), 2 / 9: (0.4, 0.15), 1 / 3: (0.5, 0.18)}
 """Published (vision keep, cluster fraction) by average keep ratio."""
 
@@ -44,7 +53,14 @@ class ViTCoP(Method):
             layer with keys per token, if recurrent ones come first.
         deep_divisor: stage 3 keeps this fraction of stage 2's tokens.
         kernel_width, reach: density kernel and spatial limit of the clustering.
-        saliency: what ranks patches in stage 1: `"received"` attention or `"key_norm"` (small first).
+        saliency: what chooses patches in stage 1: `"received"` attention (published), `"key_norm"` (small first), or
+            our `"mix"`: a part by attention, then the projected features most different (cosine) from all chosen so
+            far. None: published on towers with a class token, `"mix"` on others.
+        attended: with `"mix"`, the part of stage 1's tokens that attention chooses.
+        shallow, deep: what stages 2 and 3 choose by: `"key_norm"` (published; clusters are merged in stage 2), our
+            `"diversity"` (hidden states most different from all chosen so far; nothing is clustered or merged), or in
+            stage 3 the `"attention"` of the prompt's last token in the layer before. None: published on towers with a
+            class token, `"diversity"` on others (chosen on validation questions; docs/vitcop.md).
         saliency_block: vision block that stage 1 reads. None: the family's choice.
         official: reproduce the published code: a merged token is its target *plus* the group's mean (twice the
             scale), positions are compacted in stages 1 and 3 whatever `positions` says, decoding continues at the
@@ -58,7 +74,7 @@ class ViTCoP(Method):
 
     name = "vitcop"
     paper = "arXiv 2601.17818"
-    verified = "official implementation (LLaVA-1.5): clustering, merging, budgets, end to end"
+    verified: ClassVar[str | None] = "official implementation (LLaVA-1.5): clustering, merging, budgets, end to end"
     takes_prompt = False
 
     vision_keep: float | None = None
@@ -68,7 +84,10 @@ class ViTCoP(Method):
     deep_divisor: float = 5.0
     kernel_width: float = 8.0
     reach: float = 0.6
-    saliency: Literal["received", "key_norm"] = "received"
+    saliency: Literal["received", "key_norm", "mix"] | None = None
+    attended: float = 0.25
+    shallow: Literal["key_norm", "diversity"] | None = None
+    deep: Literal["key_norm", "diversity", "attention"] | None = None
     saliency_block: int | None = None
     official: bool = False
     queries: int | None = Tap.queries
@@ -80,8 +99,13 @@ class ViTCoP(Method):
                 Keep(ratio=share)
         if self.deep_divisor < 1 or self.kernel_width <= 0 or self.reach <= 0:
             raise ConfigurationError("ViTCoP: deep_divisor must be >= 1, kernel_width and reach positive.")
-        if self.saliency not in ("received", "key_norm"):
-            raise ConfigurationError(f"ViTCoP(saliency={self.saliency!r}) must be 'received' or 'key_norm'.")
+        if not 0 <= self.attended <= 1:
+            raise ConfigurationError(f"ViTCoP(attended={self.attended}) must be a share from 0 to 1.")
+        for field, known in CHOICES.items():
+            if getattr(self, field) not in (None, *known):
+                raise ConfigurationError(f"ViTCoP({field}={getattr(self, field)!r}) must be one of {', '.join(known)}.")
+        if self.official and any(getattr(self, field) not in (None, known[0]) for field, known in CHOICES.items()):
+            raise ConfigurationError("ViTCoP(official=True) is the published code; leave saliency, shallow and deep.")
 
     @property
     def decode_from_cache(self) -> bool:
@@ -106,7 +130,8 @@ class ViTCoP(Method):
             raise ConfigurationError("ViTCoP(official=True) exists for LLaVA only; the published code has no other.")
         shallow, deep = self.layers(info)
         if not self.official:
-            return Stage(BEFORE_LLM), Stage(shallow, reads="keys"), Stage(deep, reads="keys")
+            _, second, third = (_READS.get(choice, "nothing") for choice in self.choices(info))
+            return Stage(BEFORE_LLM), Stage(shallow, reads=second), Stage(deep, reads=third)
         return (
             Stage(BEFORE_LLM, positions="contiguous"),
             Stage(shallow, reads="keys", positions="original"),
@@ -145,45 +170,86 @@ class ViTCoP(Method):
         shallow = min(max(shallow, 1), first)
         return first, shallow, min(max(deep, 1), shallow)
 
+    def choices(self, info: ModelInfo) -> tuple[str, str, str]:
+        """What the three stages choose by on such a model."""
+        first, second, third = (
+            getattr(self, field) or (known[0] if info.has_class_token else WITHOUT_CLASS_TOKEN[field])
+            for field, known in CHOICES.items()
+        )
+        return first, second, third
+
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
-        keys = Tap("keys", self.saliency_block)
-        return (keys, Tap("received", self.saliency_block, self.queries)) if self.saliency == "received" else (keys,)
+        saliency, shallow, _ = self.choices(info)
+        keys = (self._keys,) if "key_norm" in (saliency, shallow) else ()  # only merging needs clusters
+        return keys if saliency == "key_norm" else (*keys, self._received)
+
+    @property
+    def _keys(self) -> Tap:
+        return Tap("keys", self.saliency_block)
+
+    @property
+    def _received(self) -> Tap:
+        return Tap("received", self.saliency_block, self.queries)
 
     # -- the three stages --------------------------------------------------------------------------------
 
     def select(self, view: View) -> Choice:
         """As many as `counts` says, but stages 1 and 2 do more than choose: they cluster and merge."""
         first, shallow, deep = self.counts(view.info, view.entered)
+        _, second, third = self.choices(view.info)
         if view.layer == BEFORE_LLM:
             return self._filter(view, first)
-        norm = view.keys.float().mean(0).norm(dim=-1)
         if view.layer == self.layers(view.info)[0]:
-            return self._co_prune(view, norm, shallow)
-        return top(-norm, min(deep, len(view)))
+            return self._co_prune(view, shallow) if second == "key_norm" else self._most_diverse(view, shallow)
+        if third == "diversity":
+            return self._most_diverse(view, deep)
+        score = -key_norm(view) if third == "key_norm" else view.attention().mean((0, 1))
+        return top(score, min(deep, len(view)))
 
     def _filter(self, view: View, count: int) -> Tensor:
-        keys = view.tap(Tap("keys", self.saliency_block)).float()
-        score = (
-            view.tap(Tap("received", self.saliency_block, self.queries))
-            if self.saliency == "received"
-            else -keys.norm(dim=-1)
-        )
-        kept = top(score, count)
+        saliency, shallow, _ = self.choices(view.info)
+        score = -view.tap(self._keys).float().norm(dim=-1) if saliency == "key_norm" else view.tap(self._received)
+        if saliency == "mix":
+            seeds = score.topk(max(1, part(self.attended, count))).indices
+            kept = max_min(view.hidden, count, seeds).sort().values
+        else:
+            kept = top(score, count)
+        if shallow == "key_norm":
+            self._cluster(view, kept)
+        view.memo["most salient"] = score.argmax().view(1)
+        return kept
+
+    def _cluster(self, view: View, kept: Tensor) -> None:
+        """Leave for stage 2 which cluster each token belongs to, `[N]`."""
         side = max(side for grid in view.grids for side in grid[1:])
         _, fraction = self.preset(view.info, self.budget.ratio_of(view.entered))
         labels = density_peaks(
-            keys[kept], view.positions()[kept, 1:] / side, fraction, self.kernel_width, self.reach,
-            complete=not self.official,
+            view.tap(self._keys).float()[kept], view.positions()[kept, 1:] / side, fraction, self.kernel_width,
+            self.reach, complete=not self.official,
         )  # fmt: skip
         view.memo["labels"] = torch.full((view.total,), -1, device=view.device).index_copy_(0, kept, labels)
-        return kept
 
-    def _co_prune(self, view: View, norm: Tensor, budget: int) -> Selection:
+    @staticmethod
+    def _most_diverse(view: View, count: int) -> Choice:
+        """The most salient token and those that differ most from it and from each other; a start that costs nothing."""
+        if count >= len(view):
+            return Selection.everything(len(view), view.device)
+        start = torch.searchsorted(view.index, view.memo["most salient"].to(view.device)).clamp(max=len(view) - 1)
+        return max_min(view.hidden, count, start).sort().values
+
+    def _co_prune(self, view: View, budget: int) -> Selection:
         if budget >= len(view) and not self.official:
             return Selection.everything(len(view), view.device)
+        norm = key_norm(view)
         labels = view.memo["labels"].to(norm.device)[view.index]
         host = torch.stack([norm, labels.float()]).cpu()  # the one sync of this stage
         return select_and_merge(host[0], host[1].long(), budget, add_target=self.official).to(view.device)
+
+
+def key_norm(view: View) -> Tensor:
+    """`[n]` length of the head-mean of the keys in the layer before."""
+    found: Tensor = view.keys.float().mean(0).norm(dim=-1)
+    return found
 
 
 def stage_budgets(

@@ -16,9 +16,12 @@ from foveate.trace.records import GroupTrace, PrefillTrace
 from foveate.trace.text import where
 from foveate.trace.tiles import Box, panels
 
-COLOURS = ((24, 24, 32), (38, 84, 160), (196, 108, 24), (132, 44, 132), (28, 120, 92))
+COLOURS = ((24, 24, 32), (30, 90, 220), (235, 120, 10), (160, 40, 170), (20, 130, 95))
 """Tint of the tokens dropped at the first, second, ... stage."""
-STRENGTH, KEPT = 0.78, (64, 220, 96)
+STRENGTH, KEPT = 0.55, (64, 220, 96)
+"""The picture stays visible under a tint."""
+LONGEST = 1500
+"""Pixels of the longer side of what is drawn."""
 
 
 def overlay(
@@ -43,27 +46,35 @@ def overlay(
     Raises:
         InputError: there is no such image in the trace.
     """
-    group, numbers = _find(trace, row, index)
+    group, numbers = find_group(trace, row, index)
     last = "kept to the end" if stages is None else f"left after stage {stages} of {len(group.steps)}"
     group = replace(group, steps=group.steps[:stages])
     starts = [sum(grid.size for grid in group.grids[:number]) for number in range(len(group.grids))]
-    grids, dropped = [group.grids[number] for number in numbers], _dropped_at(group)
+    grids, dropped = [group.grids[number] for number in numbers], dropped_at(group)
     layers = [step.layer for step in group.steps]
-    side = max(1, -(-640 // max(image.size)))  # small pictures are enlarged, or nothing could be read
-    plain = image.convert("RGB").resize((image.width * side, image.height * side), Image.Resampling.LANCZOS)
+    covers = panels(grids, image.width, image.height)
+    plain = _readable(image, len(covers))
     canvases = []
-    for panel in panels(grids, image.width, image.height):
+    for panel in covers:
         canvas = plain.copy()
         for number, box in panel:
             own = dropped[starts[numbers[number]] :][: grids[number].size]
-            _paint(canvas, box, _frame(own, grids[number], frame), len(layers))
+            paint(canvas, box, frame_of(own, grids[number], frame), len(layers))
         canvases.append(canvas)
     first, total = starts[numbers[0]], sum(grid.size for grid in grids)
     counts = [int((dropped[first : first + total] == s).sum()) for s in range(len(layers) + 1)]
-    return _with_legend(_beside(canvases), layers, counts, last)
+    return with_legend(_beside(canvases), layers, counts, last)
 
 
-def _frame(stage: np.ndarray, grid: Grid, frame: int) -> np.ndarray:
+def _readable(image: Image.Image, covers: int) -> Image.Image:
+    """The image enlarged so that something can be seen, or made smaller so that all its covers fit side by side."""
+    enlarged = max(1, -(-640 // max(image.size)))
+    scale = min(enlarged, LONGEST / max(image.width * covers, image.height))
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+def frame_of(stage: np.ndarray, grid: Grid, frame: int) -> np.ndarray:
     """`[h, w]` stages of one frame, in the picture's order."""
     placed = np.empty(grid, dtype=int)
     placed[tuple(grid.coordinates().T.numpy())] = stage
@@ -71,7 +82,7 @@ def _frame(stage: np.ndarray, grid: Grid, frame: int) -> np.ndarray:
     return found
 
 
-def _paint(canvas: Image.Image, box: Box, stage: np.ndarray, last: int) -> None:
+def paint(canvas: Image.Image, box: Box, stage: np.ndarray, last: int) -> None:
     """Tint a part of the picture."""
     left, top = round(box.left * canvas.width), round(box.top * canvas.height)
     right, bottom = round(box.right * canvas.width), round(box.bottom * canvas.height)
@@ -95,7 +106,7 @@ def overlays(image: Image.Image, trace: PrefillTrace, row: int = 0, index: int =
     Raises:
         InputError: there is no such image in the trace.
     """
-    stages = len(_find(trace, row, index)[0].steps)
+    stages = len(find_group(trace, row, index)[0].steps)
     return [overlay(image, trace, row, index, stages=number) for number in range(1, stages)] + [
         overlay(image, trace, row, index)
     ]
@@ -108,7 +119,7 @@ def save(picture: Image.Image, path: Path) -> None:
         picture.save(partial, kind)
 
 
-def _find(trace: PrefillTrace, row: int, index: int) -> tuple[GroupTrace, list[int]]:
+def find_group(trace: PrefillTrace, row: int, index: int) -> tuple[GroupTrace, list[int]]:
     """The group of an image, and which of its grids are the image's."""
     for group in trace.groups:
         number = index - group.image
@@ -118,7 +129,7 @@ def _find(trace: PrefillTrace, row: int, index: int) -> tuple[GroupTrace, list[i
     raise InputError(f"The last prefill has no image {index} in row {row}.")
 
 
-def _dropped_at(group: GroupTrace) -> np.ndarray:
+def dropped_at(group: GroupTrace) -> np.ndarray:
     """`[N]` number of the stage that dropped each token; the number of stages if it survived all."""
     stage = np.full(len(group.columns), len(group.steps))
     alive = np.ones(len(stage), dtype=bool)
@@ -147,16 +158,16 @@ def _tint(canvas: Image.Image, stage: np.ndarray, last: int) -> Image.Image:
     return mixed
 
 
-def _with_legend(canvas: Image.Image, layers: list[int], counts: list[int], last: str) -> Image.Image:
-    font = ImageFont.load_default(size=16)
+def with_legend(canvas: Image.Image, layers: list[int], counts: list[int], last: str) -> Image.Image:
+    line = max(20, min(48, canvas.width // 22))
+    font = ImageFont.load_default(size=round(line * 0.68))
     entries = [(COLOURS[n % len(COLOURS)], f"{counts[n]} dropped {where(layer)}") for n, layer in enumerate(layers)]
     entries.append((KEPT, f"{counts[-1]} {last}"))
-    line = 24
     page = Image.new("RGB", (canvas.width, canvas.height + line * len(entries) + 8), "white")
     page.paste(canvas, (0, 0))
     draw = ImageDraw.Draw(page)
     for number, (colour, text) in enumerate(entries):
         y = canvas.height + 6 + number * line
-        draw.rectangle((8, y + 2, 24, y + 18), fill=colour)
-        draw.text((32, y), text, fill="black", font=font)
+        draw.rectangle((8, y + 2, line, y + line - 6), fill=colour)
+        draw.text((line + 8, y), text, fill="black", font=font)
     return page

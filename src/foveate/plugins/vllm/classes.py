@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vllm.model_executor.models import interns1, llava, llava_next, qwen2_5_vl, qwen2_vl, qwen3_vl
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.processing import BaseProcessingInfo
 
 from foveate.plugins.vllm.model import PrunedModel
 from foveate.plugins.vllm.processing import PrunedInfo, PrunedProcessor
@@ -70,7 +71,10 @@ class PrunedQwen25VL(PrunedModel, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration)
 
 
 class Qwen3VLInfo(PrunedInfo, qwen3_vl.Qwen3VLProcessingInfo):
-    pass
+    def get_supported_mm_processor_kwargs(self) -> dict[str, set[str]]:
+        """vLLM adds to those of videos, so there must be some."""
+        found: dict[str, set[str]] = BaseProcessingInfo.get_supported_mm_processor_kwargs(self)
+        return {"videos_kwargs": set(), **found}
 
 
 class Qwen3VLProcessor(PrunedProcessor, qwen3_vl.Qwen3VLMultiModalProcessor):

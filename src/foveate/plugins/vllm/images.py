@@ -54,7 +54,18 @@ class Images:
         if inputs.get(TILES) is None:
             return []
         grid = self.tower_grids(inputs)[0]
-        return [ImageShape((grid,) * int(tiles)) for tiles in inputs[TILES].flatten()]
+        return [ImageShape((grid,) * int(tiles), tiles=int(tiles)) for tiles in inputs[TILES].flatten()]
+
+    def encoded(self, inputs: Mapping[str, Any]) -> list[int]:
+        """How many images (or tiles) the tower is given for every image, padding tiles included."""
+        pixels, counts = inputs.get(PIXELS), inputs.get(TILES)
+        if counts is not None:
+            return [int(count) for count in counts.flatten()]
+        if isinstance(pixels, Tensor) and pixels.dim() == 5:
+            return [pixels.shape[1]] * pixels.shape[0]
+        if isinstance(pixels, list | tuple):
+            return [len(one) if one.dim() == 4 else 1 for one in pixels]
+        return [1] * len(self.tower_grids(inputs))
 
     def tower_grids(self, inputs: Mapping[str, Any]) -> list[Grid]:
         """Grids of all images (or tiles) in one call of the tower."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from foveate.core.grid import Grid
 from foveate.core.selection import Selection
+from foveate.core.view import Tap
 from foveate.errors import InputError
+from foveate.families.base import Family
 from foveate.families.layout import ImageShape
 from foveate.plugins.vllm.carrying import digits, numbers
 from foveate.plugins.vllm.processing import EXTENT, KEPT, SHARE, plan_of
@@ -54,27 +58,20 @@ class PrunedModel:
         if kept is None:
             raise InputError("This server prunes images, which must come as pictures: not as embeddings, nor as videos.")
         images = self.plan.images
-        shapes, grids = images.shapes(kwargs), images.tower_grids(kwargs)
+        shapes, grids, counts = images.shapes(kwargs), images.tower_grids(kwargs), images.encoded(kwargs)
         with self.tower.reading(grids):
             features = super().embed_multimodal(**kwargs)  # type: ignore[misc]
-        tiles = self.tower.values(grids)
+        tiles = list(zip(grids, self.tower.values(grids), strict=True))
         found = []
-        for shape, own, size, keep in zip(shapes, features, kept.flatten().tolist(), share.flatten().tolist(), strict=True):
-            count = images.family.tower_images("image", shape.size, grids)
-            mine, tiles = tiles[:count], tiles[count:]
-            selection = self._select(shape, own, grids[:count], mine, None if keep != keep else keep)
-            assert len(selection) == size, f"{size} tokens were planned, {len(selection)} kept"
+        for number, (shape, own, count) in enumerate(zip(shapes, features, counts, strict=True)):
+            mine, tiles = tiles[: shape.tiles or count], tiles[count:]
+            keep = float(share.flatten()[number])
+            taps = _joined(images.family, shape, mine)
+            selection = self.plan.select(shape, own[:, : self._width], taps, None if math.isnan(keep) else keep)
+            planned = int(kept.flatten()[number])
+            assert len(selection) == planned, f"{planned} tokens were planned, {len(selection)} kept"
             found.append(self._pruned(own, selection, shape))
         return tuple(found)
-
-    def _select(
-        self, shape: ImageShape, features: Tensor, grids: Sequence[Any], tiles: Sequence[Mapping[Any, Tensor]], keep: Any
-    ) -> Selection:
-        family = self.plan.images.family
-        taps = {
-            tap: family.join(shape, grids, [tile[tap] for tile in tiles]) for tap in (tiles[0] if tiles else ())
-        }
-        return self.plan.select(shape, features[:, : self._width], taps, keep)
 
     @property
     def _width(self) -> int:
@@ -128,6 +125,12 @@ class PrunedModel:
         after = positions.cumsum(0)
         end = int(after[-1])
         return (after - positions).expand(AXES, -1).contiguous(), end - len(input_tokens)
+
+
+def _joined(family: Family, shape: ImageShape, tiles: Sequence[tuple[Grid, Mapping[Tap, Tensor]]]) -> dict[Tap, Tensor]:
+    """What was read of the tower's images, as values of the tokens of the one image that they make."""
+    grids = [grid for grid, _ in tiles]
+    return {tap: family.join(shape, grids, [taps[tap] for _, taps in tiles]) for tap in tiles[0][1]}
 
 
 def _cut(features: Tensor) -> Tensor:
