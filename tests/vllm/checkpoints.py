@@ -21,10 +21,6 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-    LlavaNextImageProcessor,
-    LlavaNextProcessor,
     LlavaProcessor,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -44,7 +40,7 @@ from transformers import (
 from foveate import zoo
 
 IMAGE, START, END, VOCAB = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>", 576
-PLACEHOLDER = {"llava": IMAGE, "llava_next": IMAGE, "internvl": IMAGE}
+PLACEHOLDER = {"llava": IMAGE, "internvl": IMAGE}
 """What a prompt holds for an image; for the others it stands between two tokens."""
 
 TEXT: dict[str, Any] = {
@@ -83,23 +79,6 @@ def llava(tokenizer: Any) -> tuple[Any, Any]:
     return LlavaForConditionalGeneration(config), processor
 
 
-def llava_next(tokenizer: Any) -> tuple[Any, Any]:
-    points = [[112, 112], [56, 112], [112, 56]]
-    image = _ids(tokenizer)["image_token_id"]
-    config = LlavaNextConfig(
-        vision_config=CLIPVisionConfig(**CLIP), text_config=LlamaConfig(**TEXT), image_token_id=image,
-        image_token_index=image, image_seq_length=16, image_grid_pinpoints=points,
-    )  # fmt: skip
-    images = LlavaNextImageProcessor(
-        size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, image_grid_pinpoints=points
-    )
-    processor = LlavaNextProcessor(
-        images, tokenizer, patch_size=14, vision_feature_select_strategy="default", image_token=IMAGE,
-        num_additional_image_tokens=1,
-    )  # fmt: skip
-    return LlavaNextForConditionalGeneration(config), processor
-
-
 def _patches(size: int) -> dict[str, Any]:
     return {
         "patch_size": size, "merge_size": 2, "temporal_patch_size": 2,
@@ -124,9 +103,7 @@ def qwen2_5_vl(tokenizer: Any) -> tuple[Any, Any]:
         **QWEN_VISION, "hidden_size": 64, "intermediate_size": 48, "patch_size": 14, "window_size": 56,
         "fullatt_block_indexes": [1, 3], "out_hidden_size": 64,
     }  # fmt: skip
-    config = Qwen2_5_VLConfig(
-        text_config={**TEXT, "rope_parameters": MROPE}, vision_config=vision, **_ids(tokenizer)
-    )
+    config = Qwen2_5_VLConfig(text_config={**TEXT, "rope_parameters": MROPE}, vision_config=vision, **_ids(tokenizer))
     processor = Qwen2_5_VLProcessor(
         Qwen2VLImageProcessor(**_patches(14)), tokenizer, Qwen2VLVideoProcessor(**_patches(14))
     )
@@ -164,7 +141,7 @@ def internvl(tokenizer: Any) -> tuple[Any, Any]:
 
 
 MAKERS: dict[str, Callable[[Any], tuple[Any, Any]]] = {
-    maker.__name__: maker for maker in (llava, llava_next, qwen2_vl, qwen2_5_vl, qwen3_vl, internvl)
+    maker.__name__: maker for maker in (llava, qwen2_vl, qwen2_5_vl, qwen3_vl, internvl)
 }
 
 
@@ -197,9 +174,7 @@ def _as_vllm_reads(folder: Path, model: Any) -> None:
     if config["vision_config"]["model_type"] != "clip_vision_model":
         return
     weights, old = load_file(folder / "model.safetensors"), "vision_tower.vision_model."
-    renamed = {
-        name if old in name else name.replace("vision_tower.", old): weight for name, weight in weights.items()
-    }
+    renamed = {name if old in name else name.replace("vision_tower.", old): weight for name, weight in weights.items()}
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
 
 

@@ -69,7 +69,8 @@ class Engine:
 def engine(folder: Path, settings: dict[str, Any] | None, **options: Any) -> Iterator[Engine]:
     """One that reads prompts in pieces and remembers their beginnings."""
     given: dict[str, Any] = {
-        "dtype": "float32", "enforce_eager": True, "max_model_len": 1000, "max_num_seqs": 4, "max_num_batched_tokens": 64,
+        "dtype": "float32", "enforce_eager": True, "max_model_len": 1000, "max_num_seqs": 4,
+        "max_num_batched_tokens": 64,
         "enable_prefix_caching": True, "enable_chunked_prefill": True, "block_size": 32, "seed": 0,
         "limit_mm_per_prompt": {"image": 2}, "hf_overrides": {} if settings is None else {"foveate": settings},
         "disable_log_stats": True,

@@ -32,11 +32,6 @@ class _Pieces:
     encoded: list[int]
     shapes: list[ImageShape] | None = None
 
-    def tiles(self, family: Family, modality: str, number: int, grids: Sequence[Grid]) -> int:
-        """How many of the tower's images make an encoded one: what its shape says, else the most likely."""
-        known = self.shapes[number].tiles if self.shapes else 0
-        return known or family.tower_images(modality, self.encoded[number], grids)
-
 
 def match_images(family: Family, call: Call, encoded: Sequence[TowerImage]) -> dict[str, list[EncodedImage]]:
     """The images of a call, per modality in the order of their placeholders.
@@ -52,7 +47,7 @@ def match_images(family: Family, call: Call, encoded: Sequence[TowerImage]) -> d
     """
     pieces = {m: _pieces(family, m, call, encoded) for m in call.visual if m in call.given}
     grids = [image.grid for image in encoded]
-    counts = {m: sum(found.tiles(family, m, number, grids) for number in range(len(found.encoded))) for m, found in pieces.items()}
+    counts = {m: sum(family.tower_images(m, size, grids) for size in found.encoded) for m, found in pieces.items()}
     total = sum(counts.values())
     recent = list(encoded[len(encoded) - total :]) if total <= len(encoded) else []
     result: dict[str, list[EncodedImage]] = {}
@@ -118,7 +113,7 @@ def _encoded(family: Family, modality: str, found: _Pieces, own: Sequence[TowerI
     """What the tower encoded, as images in the language model."""
     result, start = [], 0
     for number, size in enumerate(found.encoded):
-        tiles = own[start : start + found.tiles(family, modality, number, [tile.grid for tile in own])]
+        tiles = own[start : start + family.tower_images(modality, size, [tile.grid for tile in own])]
         start += len(tiles)
         grids = [tile.grid for tile in tiles]
         shape = found.shapes[number] if found.shapes else family.shape(modality, size, grids)

@@ -15,12 +15,10 @@ class ImageShape:
     Attributes:
         grids: of the tokens that can be chosen, in the order of the sequence.
         fixed: places, among all its tokens, of those that always stay: newlines, separators, class tokens.
-        tiles: images of the tower that it is made of; 0: unknown.
     """
 
     grids: tuple[Grid, ...]
     fixed: tuple[int, ...] = ()
-    tiles: int = 0
 
     @property
     def size(self) -> int:

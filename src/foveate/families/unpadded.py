@@ -107,12 +107,6 @@ class Unpadded(Family):
             )
         return (fitting or found)[0]
 
-    def _of_grid(self, shape: ImageShape, tiles: int) -> Stitched:
-        """The picture whose tiles give the second of the grids."""
-        rows, columns = shape.grids[1][1:]
-        fitting = (one for one in self._candidates() if (one.rows, one.columns, 1 + one.down * one.across) == (rows, columns, tiles))
-        return next(fitting)
-
     # -- what the engine asks ----------------------------------------------------------------------------
 
     def tower_images(self, modality: str, size: int, grids: Sequence[Grid]) -> int:
@@ -138,11 +132,10 @@ class Unpadded(Family):
     def _shape(self, picture: Stitched) -> ImageShape:
         thumbnail = Grid(1, self._side, self._side)
         if not picture.down:
-            return ImageShape((thumbnail,), (thumbnail.size,), 1)
+            return ImageShape((thumbnail,), (thumbnail.size,))
         line = picture.columns + 1
         newlines = [thumbnail.size + row * line + picture.columns for row in range(picture.rows)]
-        tiles = 1 + picture.down * picture.across
-        return ImageShape((thumbnail, Grid(1, picture.rows, picture.columns)), tuple(newlines), tiles)
+        return ImageShape((thumbnail, Grid(1, picture.rows, picture.columns)), tuple(newlines))
 
     def join(self, shape: ImageShape, grids: Sequence[Grid], values: Sequence[Tensor]) -> Tensor:
         own = self._side
@@ -159,7 +152,7 @@ class Unpadded(Family):
         """`[N, D]` of `[tiles, side, side, D]`: the thumbnail, then the tiles stitched, cut and scaled."""
         parts = [squares[0].flatten(0, 1)]
         if len(shape.grids) > 1:
-            picture = self._of_grid(shape, len(squares))
+            picture = self._of_size(shape.size, [Grid(1, 1, 1)] * len(squares))
             tiles = squares[1:].unflatten(0, (picture.down, picture.across))
             whole = tiles.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)  # [D, rows, columns]
             top, left = ((full - cut) // 2 for full, cut in zip(whole.shape[1:], (picture.h, picture.w), strict=True))

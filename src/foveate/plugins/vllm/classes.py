@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vllm.model_executor.models import interns1, llava, llava_next, qwen2_5_vl, qwen2_vl, qwen3_vl
+from vllm.model_executor.models import interns1, llava, qwen2_5_vl, qwen2_vl, qwen3_vl
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.processing import BaseProcessingInfo
 
@@ -18,25 +18,8 @@ class LlavaProcessor(PrunedProcessor, llava.LlavaMultiModalProcessor):
     pass
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    LlavaProcessor, info=LlavaInfo, dummy_inputs=llava.LlavaDummyInputsBuilder
-)
+@MULTIMODAL_REGISTRY.register_processor(LlavaProcessor, info=LlavaInfo, dummy_inputs=llava.LlavaDummyInputsBuilder)
 class PrunedLlava(PrunedModel, llava.LlavaForConditionalGeneration):
-    tower_name = "vision_tower"
-
-
-class LlavaNextInfo(PrunedInfo, llava_next.LlavaNextProcessingInfo):
-    pass
-
-
-class LlavaNextProcessor(PrunedProcessor, llava_next.LlavaNextMultiModalProcessor):
-    pass
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    LlavaNextProcessor, info=LlavaNextInfo, dummy_inputs=llava.LlavaDummyInputsBuilder
-)
-class PrunedLlavaNext(PrunedModel, llava_next.LlavaNextForConditionalGeneration):
     tower_name = "vision_tower"
 
 

@@ -15,7 +15,7 @@ from foveate.families import adapt
 from foveate.families.base import Family
 from foveate.families.layout import ImageShape
 
-PIXELS = "pixel_values"
+PIXELS, GRIDS = "pixel_values", "image_grid_thw"
 TILES = "image_num_patches"
 """Tiles of every image, where features come per tile."""
 
@@ -54,7 +54,7 @@ class Images:
         if inputs.get(TILES) is None:
             return []
         grid = self.tower_grids(inputs)[0]
-        return [ImageShape((grid,) * int(tiles), tiles=int(tiles)) for tiles in inputs[TILES].flatten()]
+        return [ImageShape((grid,) * int(tiles)) for tiles in inputs[TILES].flatten()]
 
     def encoded(self, inputs: Mapping[str, Any]) -> list[int]:
         """How many images (or tiles) the tower is given for every image, padding tiles included."""
@@ -74,7 +74,7 @@ class Images:
             pixels = torch.cat([one if one.dim() == 4 else one[None] for one in pixels])
         if isinstance(pixels, Tensor) and pixels.dim() == 5:
             pixels = pixels.flatten(0, 1)
-        return self.family.tower_grids((), {**inputs, PIXELS: pixels})
+        return self.family.tower_grids((), {PIXELS: pixels, GRIDS: inputs.get(GRIDS)})
 
     @property
     def one_axis(self) -> bool:

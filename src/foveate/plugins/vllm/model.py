@@ -41,10 +41,9 @@ class PrunedModel:
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.plan = plan_of(vllm_config.model_config)
-        method = self.plan.settings.method
         self.carries_positions = bool(vllm_config.model_config.uses_mrope)
         self.tower = Tower(
-            getattr(self, self.tower_name), self.plan.images.family, method.taps(self.plan.info)
+            getattr(self, self.tower_name), self.plan.images.family, self.plan.settings.method.taps(self.plan.info)
         )
         # read by captured graphs, so it is one tensor for ever
         most = vllm_config.scheduler_config.max_num_batched_tokens
@@ -56,7 +55,7 @@ class PrunedModel:
         kept, share = kwargs.pop(KEPT, None), kwargs.pop(SHARE, None)
         kwargs.pop(EXTENT, None)
         if kept is None:
-            raise InputError("This server prunes images, which must come as pictures: not as embeddings, nor as videos.")
+            raise InputError("This server prunes images, which must come as pictures, not as embeddings.")
         images = self.plan.images
         shapes, grids, counts = images.shapes(kwargs), images.tower_grids(kwargs), images.encoded(kwargs)
         with self.tower.reading(grids):
@@ -64,7 +63,7 @@ class PrunedModel:
         tiles = list(zip(grids, self.tower.values(grids), strict=True))
         found = []
         for number, (shape, own, count) in enumerate(zip(shapes, features, counts, strict=True)):
-            mine, tiles = tiles[: shape.tiles or count], tiles[count:]
+            mine, tiles = tiles[:count], tiles[count:]
             keep = float(share.flatten()[number])
             taps = _joined(images.family, shape, mine)
             selection = self.plan.select(shape, own[:, : self._width], taps, None if math.isnan(keep) else keep)

@@ -92,7 +92,7 @@ class Plan:
     def _check(self) -> bool:
         """Whether the method keeps other numbers than its budgets say, as one does that rounds to whole grids."""
         tried = [self.settings.chosen(keep) for keep in (None, *SHARES)]
-        return any([self._is_off(method, grids) for method in tried if method.prunes for grids in TRIED])
+        return any(self._is_off(method, grids) for method in tried if method.prunes for grids in TRIED)
 
     def _is_off(self, method: Method, grids: Grids) -> bool:
         try:
@@ -104,8 +104,8 @@ class Plan:
             ) from error
         if len(sizes) > 1:
             raise ConfigurationError(
-                f"{method.name} keeps {min(sizes)} to {max(sizes)} tokens of images of one size, but vLLM must know the "
-                "number before it encodes one; give the method a fixed budget."
+                f"{method.name} keeps {min(sizes)} to {max(sizes)} tokens of images of one size, but vLLM must know "
+                "the number before it encodes one; give the method a fixed budget."
             )
         return sizes != {_counted(self, method, grids[0].size)}
 

@@ -57,7 +57,7 @@ class PrunedProcessor:
     info: Any
 
     def apply(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """What a request asks for becomes part of the hash that processor, encoder and prefix cache know an image by."""
+        """What a request asks for becomes part of the hash that processor, encoder and prefix cache know it by."""
         settings: Settings = self.info.plan.settings
         keep = settings.asked(inputs.hf_processor_mm_kwargs)
         own = {SALT: settings.salt(keep)} | ({} if keep is None else {KEEP: keep})

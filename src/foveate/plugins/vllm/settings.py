@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from foveate.core.budget import Keep
 from foveate.core.method import BEFORE_LLM, Method
@@ -69,9 +68,7 @@ class Settings:
         """
         others = sorted(set(kwargs) - {KEEP, SALT})
         if others:
-            raise InputError(
-                f"mm_processor_kwargs: {', '.join(others)} cannot be set per request here; {KEEP} can."
-            )
+            raise InputError(f"mm_processor_kwargs: {', '.join(others)} cannot be set per request here; {KEEP} can.")
         keep = kwargs.get(KEEP)
         if keep is None:
             return None
@@ -102,7 +99,7 @@ def check(method: Method, info: ModelInfo, one_axis: bool) -> None:
     layers = [stage.layer for stage in method.stages(info)]
     if any(layer != BEFORE_LLM for layer in layers) or method.probe(info) is not None:
         raise ConfigurationError(
-            f"{method.name} selects inside the language model (before layers {layers}), which vLLM does not allow; use a "
+            f"{method.name} selects inside the language model (before layers {layers}), which vLLM cannot run; use a "
             "method that prunes before it, such as visionzip, or `foveate serve`."
         )
     if method.positions == "index" or (method.positions == "contiguous" and not one_axis):
@@ -117,8 +114,8 @@ def _check_count(method: Method) -> None:
     """Refuse a number of tokens that is not known before the image is encoded."""
     if method.keep is None or method.budget.threshold is not None:
         raise ConfigurationError(
-            f"{method.name} decides by what it sees how many tokens it keeps, but vLLM must know before; give keep as a "
-            "share or a count."
+            f"{method.name} decides by what it sees how many tokens it keeps, but vLLM must know before; give keep as "
+            "a share or a count."
         )
     if method.per == "prompt":
         raise ConfigurationError(

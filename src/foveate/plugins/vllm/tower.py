@@ -42,7 +42,7 @@ class Tower:
         for tap in taps:
             number = family.block_of(tap)
             if number >= len(blocks):
-                raise MissingTapError(f"{tap} reads vision block {number}, but vLLM loads the first {len(blocks)} only.")
+                raise MissingTapError(f"{tap} reads vision block {number}, but vLLM loads {len(blocks)} only.")
             self._listen(tap, blocks[number])
 
     @contextmanager
@@ -96,7 +96,9 @@ class Tower:
         query, key = (_heads(given[name], kernel.head_size) for name in ARGUMENTS[:2])
         if self._family.has_class_token:
             token = -1 if self._family.class_token_last else 0
-            rows = [attention_rows(q[:, token, None], k, kernel.scale, None)[:, 0] for q, k in zip(query, key, strict=True)]
+            rows = [
+                attention_rows(q[:, token, None], k, kernel.scale, None)[:, 0] for q, k in zip(query, key, strict=True)
+            ]
             found = torch.stack(rows).sum(1)
         else:
             bounds = given.get("cu_seqlens")
@@ -123,7 +125,7 @@ def _attention(block: nn.Module) -> Any:
         found = getattr(block, name, None)
         if isinstance(found, nn.Module) and hasattr(found, "attn"):
             return found
-    raise MissingTapError(f"vLLM's {type(block).__name__} has no attention that can be read; use a method without taps.")
+    raise MissingTapError(f"vLLM's {type(block).__name__} has no attention to read; use a method without taps.")
 
 
 def _projection(attention: Any) -> tuple[nn.Module, bool]:
