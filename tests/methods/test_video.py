@@ -29,6 +29,9 @@ def test_a_video_is_pruned(name: str, tiny_qwen: Tiny) -> None:
     assert torch.isfinite(logits).all()
     alive = trace.last.alive_per_layer()
     assert alive == sorted(alive, reverse=True)
+    if name == "pixel_prune":  # nothing repeats in noise
+        assert alive[-1] == tokens
+        return
     assert 0 < alive[-1] < tokens
     if name != "glimpse_prune":  # its cap counts from its own layer on
         assert trace.keep_ratio == pytest.approx(1 / 3, abs=2 / tokens)

@@ -14,6 +14,7 @@ from torch import Tensor
 from foveate.core.budget import Keep, Per, part
 from foveate.core.probe import Probe
 from foveate.core.selection import Choice, Selection
+from foveate.core.tower import TowerStage, TowerView
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 
@@ -138,6 +139,11 @@ class Method:
         """What this method reads in the vision tower; only these taps are installed."""
         return ()
 
+    def tower_stages(self, info: ModelInfo) -> Sequence[TowerStage]:
+        """Where this method selects inside the vision tower, in increasing order of block. What is dropped there never
+        reaches the language model; such a method has a stage before it (`BEFORE_LLM`), which sees the survivors."""
+        return ()
+
     def probe(self, info: ModelInfo) -> Probe | None:
         """Tokens to append behind the prompt; they are removed at the method's last stage."""
         return None
@@ -145,6 +151,10 @@ class Method:
     def choose(self, view: View, count: int) -> Choice:
         """Choose `count` of the view's tokens, fewer than there are; called once per image (or prompt) and stage."""
         raise NotImplementedError(f"{type(self).__name__} must define `choose` (or `select`).")
+
+    def select_in_tower(self, view: TowerView) -> Choice:
+        """The choice before `view.block` of the tower; called once per image and tower stage. At least one stays."""
+        raise NotImplementedError(f"{type(self).__name__} has tower stages, so it must define `select_in_tower`.")
 
     # -- what a runtime asks -----------------------------------------------------------------------------
 

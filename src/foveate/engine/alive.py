@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 
 from foveate.core.selection import Merge, Packed, Selection, pack
+from foveate.core.tower import IN_TOWER
+from foveate.engine.cache import Kept
 from foveate.engine.layout import Group, Layout
 from foveate.engine.masks import Later
+from foveate.errors import InputError
+from foveate.trace.records import PrefillTrace
 
 
 class Block(NamedTuple):
@@ -132,6 +136,68 @@ class Alive:
             index = index.masked_fill(~packed.valid, -1)
         self.index, self.valid = index, packed.valid
         self.drops += 1
+
+
+def before_method(groups: Sequence[Group], trace: PrefillTrace) -> list[Selection] | None:
+    """Let a method see what the vision tower left, though the sequence still holds everything.
+
+    Returns:
+        What the tower left, of the tokens alive; None if it left everything.
+    """
+    if not any(steps for group in groups for steps in group.left):
+        return None
+    left = [Selection.from_mask(_in_features(group)[group.alive]) for group in groups]
+    trace.record(IN_TOWER, [group.alive for group in groups], left)
+    for group, selection in zip(groups, left, strict=True):
+        group.alive = group.alive[selection.index]
+    return left
+
+
+def with_tower(groups: Sequence[Group], left: Sequence[Selection], chosen: Sequence[Selection]) -> list[Selection]:
+    """What a method chose of what the tower left, as choices among all that the sequence holds."""
+    for group in groups:
+        group.alive = group.visible
+    return [tower.then(own) for tower, own in zip(left, chosen, strict=True)]
+
+
+def _in_features(group: Group) -> Tensor:
+    """`[N]` bool: which tokens of a group came out of the vision tower."""
+    found, device = [], group.alive.device
+    for grid, steps in zip(group.grids, group.left, strict=True):
+        kept = torch.full((grid.size,), not steps, device=device)
+        found.append(kept.index_fill(0, steps[-1].alive.to(device), True) if steps else kept)
+    return torch.cat(found)
+
+
+def check_fixed(group: Group) -> None:
+    """Raise if a token that always stays has no features, since the tower dropped it.
+
+    Raises:
+        InputError: the prompt ends with such a token.
+    """
+    if any(group.left):
+        fixed = group.fixed[group.fixed < group.total]
+        if not bool(_in_features(group)[fixed].all()):
+            raise InputError(
+                "The prompt ends with an image whose last token was dropped in the vision tower, so there is nothing "
+                "to predict an answer from; put text behind the image."
+            )
+
+
+def held_now(layout: Layout, old: Kept | None, block: Block, until: int) -> Kept:
+    """What a layer's cache holds after a pass.
+
+    Args:
+        old: what it held before, None if everything.
+        block: what the layer was given in this pass.
+        until: logical columns after the pass.
+    """
+    past = layout.past
+    index = torch.arange(layout.length).expand(layout.rows, -1) if block.columns is None else block.columns
+    new = torch.where(index >= 0, index + past, -1)
+    before = torch.arange(past).expand(layout.rows, -1) if old is None else old.full(past)
+    padded = block.padded or bool(old and old.padded)
+    return Kept(torch.cat([before.to(new.device), new], dim=1), until, padded)
 
 
 def scatter(hidden: Tensor, index: Tensor | None, length: int) -> Tensor:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from foveate.core.method import Method, Stage
+from foveate.core.method import BEFORE_LLM, Method, Stage
 from foveate.core.selection import Packed, resolve
 from foveate.core.view import View
 from foveate.engine.align import aligned
-from foveate.engine.alive import Alive, Block
+from foveate.engine.alive import Alive, Block, before_method, held_now, with_tower
 from foveate.engine.cache import FoveatedCache, Kept, select_columns
 from foveate.engine.capture import AttentionCall
 from foveate.engine.deepstack import Deepstack
@@ -123,9 +123,12 @@ class ForwardPass:
         groups = self.layout.groups
         with self.trace.selecting.span(hidden.device), torch.no_grad():
             rows = {row: self._row_state(row, layer, hidden) for row in {group.row for group in groups}}
+            left = before_method(groups, self.trace) if layer == BEFORE_LLM else None
             choices = [self.method.select(self._view(stage, group, rows)) for group in groups]
             selections = resolve(choices, [len(g.alive) for g in groups], self.method.name)
             self.trace.record(layer, [g.alive for g in groups], selections)
+            if left is not None:
+                selections = with_tower(groups, left, selections)
             if self.probe is not None and layer > max(self.probe.reads):
                 self.probe = None  # it has read all it should
             packed = self.alive.drop(selections, probe=self.alive.probe if self.probe else 0)
@@ -276,7 +279,7 @@ class ForwardPass:
         cache = self.cache
         if cache is None or not any(block.columns is not None for block in self.entered):
             return
-        past, until = self.layout.past, self.layout.past + self.layout.length - self.appended
+        until = self.layout.past + self.layout.length - self.appended
         made: dict[tuple[int, int], Kept] = {}
         kept: list[Kept | None] = []
         for layer, block in enumerate(self.entered):
@@ -286,15 +289,7 @@ class ForwardPass:
                 continue
             key = (id(old), id(block.columns))
             if key not in made:
-                made[key] = self._held_now(old, block, past, until)
+                made[key] = held_now(self.layout, old, block, until)
             kept.append(made[key])
         cache.kept = kept
         cache.decode_from_cache |= bool(self.method and self.method.decode_from_cache)
-
-    def _held_now(self, old: Kept | None, block: Block, past: int, until: int) -> Kept:
-        rows = self.layout.rows
-        index = torch.arange(self.layout.length).expand(rows, -1) if block.columns is None else block.columns
-        new = torch.where(index >= 0, index + past, -1)
-        before = torch.arange(past).expand(rows, -1) if old is None else old.full(past)
-        padded = block.padded or bool(old and old.padded)
-        return Kept(torch.cat([before.to(new.device), new], dim=1), until, padded)

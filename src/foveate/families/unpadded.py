@@ -167,7 +167,7 @@ class Unpadded(Family):
 class Granite4Vision(Unpadded):
     """Granite 4 Vision: a small Q-Former in every window makes fewer tokens of its patches."""
 
-    model_types = ("granite4_vision",)
+    model_types: ClassVar[tuple[str, ...]] = ("granite4_vision",)
 
     @property
     def _side(self) -> int:
