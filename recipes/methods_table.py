@@ -43,9 +43,9 @@ the rest of the tower nor the language model. They can stand before others, with
 before the language model. *Reads* is all that it needs: taps of the vision tower (`received` attention, `keys`,
 `hidden` states), features of the visual tokens, the text, keys of the language model, attention rows of a few tokens.
 `received` is the attention that a token receives: from the class token where the tower has one, else from the patches
-of its image (in a block of windowed attention: of its window). All of them ask up to 4,096 patches, and 4,096 evenly
+of its image (in a block of windowed attention: of its window). All of them ask up to 1,024 patches, and 1,024 evenly
 spaced ones beyond, to keep reading cheap beside the tower; a method's `queries` sets another number, None asks all.
-What sampling costs is in [under_run_baselines.md](under_run_baselines.md).
+What sampling costs is in [reading.md](reading.md).
 
 *Verified* says with what an implementation was compared: *official code* means that the published functions ran
 unchanged on random features, and what they chose are fixtures (`tests/golden/baselines`); where ours differs by

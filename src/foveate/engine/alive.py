@@ -122,13 +122,16 @@ class Alive:
             self.counts[row] -= cut
         # a stable sort lists the survivors in order; their number is known, so nothing has to be copied back
         index = keep.argsort(descending=True, stable=True)[: self.counts[row]]
-        rank = keep.long().cumsum(0) - 1
-        merges = [
-            Merge(rank[place[s.index[s.merge.target]]], s.merge.segment, place[s.merge.source], s.merge.weight)
-            for place, (_, s) in zip(places, chosen, strict=True)
-            if s.merge is not None
+        merged = [
+            (place, s.index, s.merge) for place, (_, s) in zip(places, chosen, strict=True) if s.merge is not None
         ]
-        return Selection(n, index, _join(merges))
+        if not merged:
+            return Selection(n, index)
+        rank = keep.long().cumsum(0) - 1
+        return Selection(n, index, _join([
+            Merge(rank[place[kept[merge.target]]], merge.segment, place[merge.source], merge.weight)
+            for place, kept, merge in merged
+        ]))  # fmt: skip
 
     def _update(self, packed: Packed) -> None:
         index = packed.index if self.index is None else self.index.gather(1, packed.index)
@@ -189,13 +192,15 @@ def held_now(layout: Layout, old: Kept | None, block: Block, until: int) -> Kept
 
     Args:
         old: what it held before, None if everything.
-        block: what the layer was given in this pass.
-        until: logical columns after the pass.
+        block: what it was given in this pass.
+        until: logical end of the pass.
     """
-    past = layout.past
-    index = torch.arange(layout.length).expand(layout.rows, -1) if block.columns is None else block.columns
-    new = torch.where(index >= 0, index + past, -1)
-    before = torch.arange(past).expand(layout.rows, -1) if old is None else old.full(past)
+    past, every = layout.past, torch.arange(layout.past + layout.length)
+    new = every[: layout.length].expand(layout.rows, -1) if block.columns is None else block.columns
+    if not past:
+        return Kept(new, until, block.padded)
+    new = torch.where(new >= 0, new + past, -1)
+    before = every[:past].expand(layout.rows, -1) if old is None else old.full(past)
     padded = block.padded or bool(old and old.padded)
     return Kept(torch.cat([before.to(new.device), new], dim=1), until, padded)
 
@@ -210,10 +215,10 @@ def scatter(hidden: Tensor, index: Tensor | None, length: int) -> Tensor:
     return full[:, :length]
 
 
-def _join(merges: list[Merge]) -> Merge | None:
+def _join(merges: list[Merge]) -> Merge:
     """The merges of a row's images as one."""
-    if not merges:
-        return None
+    if len(merges) == 1:
+        return merges[0]
     starts = [sum(len(m.target) for m in merges[:number]) for number in range(len(merges))]
     return Merge(
         torch.cat([m.target for m in merges]),

@@ -61,7 +61,7 @@ class ForwardPass:
         self.columns: list[Tensor | None] = []  # of the unpruned rows, that each layer was given
         self.entered: list[Block] = []  # what each layer was given in this pass
         # the same of layers that others take keys from; their past columns
-        self.lent: dict[int, tuple[Block, int]] = {}
+        self.lent: dict[int, tuple[Block, int]] = {}  # of layers that lend their keys; their past columns
         self.rotary: Any = None  # rotary embeddings of renumbered survivors
         self.probe = method.probe(family.info) if method is not None and self.stages else None
         self.appended = 0  # probe tokens
@@ -71,8 +71,7 @@ class ForwardPass:
             self.later = {k: later for k, later in found.items() if later is not None}
         self.readings: dict[int, Reading] = {}
         self.deepstack: Deepstack | None = None
-        info = family.info
-        self._reads = {k: info.reading_layer(k) for k, stage in self.stages.items() if stage.reads != "nothing"}
+        self._reads = {k: family.info.reading_layer(k) for k, stage in self.stages.items() if stage.reads != "nothing"}
         self._heard: HeardLayer | None = None
         self._masks = LayerMasks(self)
         self._aligned: dict[tuple[int, int], tuple[Any, Any]] = {}
@@ -140,7 +139,6 @@ class ForwardPass:
         return packed
 
     def _view(self, stage: Stage, group: Group, rows: dict[int, RowState]) -> View:
-        place = self.alive.places(group, group.alive)
         return View(
             info=self.family.info,
             layer=stage.layer,
@@ -149,7 +147,13 @@ class ForwardPass:
             images=tuple(zip(group.images, group.across, strict=True)),
             total=group.total,
             entered=len(group.visible),
-            source=GroupSource(group, place, rows[group.row], self.readings, needs_stand_ins(self.family, self.method)),
+            source=GroupSource(
+                group,
+                self.alive.places(group, group.alive),
+                rows[group.row],
+                self.readings,
+                needs_stand_ins(self.family, self.method),
+            ),
             image=group.image,
             row=group.row,
             memo=group.memo,
@@ -161,7 +165,7 @@ class ForwardPass:
         return RowState(
             hidden=hidden[row, :tokens],
             valid=None if self.alive.valid is None else self.alive.valid[row, :tokens],
-            visual=self.alive.visual(row, hidden.device)[:tokens],
+            visual=lambda: self.alive.visual(row, hidden.device)[:tokens],
             texts=self.alive.counts[row] - self.alive.probe - visual,
             keys=lambda: self._keys(row)[:, :tokens].to(hidden.device),
             attention=lambda places: self._attention(row, self._reads[layer] or 0, tokens, places).to(hidden.device),
@@ -214,7 +218,8 @@ class ForwardPass:
             return value
         key = (id(value), self.alive.drops)
         if key not in self._aligned:  # the value is kept too, so that its id stays its own
-            self._aligned[key] = value, aligned(value, index.clamp(min=0), self.layout.length)
+            places = index if self.alive.valid is None else index.clamp(min=0)
+            self._aligned[key] = value, aligned(value, places, self.layout.length)
         return self._aligned[key][1]
 
     def layer_mask(self, layer: int, hidden: Tensor, given: Any) -> Any:

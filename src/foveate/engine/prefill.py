@@ -35,7 +35,9 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
     cache = _cache(session, text, kwargs)
     past = 0 if kwargs.get("past_key_values") is None else kwargs["past_key_values"].get_seq_length()
     try:
-        mask = inputs.padding_mask(_given_mask(call, kwargs), embeds.shape[0], embeds.shape[1], past)
+        given = _given_mask(call, kwargs)
+        padded = call.padded if given is call.mask else None
+        mask = inputs.padding_mask(given, embeds.shape[0], embeds.shape[1], past, padded)
         layout = _layout(session, call, mask, past, cache is not None, embeds.device)
     except FoveateError:
         if session.method is None and (cache is None or not cache.is_pruned):

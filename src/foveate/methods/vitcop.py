@@ -281,7 +281,7 @@ class ViTCoP(Method):
         norm = key_norm(view)
         labels = view.memo["labels"].to(norm.device)[view.index]
         host = torch.stack([norm, labels.float()]).cpu()  # the one sync of this stage
-        return select_and_merge(host[0], host[1].long(), budget, add_target=self.official).to(view.device)
+        return select_and_merge(host[0], host[1], budget, add_target=self.official).to(view.device)
 
 
 def key_norm(view: View) -> Tensor:
