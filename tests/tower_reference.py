@@ -45,6 +45,13 @@ class DropInTower(TowerMethod):
         return torch.randperm(len(view), generator=random)[:count].sort().values
 
 
+class DropByPixels(DropInTower):
+    """Chooses before patches are embedded."""
+
+    def tower_stages(self, info: ModelInfo) -> Sequence[TowerStage]:
+        return [TowerStage(block, pixels=True) for block in self.blocks]  # type: ignore[attr-defined]
+
+
 class DropFrame(DropInTower):
     """Drops the middle frame of every clip, and a random part of the others."""
 

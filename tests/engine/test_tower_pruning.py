@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 import foveate
 from foveate.core.method import Method
 from foveate.errors import ConfigurationError, InputError, MissingTapError, UnsupportedModelError
-from foveate.methods import Compose, DivPrune, FastV, ToMeTower, TowerFilter, ViTCoP
+from foveate.methods import Compose, DivPrune, FastV, GlimpsePrune, ToMeTower, TowerFilter, ViTCoP
 from tests.families.llava_like import LLAVA, SIGLIP, square
 from tests.families.reference import close, generate, masked_logits
 from tests.families.tiny import TinyType, build
 from tests.families.types import TABLE
-from tests.tower_reference import DropFrame, DropInTower, masked_tower, steps_of
+from tests.tower_reference import DropByPixels, DropFrame, DropInTower, masked_tower, steps_of
 
 TABLE.setdefault(
     "llava_siglip",
@@ -64,7 +64,8 @@ def test_dropping_is_masking(name: str, attention: str, blocks: list[int], share
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", NAMES)
 def test_dropping_is_masking_for_every_tower(name: str, attention: str) -> None:
-    assert_masked(name, attention, DropInTower((0, 2), 0.6, 3), TABLE[name].batch(ROWS))
+    for kind in (DropInTower, DropByPixels):
+        assert_masked(name, attention, kind((0, 2), 0.6, 3), TABLE[name].batch(ROWS))
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
@@ -98,6 +99,18 @@ def test_one_budget_over_tower_and_language_model(name: str) -> None:
             generate(model, inputs, 1)
         assert trace.keep_ratio == pytest.approx(0.25, abs=0.06 if name == "llava" else 0.02)
         assert trace.last.alive_per_layer()[0] <= trace.last.visual_tokens // 2
+
+
+def test_a_module_that_reads_the_tower_sees_the_survivors() -> None:
+    """GlimpsePrune reads blocks of the tower behind the stage, and counts the image's tokens."""
+    model, inputs = build("qwen2_5_vl"), TABLE["qwen2_5_vl"].batch([[6, ("image", 6, 6), 5]])
+    method = Compose(DropInTower((0,), 0.5, 0), GlimpsePrune.example(0.25, model))
+    with foveate.prune(model, method) as trace:
+        _, logits, _ = generate(model, inputs, 2)
+    assert torch.isfinite(logits).all()
+    alive = trace.last.alive_per_layer()
+    assert alive[0] == 18
+    assert 1 <= alive[-1] <= 9
 
 
 def test_merged_tokens_weigh_as_many_as_they_stand_for() -> None:

@@ -23,7 +23,8 @@ class TowerStage:
     Attributes:
         block: tower block before which the tokens are dropped (0-based: blocks block, block + 1, ... and the projector
             see the survivors only). 0 is before the tower: nothing but pixels and patch embeddings can be read.
-        pixels: whether `TowerView.pixels` is read.
+        pixels: whether `TowerView.pixels` is read. At block 0 tokens are then chosen before patches are embedded, and
+            `hidden` is not there.
         taps: readings of earlier blocks, for `TowerView.tap`.
         proportional: from here on the logits of a merged token are larger by the log of how many it stands for (ToMe's
             proportional attention), where the tower takes a mask; packed towers (the Qwen line) take none.
@@ -46,7 +47,7 @@ class TowerView:
         block: the stage's block.
         index: `[n]` which of the `N` are alive, increasing, in raster order.
         grid: of the visual tokens.
-        hidden: `[n, U, D]` patches entering the block.
+        given_hidden: `[n, U, D]` patches entering the block.
         sizes: `[n]` float32, how many tokens each stands for.
         given_pixels: `[N, U, K, A]` as the processor normalised them: `A` pixels of a patch in each of `K` planes
             (channels times frames); None if the stage does not read them.
@@ -59,7 +60,7 @@ class TowerView:
     block: int
     index: Tensor
     grid: Grid
-    hidden: Tensor
+    given_hidden: Tensor | None
     sizes: Tensor
     given_pixels: Tensor | None = field(default=None, repr=False)
     read: Callable[[Tap], Tensor] | None = field(default=None, repr=False)
@@ -72,6 +73,12 @@ class TowerView:
     @property
     def device(self) -> torch.device:
         return self.index.device
+
+    @property
+    def hidden(self) -> Tensor:
+        """`[n, U, D]` patches entering the block."""
+        assert self.given_hidden is not None, "a stage at block 0 reads pixels or patch embeddings, not both"
+        return self.given_hidden
 
     @property
     def pixels(self) -> Tensor:

@@ -36,6 +36,7 @@ class TowerPruning:
         now: what is alive.
         history: (block, what is alive from it on), for every stage that dropped or merged anything.
         chosen: what these stages chose, per image.
+        early: what a stage at block 0 has chosen by the pixels, before patches are embedded.
         pixels: per image `[N, P]`, if a stage reads them.
     """
 
@@ -48,6 +49,7 @@ class TowerPruning:
     pixels: list[Tensor] | None = None
     history: list[tuple[int, Survivors]] = field(default_factory=list)
     chosen: list[list[Selection]] = field(default_factory=list)
+    early: list[Selection] | None = None
     memos: list[dict[Any, Any]] = field(default_factory=list)
     _arguments: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
 
@@ -73,7 +75,8 @@ class TowerPruning:
         hidden = given[name]
         if (stage := self.stages.get(number)) is not None:
             own = self.layout.take(hidden, self.now)
-            selections = self._choose(stage, own, readings)
+            early = self.early if number == 0 else None
+            selections = self._choose(stage, own, readings) if early is None else early
             if not all(selection.is_identity for selection in selections):
                 self.now = _after(self.now, selections, stage.proportional)
                 self.history.append((number, self.now))
@@ -89,7 +92,9 @@ class TowerPruning:
         return (hidden,), rest | self._arguments[key]
 
     @torch.no_grad()
-    def _choose(self, stage: TowerStage, own: Sequence[Tensor], readings: dict[Tap, list[Tensor]]) -> list[Selection]:
+    def _choose(
+        self, stage: TowerStage, own: Sequence[Tensor | None], readings: dict[Tap, list[Tensor]]
+    ) -> list[Selection]:
         taps = {tap: self._tokens(tap, readings) for tap in stage.taps}
         choices = []
         for i, hidden in enumerate(own):
@@ -98,7 +103,7 @@ class TowerPruning:
                 block=stage.block,
                 index=self.now.alive[i],
                 grid=self.grids[i],
-                hidden=hidden.detach(),
+                given_hidden=None if hidden is None else hidden.detach(),
                 sizes=self.now.sizes[i],
                 given_pixels=None if self.pixels is None else self.pixels[i],
                 read=lambda tap, i=i: taps[tap][i][self.now.alive[i]],  # type: ignore[misc]
@@ -108,7 +113,7 @@ class TowerPruning:
             choices.append(self.method.select_in_tower(view))
         return [
             selection if len(selection) else Selection(selection.n, self.now.alive[i].new_zeros(1))
-            for i, selection in enumerate(resolve(choices, list(map(len, own)), self.method.name))
+            for i, selection in enumerate(resolve(choices, list(map(len, self.now.alive)), self.method.name))
         ]
 
     def _tokens(self, tap: Tap, readings: dict[Tap, list[Tensor]]) -> list[Tensor]:
@@ -159,9 +164,12 @@ def begin(session: Session, tower: nn.Module, grids: list[Grid], given: dict[str
     pixels = layout.pixels(images) if any(stage.pixels for stage in session.tower_stages) else None
     stages = {stage.block: stage for stage in session.tower_stages}
     memos: list[dict[Any, Any]] = [{} for _ in grids]
-    return TowerPruning(
+    pruning = TowerPruning(
         session.family, method, layout, grids, stages, Survivors(alive, sizes), pixels=pixels, memos=memos
     )
+    if (first := stages.get(0)) is not None and first.pixels:
+        pruning.early = pruning._choose(first, [None] * len(grids), {})
+    return pruning
 
 
 def before_block(number: int) -> Any:
@@ -174,6 +182,35 @@ def before_block(number: int) -> Any:
         return local.pruning.before(number, module, by_name(module, args, kwargs), local.readings)
 
     return hook
+
+
+def _embedded(session: Session) -> Tensor | None:
+    """`[n]` which tokens, over all images in raster order, need their patches embedded; None: all."""
+    pruning = session.local.pruning
+    if pruning is None or pruning.early is None or session.local.started is None:
+        return None
+    if any(selection.merge is not None for selection in pruning.early):
+        return None
+    starts = [sum(grid.size for grid in pruning.grids[:number]) for number in range(len(pruning.grids))]
+    kept = torch.cat([s.index + start for s, start in zip(pruning.early, starts, strict=True)])
+    return None if len(kept) == sum(grid.size for grid in pruning.grids) else kept
+
+
+def before_embedding(session: Session, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Pre-hook of a packed tower's patch embedding: it is given the patches of the survivors only."""
+    if (kept := _embedded(session)) is None or not args:
+        return None
+    patches = session.family.factor**2
+    return (args[0].unflatten(0, (-1, patches))[kept].flatten(0, 1), *args[1:]), kwargs
+
+
+def after_embedding(session: Session, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
+    """Post-hook of it: stock code orders all patches before the first block, where the others are dropped."""
+    if (kept := _embedded(session)) is None:
+        return None
+    units = output.unflatten(0, (len(kept), -1))
+    total = sum(grid.size for grid in session.local.grids)
+    return units.new_zeros(total, *units.shape[1:]).index_copy(0, kept, units).flatten(0, 1)
 
 
 def before_projection(session: Session, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -98,6 +98,12 @@ def check_prunable(family: Family) -> None:
         )
 
 
+def patch_embedding(family: Family) -> nn.Module | None:
+    """The module that embeds patches one by one, None where it is given whole pictures."""
+    tower: Any = family.parts.tower
+    return tower.patch_embed if family.name in PACKED else None
+
+
 def projections(family: Family) -> list[nn.Module]:
     """Modules behind the blocks that are given living tokens and whose output must have the unpruned length."""
     tower: Any = family.parts.tower

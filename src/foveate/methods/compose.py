@@ -66,8 +66,8 @@ class Compose(Method):
             )
         if any(isinstance(method, Compose) for method in methods):
             raise ConfigurationError("Compose holds another Compose; list all methods in one.")
-        if len({method.per for method in methods}) > 1:
-            kinds = ", ".join(f"{method.name}: per {method.per}" for method in methods)
+        if len({method.per for method in _llm(methods)}) > 1:
+            kinds = ", ".join(f"{method.name}: per {method.per}" for method in _llm(methods))
             raise ConfigurationError(f"Compose: all budgets must be per image or all per prompt ({kinds}).")
 
     @classmethod
@@ -80,7 +80,7 @@ class Compose(Method):
 
     @property
     def per(self) -> Per:
-        return self.methods[0].per
+        return (_llm(self.methods) or self.methods)[0].per  # a tower has no prompts
 
     @property
     def prunes(self) -> bool:
