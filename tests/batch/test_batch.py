@@ -19,9 +19,7 @@ from PIL import Image
 from foveate import scenes
 from foveate.batch import answering
 from foveate.batch.job import BatchJob, run
-from foveate.batch.manifest import Manifest
 from foveate.batch.parts import BatchError, BatchFolder
-from foveate.data.rows import Row
 from foveate.errors import ConfigurationError, DataError
 from foveate.inference.answer import Asker
 from foveate.specs.settings import one_setting
@@ -231,13 +229,6 @@ def test_folders_without_pictures_or_prompt(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="give one with --prompt"):
         run(make_job(tmp_path, tmp_path / "out"))
-
-
-def test_a_folder_may_hold_videos(tmp_path: Path) -> None:
-    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    (tmp_path / "b.mp4").write_bytes(b"opened later")
-    rows = [Manifest.open(tmp_path, "What is it?").read(index) for index in range(2)]
-    assert [(len(row.images), len(row.videos)) for row in rows if isinstance(row, Row)] == [(1, 0), (0, 1)]
 
 
 def failing(error: Callable[[], Exception], below: int) -> Any:
