@@ -22,7 +22,11 @@ from foveate.plugins.vllm.tower import Tower
 AXES = 3
 
 
-class PrunedModel:
+_Stock: Any = object
+"""Stands for a vLLM class: which one is known when a model is registered."""
+
+
+class PrunedModel(_Stock):
     """Mixed into a model class of vLLM.
 
     Kept tokens stand at their positions in the unpruned prompt, as everywhere in this library. Which tokens are kept is
@@ -59,7 +63,7 @@ class PrunedModel:
         images = self.plan.images
         shapes, grids, counts = images.shapes(kwargs), images.tower_grids(kwargs), images.encoded(kwargs)
         with self.tower.reading(grids):
-            features = super().embed_multimodal(**kwargs)  # type: ignore[misc]
+            features = super().embed_multimodal(**kwargs)
         tiles = list(zip(grids, self.tower.values(grids), strict=True))
         found = []
         for number, (shape, own, count) in enumerate(zip(shapes, features, counts, strict=True)):
@@ -98,16 +102,14 @@ class PrunedModel:
                 places = is_multimodal.to(carried.device).nonzero().squeeze(1)
                 self.offsets[:, places] = carried.T
                 multimodal_embeddings = [_cut(own) for own in multimodal_embeddings]
-        found: Tensor = super().embed_input_ids(  # type: ignore[misc]
-            input_ids, multimodal_embeddings, is_multimodal=is_multimodal
-        )
+        found: Tensor = super().embed_input_ids(input_ids, multimodal_embeddings, is_multimodal=is_multimodal)
         return found
 
     def forward(self, input_ids: Any, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.carries_positions and positions.dim() == 2:
             positions = positions + self.offsets[:, : positions.shape[1]]
             positions = positions[0] if self.plan.images.one_axis else positions
-        return super().forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]
+        return super().forward(input_ids, positions, *args, **kwargs)
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         """`[3, n]` positions of a prompt's tokens, and by how much later ones differ from their number.

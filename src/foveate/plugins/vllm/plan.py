@@ -22,7 +22,7 @@ TRIED: tuple[Grids, ...] = ((Grid(1, 7, 9),), (Grid(1, 4, 4),), (Grid(1, 5, 11),
 SHARES = (0.1, 1 / 3, 0.6)
 
 
-class Plan:
+class PruningPlan:
     """Settings for one model.
 
     Args:
@@ -110,7 +110,7 @@ class Plan:
         return sizes != {_counted(self, method, grids[0].size)}
 
 
-def _counted(plan: Plan, method: Method, entered: int) -> int:
+def _counted(plan: PruningPlan, method: Method, entered: int) -> int:
     return min(entered, method.counts(plan.info, entered)[-1])
 
 

@@ -12,22 +12,22 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import PromptReplacement, PromptUpdate, PromptUpdateDetails
 
 from foveate.plugins.vllm.images import Images
-from foveate.plugins.vllm.plan import Plan
+from foveate.plugins.vllm.plan import PruningPlan
 from foveate.plugins.vllm.settings import KEEP, NAME, SALT, Settings
 
 KEPT, EXTENT, SHARE = "foveate_kept", "foveate_extent", "foveate_share"
 """What every image brings besides its pixels: tokens that stay, positions that it spans, share that was asked for."""
 
 
-_PLANS: dict[str, Plan] = {}
+_PLANS: dict[str, PruningPlan] = {}
 
 
-def plan_of(model_config: Any) -> Plan:
+def plan_of(model_config: Any) -> PruningPlan:
     """The plan of a vLLM model configuration; made once in a process."""
     config = model_config.hf_config
     key = f"{model_config.model} {getattr(config, NAME)!r}"
     if key not in _PLANS:
-        _PLANS[key] = Plan(Settings.of(getattr(config, NAME), model_config.model), Images.of(config))
+        _PLANS[key] = PruningPlan(Settings.of(getattr(config, NAME), model_config.model), Images.of(config))
     return _PLANS[key]
 
 
@@ -41,7 +41,7 @@ class PrunedInfo:
     ctx: Any
 
     @cached_property
-    def plan(self) -> Plan:
+    def plan(self) -> PruningPlan:
         return plan_of(self.ctx.model_config)
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
@@ -75,7 +75,7 @@ class PrunedProcessor:
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
         """`hf_inputs` is what items are made of next, so our fields go into it."""
         config = dict(super()._get_mm_fields_config(hf_inputs, without_ours(hf_processor_mm_kwargs)))  # type: ignore[misc]
-        plan: Plan = self.info.plan
+        plan: PruningPlan = self.info.plan
         keep = plan.settings.asked(hf_processor_mm_kwargs)
         shapes = plan.images.shapes(hf_inputs)
         if shapes:

@@ -36,7 +36,7 @@ def register() -> None:
 def _looking(known: Any) -> Any:
     """vLLM's own look at a configuration, then ours."""
 
-    class Looking(known):  # type: ignore[misc]
+    class Looking(known):
         @staticmethod
         def verify_and_update_model_config(model_config: Any) -> None:
             known.verify_and_update_model_config(model_config)
