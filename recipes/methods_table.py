@@ -57,7 +57,7 @@ What such departures and each switch do to the answers of the built-in models st
 error. What is smaller than two of them was not told apart.
 
 What selecting takes: [methods_speed.md](methods_speed.md). What is left of the answers on the built-in scenes:
-[methods_accuracy.md](methods_accuracy.md), [methods_accuracy_llava.md](methods_accuracy_llava.md).
+[methods_accuracy.md](methods_accuracy.md).
 """
 
 
