@@ -123,7 +123,7 @@ class ForwardPass:
         groups = self.layout.groups
         with self.trace.selecting.span(hidden.device), torch.no_grad():
             rows = {row: self._row_state(row, layer, hidden) for row in {group.row for group in groups}}
-            choices = [self.method.select(self._view(stage, group, rows)) for group in groups]
+            choices = [self.method.select_all(self._view(stage, group, rows)) for group in groups]
             selections = resolve(choices, [len(g.alive) for g in groups], self.method.name)
             self.trace.record(layer, [g.alive for g in groups], selections)
             if self.probe is not None and layer > max(self.probe.reads):

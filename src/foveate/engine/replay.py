@@ -47,7 +47,8 @@ def row_choices(prefill: PrefillTrace, method: Method, info: ModelInfo) -> list[
         kept = sum(len(group.alive_at(prefill.layers)) for group in groups)
         length = prefill.length - prefill.padding[row]
         total = sum(group.shown for group in groups)
-        rows.append(RowChoices(stages, choices, length, kept, total, method.per))
+        per: Per = "prompt" if method.per == "prompt" else "image"  # choices of all frames are one
+        rows.append(RowChoices(stages, choices, length, kept, total, per))
     return rows
 
 
