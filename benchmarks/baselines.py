@@ -288,7 +288,7 @@ def main() -> None:
         "On towers without a class token attention received is averaged over queries. How much of the most attended "
         "third and ninth is found by evenly spaced ones, on random attention whose most attended tenth receives about "
         "0.6 of it (16 heads, one CPU thread):", "", *sampled(options.sizes), "",
-        "The default is 4,096: exact up to so many patches, a quarter of the time at 16,384.", "",
+        "What the default, 1,024, finds on pictures: [reading.md](reading.md).", "",
     ]  # fmt: skip
     write_text(options.out, "\n".join(lines))
 

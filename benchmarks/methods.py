@@ -2,6 +2,7 @@
 
     python benchmarks/methods.py                                      # two mid-size random models, CPU
     python benchmarks/methods.py --tokens 16384 --models mid-llava --repeats 1    # about half an hour on two cores
+    python benchmarks/methods.py --count                              # operations only, half a minute
     python benchmarks/methods.py --models llava-1.5-7b --dtype bfloat16 --device cuda
 
 Selecting is everything between a stage's entry and the re-packed batch: reading keys and attention rows, the method's
@@ -20,13 +21,16 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import foveate
+from foveate.bench.operations import Counts, counting
 from foveate.core.method import Method
+from foveate.engine.checks import check
 from foveate.errors import ConfigurationError
 from foveate.families import adapt
 from foveate.families.presets import build
@@ -41,10 +45,10 @@ def configured(name: str, keep: float, model: Any) -> tuple[Method, str]:
     kind: Any = registry()[name]
     try:
         method = kind.example(keep, model) if hasattr(kind, "example") else kind(keep=keep)
-        method.stages(adapt(model).info)
+        check(adapt(model), method)
     except ConfigurationError:
         method = kind()
-        return method, f"{method.keep:.3f} (default)"
+        return method, f"{method.budget.plain} (default)"
     return method, f"{keep:.3f}"
 
 
@@ -54,6 +58,25 @@ def prefill(model: Any, inputs: dict[str, Any], method: Method | None) -> dict[s
         model(**inputs, use_cache=True, logits_to_keep=1)
     last = trace.last
     return {"prefill_ms": last.prefill.ms, "select_ms": last.selecting.ms, "average_keep": last.keep_ratio}
+
+
+def counted(model: Any, inputs: dict[str, Any], method: Method | None, stock: bool = False) -> Counts:
+    """Operations and waits of one prefill, the vision tower's included."""
+    with nullcontext() if stock else foveate.prune(model, method), torch.no_grad(), counting() as counts:
+        model(**inputs, use_cache=True, logits_to_keep=1)
+    return counts
+
+
+def counts(name: str) -> list[dict[str, Any]]:
+    """What every method's prefill asks of torch beyond stock code's, on a small image; the same on any machine."""
+    model = build(name, COUNTED_TOKENS)
+    inputs = random_prompt(model, COUNTED_TOKENS)
+    stock, rows = counted(model, inputs, None, stock=True), []
+    for key in registry():
+        found = counted(model, inputs, configured(key, 1 / 9, model)[0])
+        more = {"operations": found.operations - stock.operations, "waits": found.waits - stock.waits}
+        rows.append({"model": name, "method": key, **more})
+    return rows
 
 
 def measure(name: str, tokens: int, names: list[str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -91,6 +114,9 @@ def measure(name: str, tokens: int, names: list[str], options: argparse.Namespac
         }
     yield {"facts": facts(model)}
 
+
+COUNTED_TOKENS = 144
+"""Visual tokens of the prefill whose operations are counted."""
 
 REASONS = {
     "divprune": "max-min selection takes one step per kept token, each after the one before",
@@ -154,10 +180,30 @@ def markdown(report: dict[str, Any]) -> str:
         f"{row['share_of_unpruned_prefill']:.1%} | {row['share_of_own_prefill']:.1%} |"
         for row in report["rows"]
     ]
-    lines += explained(report)
+    lines += explained(report) + counts_table(report)
     for found in report["facts"]:
         lines += ["", "Measured on: " + ", ".join(f"{key} {value}" for key, value in found.items()) + "."]
     return "\n".join(lines) + "\n"
+
+
+def counts_table(report: dict[str, Any]) -> list[str]:
+    """Operations and waits of every method, a column a model."""
+    rows = report.get("counts", [])
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    if not rows:
+        return []
+    lines = [
+        "", "## Counted", "",
+        f"Operations that a prefill of one image of {COUNTED_TOKENS} tokens issues beyond stock code's, reading the "
+        "tower included, and how often the host waits for the device beyond that. Counted by torch's dispatcher: the "
+        "numbers do not depend on the machine, but on the number of rounds that a choice takes.", "",
+        "| method | " + " | ".join(f"{name}: operations | waits" for name in models) + " |",
+        "|---" + "|---:|---:" * len(models) + "|",
+    ]  # fmt: skip
+    for key in dict.fromkeys(row["method"] for row in rows):
+        cells = [f"{row['operations']} | {row['waits']}" for row in rows if row["method"] == key]
+        lines.append(f"| {key} | {' | '.join(cells)} |")
+    return lines
 
 
 def arguments() -> argparse.Namespace:
@@ -171,9 +217,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--count", action="store_true", help="only count operations, again")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     return parser.parse_args()
+
+
+def save(report: dict[str, Any], options: argparse.Namespace) -> None:
+    for path, text in ((options.json, json.dumps(report, indent=1)), (options.markdown, markdown(report))):
+        if path:
+            write_text(path, text)
 
 
 def main() -> None:
@@ -184,6 +237,10 @@ def main() -> None:
     if options.json and options.json.is_file():
         report = json.loads(options.json.read_text())
     report["commands"].append(f"python {shlex.join(sys.argv)}")
+    if options.count:
+        report["counts"] = [row for name in options.models for row in counts(name)]
+        save(report, options)
+        return
     for name in options.models:
         for tokens in options.tokens:
             wanted = {"model": name, "visual_tokens": tokens, "keep": options.keep}
@@ -205,9 +262,7 @@ def main() -> None:
                     f"{row['share_of_unpruned_prefill']:10.1%} {row['share_of_own_prefill']:7.1%}",
                     flush=True,
                 )
-            for path, text in ((options.json, json.dumps(report, indent=1)), (options.markdown, markdown(report))):
-                if path:
-                    write_text(path, text)
+            save(report, options)
     print(json.dumps(report["facts"][-1]))
 
 

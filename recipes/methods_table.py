@@ -14,7 +14,7 @@ from foveate.errors import FoveateError
 from foveate.evals.paired import difference
 from foveate.methods import registry, takes_keep
 
-LLAVA = ModelInfo("llava", 32, 24, True, 16)
+LLAVA = ModelInfo("llava", 32, 24, True, 16, feeding=23)
 """LLaVA-1.5-7B, whose stage layers the table shows."""
 
 SWITCHES = Path(__file__).parents[1] / "benchmarks" / "results" / "switches.json"
@@ -35,13 +35,17 @@ Every method keeps the position ids of the survivors. The code that papers publi
 after pruning: all code that prunes before the language model, and FastV, SparseVLM 1.0 and PyramidDrop inside it. To
 reproduce a paper's numbers give any method `positions="contiguous"`.
 
+Some methods prune the vision tower itself (seam *tower*): what they drop before one of its blocks goes through neither
+the rest of the tower nor the language model. They can stand before others, with one budget (`ViTCoP(tower=...)`,
+`Compose`); what that brings is in [ttft.md](ttft.md).
+
 *Seam* gives the decoder layers before which a method acts on LLaVA-1.5-7B (32 layers) with default parameters; 0 is
 before the language model. *Reads* is all that it needs: taps of the vision tower (`received` attention, `keys`,
 `hidden` states), features of the visual tokens, the text, keys of the language model, attention rows of a few tokens.
 `received` is the attention that a token receives: from the class token where the tower has one, else from the patches
-of its image (in a block of windowed attention: of its window). All of them ask up to 4,096 patches, and 4,096 evenly
+of its image (in a block of windowed attention: of its window). All of them ask up to 1,024 patches, and 1,024 evenly
 spaced ones beyond, to keep reading cheap beside the tower; a method's `queries` sets another number, None asks all.
-What sampling costs is in [under_run_baselines.md](under_run_baselines.md).
+What sampling costs is in [reading.md](reading.md).
 
 *Verified* says with what an implementation was compared: *official code* means that the published functions ran
 unchanged on random features, and what they chose are fixtures (`tests/golden/baselines`); where ours differs by
@@ -83,12 +87,14 @@ def seam(kind: type[Method]) -> str:
     method = instance(kind)
     if method is None:
         return "inside, as its module says"
-    return ", ".join(str(stage.layer) for stage in method.stages(LLAVA))
+    return ", ".join(str(stage.layer) for stage in method.stages(LLAVA)) if not method.tower_stages(LLAVA) else "tower"
 
 
 def reads(kind: type[Method]) -> str:
     method = instance(kind)
-    found = [] if method is None else list(dict.fromkeys(f"`{tap.kind}`" for tap in method.taps(LLAVA)))
+    tower = [] if method is None else method.tower_stages(LLAVA)
+    taps = [tap for stage in tower for tap in stage.taps] + ([] if method is None else list(method.taps(LLAVA)))
+    found = ["pixels"] * any(stage.pixels for stage in tower) + list(dict.fromkeys(f"`{tap.kind}`" for tap in taps))
     declared = {stage.reads for stage in method.stages(LLAVA)} if method is not None else set()
     if "attention" in declared:
         found.append("attention rows")

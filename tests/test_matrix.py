@@ -68,7 +68,8 @@ def test_pruning_keeps_what_the_trace_says(name: str, family: str, attention: st
             kept = layer["positions"]
             assert kept == sorted(set(kept))
             assert (inputs["input_ids"][row, kept] == 90).all()
-    if not any(row["merges"] for row in seen["rows"]):  # then dropping must equal masking
+    in_tower = method.tower_stages(adapt(tiny.model).info)  # these have an oracle of their own
+    if not in_tower and not any(row["merges"] for row in seen["rows"]):  # then dropping must equal masking
         compact = any(stage.compact_earlier for stage in method.stages(adapt(tiny.model).info))
         reference = torch.stack(masked_logits(tiny.model, inputs, seen, list(tokens.unbind(1)), compact), 1)
         assert (reference - logits).abs().max() < 1e-4

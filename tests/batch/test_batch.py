@@ -224,7 +224,7 @@ def test_wrong_manifests_are_refused_before_anything(tmp_path: Path, content: st
 
 
 def test_folders_without_pictures_or_prompt(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no pictures in it"):
+    with pytest.raises(DataError, match="no pictures or videos in it"):
         run(replace(make_job(tmp_path, tmp_path / "out"), prompt="Hm?"))
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="give one with --prompt"):

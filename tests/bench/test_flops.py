@@ -18,9 +18,15 @@ from foveate.methods import make
 from tests.families.tiny import build
 from tests.families.types import TABLE
 from tests.tiny import make_tiny
+from tests.tower_reference import DropInTower
 
 NEW = 4
-METHODS = {"unpruned": None, "random": make("random", keep=0.25), "vitcop": make("vitcop", keep=1 / 3)}
+METHODS = {
+    "unpruned": None,
+    "random": make("random", keep=0.25),
+    "vitcop": make("vitcop", keep=1 / 3),
+    "in the tower": DropInTower((0, 2), 0.6, 1),
+}
 TINY = {"one image": [[9, (6, 6), 20]], "two rows": [[9, (4, 6), 20, (4, 4), 3], [9, (4, 6), 20, (4, 4), 3]]}
 
 
@@ -30,7 +36,7 @@ def check(model, inputs, method) -> None:
         model.generate(**inputs, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
     found = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     family = adapt(model)
-    vision = flops.vision_flops(family, inputs)
+    vision = flops.vision_flops(family, inputs, trace.last)
     expected = flops.count(Geometry.of(family), trace.last, NEW, vision)
     if method is None or not method.taps(family.info):  # reading a tap costs a little inside the tower
         towers = ("CLIPVisionModel", "LlavaMultiModalProjector", "Qwen2_5_VisionTransformerPretrainedModel")

@@ -18,6 +18,8 @@ from foveate.core.selection import Selection, resolve
 from foveate.core.view import Tap, View
 from foveate.errors import BudgetError, ConfigurationError
 from foveate.methods import DART, EVS, Compose, DivPrune, FastVID, Random, ToMe, VidCom2
+from foveate.methods.tome_tower import ToMeTower
+from foveate.methods.tower_filter import TowerFilter
 
 KINDS: dict[str, Any] = {"divprune": DivPrune, "tome": ToMe}
 
@@ -79,9 +81,9 @@ def test_members_of_a_composition_share_out_each_frame() -> None:
         Compose(DivPrune(keep=Keep(ratio=0.5, per="frame")), DART(layer=2))
 
 
-@pytest.mark.parametrize("kind", [EVS, VidCom2, FastVID])
-def test_methods_that_compare_frames_refuse(kind: Any) -> None:
-    with pytest.raises(ConfigurationError, match="compares frames"):
+@pytest.mark.parametrize("kind", [EVS, VidCom2, FastVID, ToMeTower, TowerFilter])
+def test_methods_that_do_not_choose_frame_by_frame_refuse(kind: Any) -> None:
+    with pytest.raises(ConfigurationError, match="frame by frame"):
         kind(keep=Keep(ratio=0.5, per="frame"))
     with pytest.raises(BudgetError, match="per"):
         Keep(ratio=0.5, per="second")  # type: ignore[arg-type]

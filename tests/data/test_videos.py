@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveate.data import videos
+from foveate.data import decoding
 from foveate.data.reading import read_rows
 from foveate.data.rows import Rules
 from foveate.data.videos import Clip, FrameSampling, open_video
@@ -59,8 +59,8 @@ def test_sources(source: str, clip: Path) -> None:
 def test_a_long_video_is_searched_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_clip(tmp_path / "long.mp4", frames=2400, fps=1)  # forty minutes
     counted = []
-    real = videos._number
-    monkeypatch.setattr(videos, "_number", lambda *args: counted.append(1) or real(*args))
+    real = decoding._number
+    monkeypatch.setattr(decoding, "_number", lambda *args: counted.append(1) or real(*args))
     found = open_video(path, FrameSampling(frames=4))
     assert found.indices == (0, 600, 1200, 1800)
     assert greys(found) == pytest.approx([shade(index, 2400) for index in found.indices], abs=6)
@@ -69,7 +69,7 @@ def test_a_long_video_is_searched_not_decoded(tmp_path: Path, monkeypatch: pytes
 
 def test_large_frames_are_scaled_while_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_clip(tmp_path / "large.mp4", frames=6, size=(1280, 720))
-    monkeypatch.setattr(videos, "MAX_FRAME_PIXELS", 320 * 180)
+    monkeypatch.setattr(decoding, "MAX_FRAME_PIXELS", 320 * 180)
     tracemalloc.start()
     found = open_video(path, FrameSampling(frames=6))
     peak = tracemalloc.get_traced_memory()[1]
@@ -118,7 +118,7 @@ def test_a_video_that_ends_too_soon_is_named(tmp_path: Path) -> None:
 
 
 def test_absurd_lengths_are_refused(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(videos, "MAX_SECONDS", 2)
+    monkeypatch.setattr(decoding, "MAX_SECONDS", 2)
     with pytest.raises(VideoError, match="hours long"):
         open_video(clip)
 

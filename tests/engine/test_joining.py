@@ -169,7 +169,7 @@ def test_the_last_row_cannot_be_dropped(tiny: Tiny) -> None:
 def methods_at(keep: float) -> list[Method]:
     found = []
     for name, kind in registry().items():
-        if kind.__module__.startswith("foveate.methods") and name not in ("compose", "glimpse_prune"):
+        if kind.__module__.startswith("foveate.methods") and name not in ("compose", "glimpse_prune", "pixel_prune"):
             found.append(make(name, keep=keep))
     return found
 

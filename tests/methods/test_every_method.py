@@ -12,6 +12,7 @@ from torch import Tensor
 
 from foveate import Keep, View
 from foveate.core.method import Method
+from foveate.core.tower_method import TowerMethod
 from foveate.core.view import ModelInfo
 from foveate.errors import ConfigurationError
 from foveate.methods import Compose, FasterVLM, FastV, registry
@@ -19,7 +20,10 @@ from foveate.methods.dart import DART
 from tests.methods.views import LLAVA, chosen
 
 SMALL = ModelInfo("llava", 6, 4, True, 2)
-NAMES = [name for name in registry() if name != "glimpse_prune"]  # reads a probe, which plain tensors cannot give
+TOWER = [name for name, kind in registry().items() if issubclass(kind, TowerMethod)]  # test_tower_methods.py
+NAMES = [  # glimpse_prune reads a probe, which plain tensors cannot give
+    name for name in registry() if name != "glimpse_prune" and name not in TOWER
+]
 
 
 def configured(name: str, keep: Any, **more: Any) -> Method:
@@ -118,7 +122,7 @@ def test_positions_may_be_renumbered_for_every_method(name: str) -> None:
     kind = registry()[name]
     (field,) = [field for field in dataclasses.fields(kind) if field.name == "positions"]
     assert field.kw_only or name == "compose"
-    if name == "glimpse_prune":
+    if name in ("glimpse_prune", "pixel_prune"):  # these take no keep
         return
     assert configured(name, 0.5).decode_from_cache is False
     renumbered = configured(name, 0.5, positions="contiguous")

@@ -13,7 +13,7 @@ from foveate.data.reading import read_rows
 from foveate.data.rows import Rules
 from foveate.glimpse import GlimpseModule
 from foveate.inference.loading import load
-from foveate.training.glimpse.common import load_base
+from foveate.training.base import load_base
 from foveate.training.plus import run as plus
 from foveate.training.plus.rewards import Rewards
 

@@ -13,7 +13,7 @@ from foveate.training.glimpse.objectives import Objective
 from tests.golden_files import golden_path, golden_tensors
 
 INPUTS = ("input_ids", "attention_mask", "labels", "mm_token_type_ids", "pixel_values", "image_grid_thw")
-DISTILL = Objective(localization=0, language=0, distillation=1.0, keep_rate=0.5, keep_target=0.05)
+DISTILL = Objective(localization=0, language=0, distillation=1.0, keep_rate=0.5, keep_target=0.05, gate_temperature=0)
 
 
 def load_base(name: str, attention: str = "sdpa") -> nn.Module:

@@ -144,7 +144,7 @@ def test_padding_and_neighbours_do_not_matter(qwen: nn.Module, objective: Object
         assert_close(outcome.logits[0], together.logits[b])
 
 
-@pytest.mark.parametrize("objective", [Objective(), DISTILL, Objective(distillation=1.0)])
+@pytest.mark.parametrize("objective", [Objective(), DISTILL, Objective(distillation=1.0, gate_temperature=0.0)])
 def test_gradient_checkpointing_changes_nothing(qwen: nn.Module, objective: Objective) -> None:
     """What runs behind the pruning layer with whole prompts is run again, and only that."""
     batch, masks, _ = load_step("gp_qwen/train_batch2")
@@ -178,7 +178,7 @@ def test_mixed_objective_is_the_sum(qwen: nn.Module) -> None:
     module = fresh(qwen)
     boxes, grads_a = step(qwen, module, Objective(), batch, masks)
     soft, grads_b = step(qwen, module, DISTILL, batch, masks)
-    both = Objective(distillation=DISTILL.distillation, keep_rate=0.5, keep_target=0.05)
+    both = Objective(distillation=DISTILL.distillation, keep_rate=0.5, keep_target=0.05, gate_temperature=0.0)
     mixed, grads = step(qwen, module, both, batch, masks)
     assert_close(mixed.total, boxes.total + soft.total, atol=1e-5)
     for name, gradient in grads.items():

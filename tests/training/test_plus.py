@@ -16,9 +16,9 @@ from torch import Tensor, nn
 import foveate
 from foveate.engine import seams
 from foveate.errors import ConfigurationError, DataError, FoveateError
+from foveate.training.base import ADAPTER
 from foveate.training.plus import run as plus
 from foveate.training.plus.judge import JudgeError
-from foveate.training.plus.merge import ADAPTER
 from foveate.training.plus.rewards import Rewards
 from tests.engine.test_gradients import checkpointed_calls
 from tests.golden_files import golden_tensors

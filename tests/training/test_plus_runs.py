@@ -22,9 +22,10 @@ from foveate.errors import CheckpointError, ConfigurationError
 from foveate.glimpse import GlimpseModule
 from foveate.inference.loading import load
 from foveate.methods import find
+from foveate.training.base import ADAPTER
 from foveate.training.plus import run as plus
 from foveate.training.plus import schedule as schedules
-from foveate.training.plus.merge import ADAPTER, merge
+from foveate.training.plus.merge import merge
 
 from .plus import QUICK, length_reward, picture, trainer_of
 

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from foveate.errors import ConfigurationError
 from foveate.glimpse import GlimpseModule
+from foveate.training.checkpoints import last_checkpoint
 from foveate.training.glimpse.objectives import Objective
 from foveate.training.glimpse.run import GlimpseSettings, train, training_arguments
-from foveate.training.glimpse.trainer import last_checkpoint
 
 from .runs import FAST, command
 
@@ -26,7 +26,7 @@ ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 PROGRAM = "import typer; from foveate.cli.train_glimpse import glimpse; typer.run(glimpse)"
 STEPS = FAST | {"max_steps": 2, "save_steps": 2, "logging_steps": 1}
 WITHOUT = {"le_dropout": 0.0}
-BOTH = Objective(distillation=1.0)
+BOTH = Objective(distillation=1.0, gate_temperature=0.0)  # nothing is drawn
 
 
 def uneven(settings: GlimpseSettings) -> str:
@@ -83,7 +83,7 @@ def test_two_processes_train_as_one(settings: GlimpseSettings, tmp_path: Path) -
     alone = replace(run, out=tmp_path / "alone", arguments=arguments | {"per_device_train_batch_size": 4})
     train(alone)
     two = replace(run, out=tmp_path / "two", arguments=arguments)
-    launched(two, tmp_path, "--objective", "both", "--module", "le_dropout=0.0")
+    launched(two, tmp_path, "--objective", "both", "--module", "le_dropout=0.0", "--loss", "gate_temperature=0")
     assert json.loads((two.out / "training.json").read_text())["processes"] == 2
     agree(alone.out, two.out)
 

@@ -20,7 +20,7 @@ from foveate.training.glimpse.objectives import Objective
 from foveate.training.losses import IGNORE
 from tests.tiny import IMAGE, VOCAB, Tiny, make_tiny
 
-DISTILL = Objective(localization=0, language=0, distillation=1.0)
+DISTILL = Objective(localization=0, language=0, distillation=1.0, gate_temperature=0.0)
 
 
 def with_normalised_queries(attention: str = "sdpa") -> Tiny:
@@ -131,7 +131,7 @@ def test_gradients_reach_the_glimpse_vectors(name: str) -> None:
     masks = [torch.arange(n) % 3 == 0 for n in sizes(prompts)]
     torch.manual_seed(1)
     module = GlimpseModule.for_model(tiny.model, le_dropout=0.0, le_length=2, selected_layers=(1, 2), reduce_layer=2)
-    with GlimpseForTraining(tiny.model, module, Objective(distillation=1.0)) as training:
+    with GlimpseForTraining(tiny.model, module, Objective(distillation=1.0, gate_temperature=0.0)) as training:
         training.train().outcome(masks, **batch).total.backward()
         gradient = module.embeddings.grad
         assert gradient is not None

@@ -16,8 +16,8 @@ from transformers import Qwen2VLImageProcessorPil
 
 from foveate.errors import CheckpointError, ConfigurationError, DataError
 from foveate.glimpse import GlimpseModule
+from foveate.training.checkpoints import last_checkpoint
 from foveate.training.glimpse.run import GlimpseSettings, train, training_arguments
-from foveate.training.glimpse.trainer import last_checkpoint
 
 from .runs import DISTILL, FAST, command
 

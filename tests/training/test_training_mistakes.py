@@ -19,10 +19,10 @@ from foveate.errors import ConfigurationError, DataError, FoveateError, InputErr
 from foveate.files.atomic import publish, replacing
 from foveate.glimpse import GlimpseModule
 from foveate.inference.loading import load
-from foveate.training.glimpse.common import told_of_a_full_disk
 from foveate.training.glimpse.objectives import Objective
 from foveate.training.glimpse.run import GlimpseSettings, train
 from foveate.training.plus import run as plus
+from foveate.training.runs import told_of_a_full_disk
 from foveate.zoo import DEFAULT, resolve
 
 from .runs import FAST, command

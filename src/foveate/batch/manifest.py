@@ -1,4 +1,4 @@
-"""What is asked: the rows of a table, or the pictures of a folder, read one at a time."""
+"""What is asked: the rows of a table, or the pictures and videos of a folder, read one at a time."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from foveate.data.reading import read_row
 from foveate.data.rows import Row, Rules
 from foveate.data.tables import Table, read_table
+from foveate.data.videos import SUFFIXES, is_video
 from foveate.errors import DataError, FoveateError
 from foveate.files.outputs import PICTURES
 
@@ -21,7 +22,7 @@ _LOOKED_AT = 100
 
 @dataclass(frozen=True)
 class Pictures:
-    """A folder of pictures, its subfolders included, as a table with the one column `image`."""
+    """A folder of pictures and videos, its subfolders included, as a table with the column `image` or `video`."""
 
     path: Path
     folder: Path
@@ -34,7 +35,8 @@ class Pictures:
         return index + 1
 
     def row(self, index: int) -> dict[str, Any]:
-        return {"image": self.names[index]}
+        name = self.names[index]
+        return {"video" if is_video(name) else "image": name}
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Manifest:
 
     @classmethod
     def open(cls, source: Path, prompt: str, limit: int | None = None) -> Manifest:
-        """The rows of a `.parquet`, `.jsonl` or `.json` file, a saved dataset or a folder of pictures.
+        """The rows of a `.parquet`, `.jsonl` or `.json` file, a saved dataset or a folder of pictures and videos.
 
         Raises:
             DataError: nothing readable there, no row, or none of the first rows has the columns that are needed.
@@ -118,10 +120,12 @@ def _table(source: Path) -> Table:
     names = sorted(
         file.relative_to(source).as_posix()
         for file in source.rglob("*")
-        if file.suffix.lower() in PICTURES and not file.name.startswith(".") and file.is_file()
+        if file.suffix.lower() in (*PICTURES, *SUFFIXES) and not file.name.startswith(".") and file.is_file()
     )
     if not names:
-        raise DataError(f"{source} has no pictures in it ({', '.join(PICTURES)}), and is no saved dataset.")
+        raise DataError(
+            f"{source} has no pictures or videos in it ({', '.join((*PICTURES, *SUFFIXES))}), and is no saved dataset."
+        )
     return Pictures(source, source, tuple(names))
 
 

@@ -29,6 +29,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from foveate.engine.attach import prune
+from foveate.engine.replay import tower_replay
 from foveate.families.base import Family
 from foveate.families.geometry import CHUNK, Geometry, Layer
 from foveate.trace.records import PrefillTrace
@@ -74,11 +75,12 @@ class _FirstLayer(Exception):  # noqa: N818 - control flow, not an error
     """Ends a forward pass at the first decoder layer."""
 
 
-def vision_flops(family: Family, inputs: Mapping[str, Any]) -> int:
+def vision_flops(family: Family, inputs: Mapping[str, Any], trace: PrefillTrace | None = None) -> int:
     """What a prompt costs before the first decoder layer, counted while it runs.
 
     Args:
         inputs: arguments of `generate`.
+        trace: of a prefill whose vision tower was pruned: what it dropped there is dropped again.
     """
 
     def stop(layer: nn.Module, args: Any, kwargs: Any) -> NoReturn:
@@ -88,7 +90,7 @@ def vision_flops(family: Family, inputs: Mapping[str, Any]) -> int:
     counter = FlopCounterMode(display=False, custom_mapping=FUSED)
     handle = family.parts.layers[0].register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        with torch.no_grad(), prune(base, None), countable(base), counter:
+        with torch.no_grad(), prune(base, None if trace is None else tower_replay(trace)), countable(base), counter:
             base(**inputs, use_cache=False)
     except _FirstLayer:
         return counter.get_total_flops()

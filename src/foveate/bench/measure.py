@@ -118,7 +118,9 @@ def measure(
             on_call()
         order = order[1:] + order[:1]
     for result, method in zip(results, methods, strict=True):
-        result.flops = count(geometry, result.last, new_tokens, vision)
+        in_tower = method is not None and method.prunes and bool(method.tower_stages(family.info))
+        own = vision_flops(family, inputs, result.last) if in_tower else vision
+        result.flops = count(geometry, result.last, new_tokens, own)
         result.own_flops = own_flops(model, inputs, method)
     return results
 

@@ -14,6 +14,7 @@ from foveate.cli import (
     families,
     methods,
     page,
+    probe_depth,
     scenes,
     serve,
     train_glimpse,
@@ -42,6 +43,7 @@ app.command()(bench.bench)
 app.command()(batch.batch)
 app.command("eval")(eval.evaluate)
 app.command()(tune.tune)
+app.command("probe-depth")(probe_depth.probe_depth)
 app.command()(serve.serve)
 app.command()(methods.methods)
 app.command()(families.families)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def batch(
     source: Annotated[
-        Path, typer.Argument(metavar="MANIFEST|FOLDER", help="A .parquet or .jsonl table, or a folder of pictures.")
+        Path,
+        typer.Argument(metavar="MANIFEST|FOLDER", help="A .parquet or .jsonl table or a folder of images and videos."),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the parts; the same one again continues.")],
     prompt: Annotated[

@@ -31,9 +31,10 @@ def serve(
     image_domain: Annotated[list[str], typer.Option(help="Host or host:port that images may come from.")] = [],  # noqa: B006
     image_private: Annotated[bool, typer.Option("--image-private", help="Also at addresses of an intranet.")] = False,
     image_folder: Annotated[Path | None, typer.Option(help="Folder that file: addresses may name.")] = None,
-    max_images: Annotated[int, typer.Option(min=0, help="Images of one request.")] = 8,
-    max_megabytes: Annotated[float, typer.Option(min=0.01, help="Size of one image.")] = 20,
-    max_megapixels: Annotated[float, typer.Option(min=0.01, help="Size of one image.")] = 20,
+    max_images: Annotated[int, typer.Option(min=0, help="Images and videos of one request.")] = 8,
+    max_frames: Annotated[int, typer.Option(min=1, max=768, help="Frames of one video.")] = 32,
+    max_megabytes: Annotated[float, typer.Option(min=0.01, help="Size of one image or video.")] = 20,
+    max_megapixels: Annotated[float, typer.Option(min=0.01, help="Size of one image or frame.")] = 20,
     max_body: Annotated[float, typer.Option(min=0.01, help="Megabytes of a whole request.")] = 40,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default: float32 on CPU.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto.")] = None,
@@ -60,9 +61,8 @@ def serve(
     from foveate.serve.service import Service
     from foveate.specs.choose import one_budget
 
-    media = MediaOptions(
-        tuple(image_domain), _folder(image_folder), image_private, max_images, max_megabytes, max_megapixels
-    )
+    sizes: dict[str, Any] = {"megabytes": max_megabytes, "megapixels": max_megapixels, "frames": max_frames}
+    media = MediaOptions(tuple(image_domain), _folder(image_folder), image_private, max_images, **sizes)
     given: dict[str, Any] = {
         "host": host, "port": port, "name": name or model or zoo.DEFAULT, "methods": tuple(allow_method),
         "keep_range": _range(keep_range), "rows": max_rows, "queue": max_queue, "most_new_tokens": max_new_tokens,

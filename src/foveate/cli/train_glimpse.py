@@ -49,10 +49,12 @@ def glimpse(
     eval_data: Annotated[str | None, typer.Option(help="Evaluate on this at every eval_steps.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first rows only.")] = None,
     eval_limit: Annotated[int, typer.Option(min=1, help="The same for evaluation.")] = 200,
+    patience: Annotated[int | None, typer.Option(min=1, help="Stop after so many worse evaluations.")] = None,
     box_format: Annotated[BoxFormats, typer.Option(help="Boxes in the table.")] = BoxFormats.pixel,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable rows out and count them.")] = False,
     keep_target: Annotated[float, typer.Option(min=0, max=1, help="distill: wanted kept fraction.")] = 0.1,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    attention: Annotated[str, typer.Option(help="Backend of the base; distillation: sdpa or eager.")] = "sdpa",
     start: Annotated[str | None, typer.Option(help="Go on from this module instead of a fresh one.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")] = False,
     weights: Weights = None,
@@ -60,7 +62,7 @@ def glimpse(
     module: ModulePairs = None,
 ) -> None:
     """Train a glimpse module for a frozen model. bf16, checkpointing, logging and so on: --set NAME=VALUE."""
-    check_packages("`foveate train glimpse`", "train", "accelerate", "yaml")
+    check_packages("`foveate train glimpse`", "train", "accelerate", "matplotlib", "yaml")
     from foveate.training.glimpse.run import GlimpseSettings, train
 
     settings = GlimpseSettings(
@@ -71,6 +73,8 @@ def glimpse(
         eval_data=eval_data,
         limit=limit,
         eval_limit=eval_limit,
+        patience=patience,
+        attention=attention,
         box_format=box_format.value,
         skip_bad=skip_bad,
         system=system,

@@ -15,6 +15,7 @@ from foveate.core.budget import Keep, Per, part
 from foveate.core.frames import by_frame
 from foveate.core.probe import Probe
 from foveate.core.selection import Choice, Selection
+from foveate.core.tower import TowerStage, TowerView
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 
@@ -62,7 +63,8 @@ class Method:
         adaptive: whether the number kept can depend on what is seen, other than by a threshold in `keep`.
         takes_threshold: whether `keep` may be a threshold.
         takes_prompt: whether `keep` may be a budget over all images of a prompt; not for methods that work on one grid.
-        takes_frames: whether `keep` may be a budget for every frame of a video; not for methods that compare frames.
+        takes_frames: whether `keep` may be a budget for every frame of a video; not for methods that compare
+            frames or prune inside the tower.
 
     Args:
         keep: average number of visual tokens per decoder layer over the unpruned number, as a ratio in (0, 1]; or that
@@ -104,7 +106,7 @@ class Method:
         if self.budget.per == "prompt" and not self.takes_prompt:
             raise ConfigurationError(f"{self.name} works on the grid of one image; use Keep(..., per='image').")
         if self.budget.per == "frame" and not self.takes_frames:
-            raise ConfigurationError(f"{self.name} compares frames of a video; use Keep(..., per='image').")
+            raise ConfigurationError(f"{self.name} does not choose frame by frame; use Keep(..., per='image').")
 
     # -- what a subclass says ----------------------------------------------------------------------------
 
@@ -143,6 +145,11 @@ class Method:
         """What this method reads in the vision tower; only these taps are installed."""
         return ()
 
+    def tower_stages(self, info: ModelInfo) -> Sequence[TowerStage]:
+        """Where this method selects inside the vision tower, in increasing order of block. What is dropped there never
+        reaches the language model; such a method has a stage before it (`BEFORE_LLM`), which sees the survivors."""
+        return ()
+
     def probe(self, info: ModelInfo) -> Probe | None:
         """Tokens to append behind the prompt; they are removed at the method's last stage."""
         return None
@@ -150,6 +157,10 @@ class Method:
     def choose(self, view: View, count: int) -> Choice:
         """Choose `count` of the view's tokens, fewer than there are; called once per image (or prompt) and stage."""
         raise NotImplementedError(f"{type(self).__name__} must define `choose` (or `select`).")
+
+    def select_in_tower(self, view: TowerView) -> Choice:
+        """The choice before `view.block` of the tower; called once per image and tower stage. At least one stays."""
+        raise NotImplementedError(f"{type(self).__name__} has tower stages, so it must define `select_in_tower`.")
 
     # -- what a runtime asks -----------------------------------------------------------------------------
 

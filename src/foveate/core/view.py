@@ -25,8 +25,8 @@ class Tap:
         block: index of the vision block; negative counts from the end. None lets the family choose its
             best block for the purpose (last block with global attention that feeds the projector).
         queries: without a class token, attention received is averaged over so many evenly spaced patches of an image
-            (or attention window) that has more; None: over all. Sampling costs accuracy: of the third of 16,384 patches
-            that receive most, 4,096 queries find 0.88 and 1,024 find 0.62.
+            (or attention window) that has more; None: over all. 1,024 are all patches of a picture of 448 pixels a side
+            and cost little beside the tower; what fewer queries miss in larger pictures: docs/reading.md.
 
     Raises:
         ConfigurationError: fewer than one query.
@@ -34,7 +34,7 @@ class Tap:
 
     kind: Literal["received", "keys", "hidden"]
     block: int | None = None
-    queries: int | None = 4096
+    queries: int | None = 1024
 
     def __post_init__(self) -> None:
         if self.queries is not None and self.queries < 1:
@@ -53,6 +53,7 @@ class ModelInfo:
         tower_heads: attention heads of a vision block, 0 if unknown.
         readable: decoder layers whose keys and attention can be read; None: all of them.
         windowed: those whose attention can be read, but sees only the nearest tokens.
+        feeding: vision blocks, from the first on, whose output reaches the language model; None: all.
     """
 
     family: str = "tensors"
@@ -62,6 +63,7 @@ class ModelInfo:
     tower_heads: int = 0
     readable: tuple[int, ...] | None = None
     windowed: tuple[int, ...] = ()
+    feeding: int | None = None
 
     def can_read(self, layer: int) -> bool:
         """Whether keys and attention of a decoder layer can be read, about all tokens."""
@@ -74,8 +76,7 @@ class ModelInfo:
         return next((layer for layer in earlier if layer in self.windowed), None) if whole is None else whole
 
     def reading_stages(self, stages: Sequence[int]) -> tuple[int, ...]:
-        """Where stages can be that read a layer before them: those without one (recurrent layers come first) move back
-        to behind the first that can be read, and the others behind them if they must."""
+        """Where stages can be that read a layer before them: those without one move to behind the first readable."""
         found: list[int] = []
         for stage in stages:
             stage = max(stage, found[-1] + 1) if found else stage
@@ -178,8 +179,7 @@ class View:
         """
         given = [t for t in (hidden, None if keys is None else keys[0]) if t is not None]
         whole = list((taps or {}).values())
-        sizes = ([len(index)] if index is not None else []) + [len(t) for t in given + whole]
-        if not sizes:
+        if not (sizes := ([len(index)] if index is not None else []) + [len(t) for t in given + whole]):
             raise MissingTapError("View.of needs at least one tensor about the visual tokens (hidden, keys or a tap).")
         grid = Grid(*grid) if grid is not None else Grid(1, 1, len(whole[0]) if whole else sizes[0])
         alive = torch.arange(grid.size, device=(given + whole)[0].device) if index is None else index

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
@@ -13,22 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from foveate.data.decoding import MAX_FRAMES, DecodingLimits, Sampler, opened, read_frames
 from foveate.data.images import _decode, is_address, is_data_uri, open_image
 from foveate.errors import ConfigurationError, MissingExtraError, VideoError
 
-MAX_FRAMES = 768
-"""Frames that are taken of one video, at most."""
-MAX_FRAME_PIXELS = 2560 * 1440
-"""Larger frames are scaled down while they are decoded; what models read is far smaller."""
-MAX_SECONDS = 24 * 3600
-SEEK_SECONDS = 20.0
-"""Between frames that lie farther apart the file is searched instead of decoded."""
-
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".ogv", ".wmv", ".flv", ".3gp")
 """Of files that are videos where a picture could stand as well."""
-
-Sampler = Callable[[int, float], Sequence[int]]
-"""Which frames to take of a video of so many frames and frames per second."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +86,13 @@ class FrameSampling:
         return [number * total // count for number in range(count)]
 
 
-def open_video(source: Any, sampler: Sampler | None = None, *, folder: Path | None = None) -> Clip:
+def open_video(
+    source: Any,
+    sampler: Sampler | None = None,
+    *,
+    folder: Path | None = None,
+    limits: DecodingLimits = DecodingLimits(),  # noqa: B008
+) -> Clip:
     """Frames of a video as 8-bit RGB.
 
     Args:
@@ -104,9 +100,10 @@ def open_video(source: Any, sampler: Sampler | None = None, *, folder: Path | No
             `open_image` takes, or an array `[T, height, width, 3]` uint8 (these are not sampled).
         sampler: which frames; default: eight, evenly spaced.
         folder: what relative paths are relative to.
+        limits: what decoding it may cost.
 
     Raises:
-        VideoError: missing, no video in it, damaged, empty, or absurdly long.
+        VideoError: missing, no video in it, damaged, empty, absurdly long or large, or too slow to decode.
         MissingExtraError: PyAV is not installed.
     """
     if isinstance(source, Clip):
@@ -116,8 +113,8 @@ def open_video(source: Any, sampler: Sampler | None = None, *, folder: Path | No
     if isinstance(source, list | tuple):
         return _of_images(source, folder)
     name, file = _file(source, folder)
-    with _told(name), _container(file, name) as container:
-        return _read(container, sampler or FrameSampling(), name)
+    with _told(name), opened(file) as container:
+        return Clip(*read_frames(container, sampler or FrameSampling(), name, limits), name)
 
 
 def is_video(source: Any) -> bool:
@@ -139,12 +136,12 @@ def _of_array(values: np.ndarray) -> Clip:
 
 
 def _of_images(images: Sequence[Any], folder: Path | None) -> Clip:
-    opened = [np.asarray(open_image(image, folder=folder)) for image in images]
-    if not opened:
+    shown = [np.asarray(open_image(image, folder=folder)) for image in images]
+    if not shown:
         raise VideoError("A video of no frames was given.")
-    if len({frame.shape for frame in opened}) > 1:
+    if len({frame.shape for frame in shown}) > 1:
         raise VideoError("The frames of a video have one size; these have several. Resize them first.")
-    return _of_array(np.stack(opened))
+    return _of_array(np.stack(shown))
 
 
 def _file(source: Any, folder: Path | None) -> tuple[str, Path | io.BytesIO]:
@@ -177,79 +174,3 @@ def _told(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # PyAV raises a kind for each of FFmpeg's errors
         raise VideoError(f"{name} cannot be read as a video ({error}). Is it complete?") from error
-
-
-@contextmanager
-def _container(file: Path | io.BytesIO, name: str) -> Iterator[Any]:
-    try:
-        import av
-    except ImportError as error:
-        raise MissingExtraError("Videos need PyAV: pip install 'foveate[video]'.") from error
-    opened = str(file) if isinstance(file, Path) else file
-    with av.open(opened, metadata_errors="ignore") as container:
-        yield container
-
-
-def _read(container: Any, sampler: Sampler, name: str) -> Clip:
-    if not container.streams.video:
-        raise VideoError(f"{name} has no video in it (sound only?).")
-    stream = container.streams.video[0]
-    fps = float(stream.average_rate or stream.guessed_rate or 24)
-    seconds = _seconds(container, stream)
-    if seconds > MAX_SECONDS:
-        raise VideoError(
-            f"{name} is {seconds / 3600:.0f} hours long, the limit is {MAX_SECONDS // 3600}. Cut it first."
-        )
-    total = stream.frames or round(seconds * fps)
-    if total < 1:  # nothing says how many: count the packets, which is quick
-        total = sum(packet.pts is not None for packet in container.demux(stream))
-        container.seek(0)
-    if total < 1:
-        raise VideoError(f"{name} has no frames.")
-    wanted = sorted({min(max(0, int(index)), total - 1) for index in sampler(total, fps)})
-    if not wanted or len(wanted) > MAX_FRAMES:
-        raise VideoError(f"{len(wanted)} frames of {name} were asked for; take 1 to {MAX_FRAMES}.")
-    stream.thread_type = "AUTO"
-    frames = list(_frames(container, stream, wanted, fps))
-    if not frames:
-        raise VideoError(f"{name} has no frames that can be decoded.")
-    if len(frames) < len(wanted) and wanted[len(frames)] < total - 2:
-        raise VideoError(
-            f"{name} ends before frame {wanted[len(frames)]} of {total}: it is cut off. Convert it, or ask for fewer "
-            "frames of its beginning."
-        )
-    return Clip(np.stack(frames), tuple(wanted[: len(frames)]), total, fps, name)
-
-
-def _seconds(container: Any, stream: Any) -> float:
-    if stream.duration:
-        return float(stream.duration * stream.time_base)
-    return container.duration / 1e6 if container.duration else 0.0
-
-
-def _frames(container: Any, stream: Any, wanted: Sequence[int], fps: float) -> Iterator[np.ndarray]:
-    """The wanted frames in order. Those that lie close together are counted one by one, as exact as the file is; to
-    reach one that lies far ahead the file is searched, and frames are told by their time."""
-    size: tuple[int, int] | None = None
-    number, decoded = 0, container.decode(stream)
-    for index in wanted:
-        if (index - number) / fps > SEEK_SECONDS:
-            container.seek(int((stream.start_time or 0) + index / fps / stream.time_base), stream=stream)
-            number, decoded = -1, container.decode(stream)
-        for frame in decoded:
-            here = number if number >= 0 else _number(frame, stream, fps)
-            number = here + 1
-            if here >= index:
-                size = size or _bounded(frame.width, frame.height)
-                yield frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
-                break
-
-
-def _number(frame: Any, stream: Any, fps: float) -> int:
-    start = float((stream.start_time or 0) * stream.time_base)
-    return round(((frame.time or 0.0) - start) * fps)
-
-
-def _bounded(width: int, height: int) -> tuple[int, int]:
-    scale = min(1.0, (MAX_FRAME_PIXELS / (width * height)) ** 0.5)
-    return max(2, round(width * scale)), max(2, round(height * scale))

@@ -44,6 +44,8 @@ def _sequence_dims(shape: torch.Size, rows: int, length: int) -> tuple[int, int]
 def pick(x: Tensor, index: Tensor, batch_dim: int, dim: int) -> Tensor:
     """Select `index` `[B, m]` along `dim`; a batch dimension of size 1 is expanded."""
     rows = index.shape[0]
+    if rows == 1 == x.shape[batch_dim]:
+        return x.index_select(dim, index[0].to(x.device))
     x = x.movedim((batch_dim, dim), (0, 1))
     if x.shape[0] == 1 and rows > 1:
         x = x.expand(rows, *x.shape[1:])

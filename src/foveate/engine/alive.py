@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 
 from foveate.core.selection import Merge, Packed, Selection, pack
+from foveate.core.tower import IN_TOWER
+from foveate.engine.cache import Kept
 from foveate.engine.layout import Group, Layout
 from foveate.engine.masks import Later
+from foveate.errors import InputError
+from foveate.trace.records import PrefillTrace
 
 
 class Block(NamedTuple):
@@ -118,13 +122,16 @@ class Alive:
             self.counts[row] -= cut
         # a stable sort lists the survivors in order; their number is known, so nothing has to be copied back
         index = keep.argsort(descending=True, stable=True)[: self.counts[row]]
-        rank = keep.long().cumsum(0) - 1
-        merges = [
-            Merge(rank[place[s.index[s.merge.target]]], s.merge.segment, place[s.merge.source], s.merge.weight)
-            for place, (_, s) in zip(places, chosen, strict=True)
-            if s.merge is not None
+        merged = [
+            (place, s.index, s.merge) for place, (_, s) in zip(places, chosen, strict=True) if s.merge is not None
         ]
-        return Selection(n, index, _join(merges))
+        if not merged:
+            return Selection(n, index)
+        rank = keep.long().cumsum(0) - 1
+        return Selection(n, index, _join([
+            Merge(rank[place[kept[merge.target]]], merge.segment, place[merge.source], merge.weight)
+            for place, kept, merge in merged
+        ]))  # fmt: skip
 
     def _update(self, packed: Packed) -> None:
         index = packed.index if self.index is None else self.index.gather(1, packed.index)
@@ -132,6 +139,70 @@ class Alive:
             index = index.masked_fill(~packed.valid, -1)
         self.index, self.valid = index, packed.valid
         self.drops += 1
+
+
+def before_method(groups: Sequence[Group], trace: PrefillTrace) -> list[Selection] | None:
+    """Let a method see what the vision tower left, though the sequence still holds everything.
+
+    Returns:
+        What the tower left, of the tokens alive; None if it left everything.
+    """
+    if not any(steps for group in groups for steps in group.left):
+        return None
+    left = [Selection.from_mask(_in_features(group)[group.alive]) for group in groups]
+    trace.record(IN_TOWER, [group.alive for group in groups], left)
+    for group, selection in zip(groups, left, strict=True):
+        group.alive = group.alive[selection.index]
+    return left
+
+
+def with_tower(groups: Sequence[Group], left: Sequence[Selection], chosen: Sequence[Selection]) -> list[Selection]:
+    """What a method chose of what the tower left, as choices among all that the sequence holds."""
+    for group in groups:
+        group.alive = group.visible
+    return [tower.then(own) for tower, own in zip(left, chosen, strict=True)]
+
+
+def _in_features(group: Group) -> Tensor:
+    """`[N]` bool: which tokens of a group came out of the vision tower."""
+    found, device = [], group.alive.device
+    for grid, steps in zip(group.grids, group.left, strict=True):
+        kept = torch.full((grid.size,), not steps, device=device)
+        found.append(kept.index_fill(0, steps[-1].alive.to(device), True) if steps else kept)
+    return torch.cat(found)
+
+
+def check_fixed(group: Group) -> None:
+    """Raise if a token that always stays has no features, since the tower dropped it.
+
+    Raises:
+        InputError: the prompt ends with such a token.
+    """
+    if any(group.left):
+        fixed = group.fixed[group.fixed < group.total]
+        if not bool(_in_features(group)[fixed].all()):
+            raise InputError(
+                "The prompt ends with an image whose last token was dropped in the vision tower, so there is nothing "
+                "to predict an answer from; put text behind the image."
+            )
+
+
+def held_now(layout: Layout, old: Kept | None, block: Block, until: int) -> Kept:
+    """What a layer's cache holds after a pass.
+
+    Args:
+        old: what it held before, None if everything.
+        block: what it was given in this pass.
+        until: logical end of the pass.
+    """
+    past, every = layout.past, torch.arange(layout.past + layout.length)
+    new = every[: layout.length].expand(layout.rows, -1) if block.columns is None else block.columns
+    if not past:
+        return Kept(new, until, block.padded)
+    new = torch.where(new >= 0, new + past, -1)
+    before = every[:past].expand(layout.rows, -1) if old is None else old.full(past)
+    padded = block.padded or bool(old and old.padded)
+    return Kept(torch.cat([before.to(new.device), new], dim=1), until, padded)
 
 
 def scatter(hidden: Tensor, index: Tensor | None, length: int) -> Tensor:
@@ -144,10 +215,10 @@ def scatter(hidden: Tensor, index: Tensor | None, length: int) -> Tensor:
     return full[:, :length]
 
 
-def _join(merges: list[Merge]) -> Merge | None:
+def _join(merges: list[Merge]) -> Merge:
     """The merges of a row's images as one."""
-    if not merges:
-        return None
+    if len(merges) == 1:
+        return merges[0]
     starts = [sum(len(m.target) for m in merges[:number]) for number in range(len(merges))]
     return Merge(
         torch.cat([m.target for m in merges]),

@@ -9,7 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
+
+try:
+    from transformers.cache_utils import DummyLayer
+except ImportError:  # older versions have no layers without keys
+    DummyLayer = DynamicLayer
 
 from foveate.engine.conversation import Conversation
 from foveate.errors import CacheStateError, UnsupportedCacheError

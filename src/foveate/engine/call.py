@@ -33,6 +33,7 @@ class Call:
     Attributes:
         visual: per modality, `[B, n]` bool on the host: the placeholder tokens.
         mask: the attention mask that the call was given; the language model may be given prepared ones.
+        padded: whether that mask has padding, if it was looked at when ids came to the host; None: not known.
         ids: `[B, n]` token ids on the host, None if only embeddings were given.
         features: per modality, pre-encoded features of each image (`generate` encodes before it calls).
         given: modalities of which raw images or features were given.
@@ -47,6 +48,7 @@ class Call:
     kind: Kind
     visual: dict[str, Tensor] = field(default_factory=dict)
     mask: Any = None
+    padded: bool | None = None
     ids: Tensor | None = None
     features: dict[str, list[Tensor]] = field(default_factory=dict)
     given: tuple[str, ...] = ()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from foveate.core.method import Method
+from foveate.core.method import BEFORE_LLM, Method
 from foveate.engine.standins import needs_stand_ins
-from foveate.errors import ConfigurationError
+from foveate.errors import ConfigurationError, MissingTapError
 from foveate.families.base import Family
+from foveate.families.tower_layouts import check_prunable
 
 
 def check(family: Family, method: Method) -> None:
@@ -26,6 +27,34 @@ def check(family: Family, method: Method) -> None:
     if not needs_stand_ins(family, method):
         for tap in method.taps(info):
             family.block_of(tap)
+    if method.tower_stages(info):
+        _check_tower(family, method)
+
+
+def _check_tower(family: Family, method: Method) -> None:
+    """Raise where the vision tower cannot be pruned so."""
+    check_prunable(family)
+    info = family.info
+    last = (info.tower_blocks if info.feeding is None else info.feeding) - 1
+    stages = method.tower_stages(info)
+    blocks = [stage.block for stage in stages]
+    if blocks != sorted(set(blocks)) or blocks[0] < 0 or blocks[-1] > last:
+        raise ConfigurationError(
+            f"{method} selects before tower blocks {blocks}; they must increase and lie in 0..{last}, the blocks of "
+            f"'{info.family}' whose output reaches the language model."
+        )
+    for stage in stages:
+        for tap in stage.taps:
+            if family.block_of(tap) >= stage.block:
+                raise MissingTapError(
+                    f"{method} reads {tap} before tower block {stage.block}, but that block has not run then; read an "
+                    "earlier one."
+                )
+    if not any(stage.layer == BEFORE_LLM for stage in method.stages(info)):
+        raise ConfigurationError(
+            f"{method} has stages in the vision tower but none before the language model, where what the tower left is "
+            "taken over; add Stage(0)."
+        )
 
 
 def _check_reading(family: Family, method: Method) -> None:

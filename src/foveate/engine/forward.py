@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from foveate.core.method import Method, Stage
+from foveate.core.method import BEFORE_LLM, Method, Stage
 from foveate.core.selection import Packed, resolve
 from foveate.core.view import View
 from foveate.engine.align import aligned
-from foveate.engine.alive import Alive, Block
+from foveate.engine.alive import Alive, Block, before_method, held_now, with_tower
 from foveate.engine.cache import FoveatedCache, Kept, select_columns
 from foveate.engine.capture import AttentionCall
 from foveate.engine.deepstack import Deepstack
@@ -61,7 +61,7 @@ class ForwardPass:
         self.columns: list[Tensor | None] = []  # of the unpruned rows, that each layer was given
         self.entered: list[Block] = []  # what each layer was given in this pass
         # the same of layers that others take keys from; their past columns
-        self.lent: dict[int, tuple[Block, int]] = {}
+        self.lent: dict[int, tuple[Block, int]] = {}  # of layers that lend their keys; their past columns
         self.rotary: Any = None  # rotary embeddings of renumbered survivors
         self.probe = method.probe(family.info) if method is not None and self.stages else None
         self.appended = 0  # probe tokens
@@ -71,8 +71,7 @@ class ForwardPass:
             self.later = {k: later for k, later in found.items() if later is not None}
         self.readings: dict[int, Reading] = {}
         self.deepstack: Deepstack | None = None
-        info = family.info
-        self._reads = {k: info.reading_layer(k) for k, stage in self.stages.items() if stage.reads != "nothing"}
+        self._reads = {k: family.info.reading_layer(k) for k, stage in self.stages.items() if stage.reads != "nothing"}
         self._heard: HeardLayer | None = None
         self._masks = LayerMasks(self)
         self._aligned: dict[tuple[int, int], tuple[Any, Any]] = {}
@@ -123,9 +122,12 @@ class ForwardPass:
         groups = self.layout.groups
         with self.trace.selecting.span(hidden.device), torch.no_grad():
             rows = {row: self._row_state(row, layer, hidden) for row in {group.row for group in groups}}
+            left = before_method(groups, self.trace) if layer == BEFORE_LLM else None
             choices = [self.method.select_all(self._view(stage, group, rows)) for group in groups]
             selections = resolve(choices, [len(g.alive) for g in groups], self.method.name)
             self.trace.record(layer, [g.alive for g in groups], selections)
+            if left is not None:
+                selections = with_tower(groups, left, selections)
             if self.probe is not None and layer > max(self.probe.reads):
                 self.probe = None  # it has read all it should
             packed = self.alive.drop(selections, probe=self.alive.probe if self.probe else 0)
@@ -137,7 +139,6 @@ class ForwardPass:
         return packed
 
     def _view(self, stage: Stage, group: Group, rows: dict[int, RowState]) -> View:
-        place = self.alive.places(group, group.alive)
         return View(
             info=self.family.info,
             layer=stage.layer,
@@ -146,7 +147,13 @@ class ForwardPass:
             images=tuple(zip(group.images, group.across, strict=True)),
             total=group.total,
             entered=len(group.visible),
-            source=GroupSource(group, place, rows[group.row], self.readings, needs_stand_ins(self.family, self.method)),
+            source=GroupSource(
+                group,
+                self.alive.places(group, group.alive),
+                rows[group.row],
+                self.readings,
+                needs_stand_ins(self.family, self.method),
+            ),
             image=group.image,
             row=group.row,
             memo=group.memo,
@@ -158,7 +165,7 @@ class ForwardPass:
         return RowState(
             hidden=hidden[row, :tokens],
             valid=None if self.alive.valid is None else self.alive.valid[row, :tokens],
-            visual=self.alive.visual(row, hidden.device)[:tokens],
+            visual=lambda: self.alive.visual(row, hidden.device)[:tokens],
             texts=self.alive.counts[row] - self.alive.probe - visual,
             keys=lambda: self._keys(row)[:, :tokens].to(hidden.device),
             attention=lambda places: self._attention(row, self._reads[layer] or 0, tokens, places).to(hidden.device),
@@ -211,7 +218,8 @@ class ForwardPass:
             return value
         key = (id(value), self.alive.drops)
         if key not in self._aligned:  # the value is kept too, so that its id stays its own
-            self._aligned[key] = value, aligned(value, index.clamp(min=0), self.layout.length)
+            places = index if self.alive.valid is None else index.clamp(min=0)
+            self._aligned[key] = value, aligned(value, places, self.layout.length)
         return self._aligned[key][1]
 
     def layer_mask(self, layer: int, hidden: Tensor, given: Any) -> Any:
@@ -276,7 +284,7 @@ class ForwardPass:
         cache = self.cache
         if cache is None or not any(block.columns is not None for block in self.entered):
             return
-        past, until = self.layout.past, self.layout.past + self.layout.length - self.appended
+        until = self.layout.past + self.layout.length - self.appended
         made: dict[tuple[int, int], Kept] = {}
         kept: list[Kept | None] = []
         for layer, block in enumerate(self.entered):
@@ -286,15 +294,7 @@ class ForwardPass:
                 continue
             key = (id(old), id(block.columns))
             if key not in made:
-                made[key] = self._held_now(old, block, past, until)
+                made[key] = held_now(self.layout, old, block, until)
             kept.append(made[key])
         cache.kept = kept
         cache.decode_from_cache |= bool(self.method and self.method.decode_from_cache)
-
-    def _held_now(self, old: Kept | None, block: Block, past: int, until: int) -> Kept:
-        rows = self.layout.rows
-        index = torch.arange(self.layout.length).expand(rows, -1) if block.columns is None else block.columns
-        new = torch.where(index >= 0, index + past, -1)
-        before = torch.arange(past).expand(rows, -1) if old is None else old.full(past)
-        padded = block.padded or bool(old and old.padded)
-        return Kept(torch.cat([before.to(new.device), new], dim=1), until, padded)

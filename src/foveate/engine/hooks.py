@@ -12,9 +12,10 @@ from typing import Any, Protocol
 from torch import nn
 
 from foveate.core.view import Tap
-from foveate.engine import seams, tower
+from foveate.engine import seams, tower, tower_pruning
 from foveate.engine.capture import AttentionCall, Listening
 from foveate.engine.session import LayerReads, Need, Session, current_session
+from foveate.families.tower_layouts import patch_embedding, projections
 
 
 class Handle(Protocol):
@@ -107,6 +108,16 @@ class Hooks:
         if isinstance(need, Tap):
             for _, blocks in parts.towers:
                 yield self._tap(session, need, blocks)
+            return
+        if need == "tower":
+            for number, block in enumerate(parts.blocks):
+                yield self._pre(block, tower_pruning.before_block(number))
+            if (embedding := patch_embedding(family)) is not None:
+                yield self._pre(embedding, tower_pruning.before_embedding)
+                yield self._post(embedding, tower_pruning.after_embedding)
+            for module in projections(family):
+                yield self._pre(module, tower_pruning.before_projection)
+                yield self._post(module, tower_pruning.after_projection)
             return
         for vision, _ in parts.towers:
             yield self._pre(vision, tower.before_tower)

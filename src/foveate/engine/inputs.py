@@ -49,7 +49,10 @@ def read_call(family: Family, kwargs: Kwargs) -> tuple[Call, Kwargs]:
     call.given = tuple(dict.fromkeys([*(outputs or {}), *family.given(kwargs)]))
     if not call.given:
         return call, kwargs
-    call.visual, call.ids = placeholders(family, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+    ids = kwargs.get("input_ids")
+    if isinstance(ids, Tensor):
+        ids, call.padded = _to_host(ids, call.mask)
+    call.visual, call.ids = placeholders(family, ids, kwargs.get("inputs_embeds"))
     seen = cache_.conversation.images() if isinstance(cache_, FoveatedCache) else None
     call.fresh = fresh_images(call.visual, call.sizes, seen)
     unsized = [m for m in call.given if m not in call.sizes and m in call.visual]
@@ -64,13 +67,21 @@ def read_call(family: Family, kwargs: Kwargs) -> tuple[Call, Kwargs]:
     return call, kwargs | family.take(kwargs, call.fresh)
 
 
+def _to_host(ids: Tensor, mask: Any) -> tuple[Tensor, bool | None]:
+    """`[B, n]` ids on the host, and whether a plain mask of that shape has padding, with one synchronisation."""
+    if not isinstance(mask, Tensor) or mask.shape != ids.shape or mask.device != ids.device:
+        return ids.cpu(), None
+    both = torch.stack([ids, mask.to(ids.dtype)]).cpu()
+    return both[0], not bool(both[1].all())
+
+
 def placeholders(family: Family, ids: Tensor | None, embeds: Tensor | None) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Per modality, `[B, n]` bool on the host: where visual tokens stand; and the ids. One synchronisation."""
+    """Per modality, `[B, n]` bool on the host: where visual tokens stand; and the ids, which are there already. One
+    synchronisation, if there are embeddings only."""
     given = embeds if ids is None else ids
     if given is None:
         return {}, None
     if ids is not None:
-        ids = ids.cpu()
         return {modality: ids == token for modality, token in family.token_ids.items()}, ids
     table: Any = family.parts.base.get_input_embeddings()  # type: ignore[operator]
     tokens = torch.tensor(list(family.token_ids.values()), device=given.device)
@@ -174,8 +185,11 @@ def check_placeholders(call: Call) -> None:
         assign(modality, mask, [given[i] for i in call.fresh[modality]])
 
 
-def padding_mask(mask: Any, rows: int, new: int, past: int) -> Tensor | None:
-    """The 2-D attention mask as bool `[B, past + n]`, or None if every token is real. One synchronisation.
+def padding_mask(mask: Any, rows: int, new: int, past: int, padded: bool | None = None) -> Tensor | None:
+    """The 2-D attention mask as bool `[B, past + n]`, or None if every token is real.
+
+    Args:
+        padded: whether it has padding; None: that is looked up, which waits for the device.
 
     Raises:
         InputError: for prepared 4-D masks and masks of another length.
@@ -193,7 +207,8 @@ def padding_mask(mask: Any, rows: int, new: int, past: int) -> Tensor | None:
             f"attention_mask covers {mask.shape[1]} tokens, but {past} cached and {new} new ones make "
             f"{past + new}. Pass the mask of the full conversation."
         )
-    return None if bool(mask.all()) else mask.bool()
+    padded = not bool(mask.all()) if padded is None else padded
+    return mask.bool() if padded else None
 
 
 def check_padding_side(valid: Tensor | None, caching: bool) -> None:

@@ -14,6 +14,10 @@ from foveate.core.grid import Grid
 from foveate.core.view import Tap
 from foveate.errors import InputError
 from foveate.families.layout import ImageShape
+from foveate.trace.records import TowerStep
+
+Left = tuple[TowerStep, ...]
+"""What the tower did to an image, nothing if it left everything."""
 
 
 @dataclass
@@ -22,6 +26,7 @@ class TowerImage:
 
     grid: Grid
     taps: dict[Tap, Tensor]
+    left: Left = ()
 
 
 @dataclass
@@ -32,11 +37,13 @@ class EncodedImage:
         shape: how its tokens lie in the language model.
         taps: `[N, ...]` each, for the tokens of its grids.
         pieces: feature tensors that it is made of: its tiles, where each has one.
+        left: what the tower left of it; None: it was encoded outside of this pruning.
     """
 
     shape: ImageShape
     taps: dict[Tap, Tensor]
     pieces: int = 1
+    left: Left | None = None
 
     @property
     def size(self) -> int:
@@ -69,6 +76,7 @@ class Group:
             answer is predicted.
         alive: `[n]` which of the visible ones are alive now.
         across: tiles side by side in every image, None if unknown.
+        left: per image, what the tower left of it.
         memo: the method's scratch space.
     """
 
@@ -82,6 +90,7 @@ class Group:
     alive: Tensor
     images: tuple[int, ...] = (1,)
     across: tuple[int | None, ...] = (None,)
+    left: tuple[Left | None, ...] = ()
     memo: dict[Any, Any] = field(default_factory=dict)
 
     @property
@@ -228,5 +237,6 @@ def _row_groups(
             grids = tuple(grid for image in encoded for grid in image.shape.grids)
             counts = tuple(len(image.shape.grids) for image in encoded)
             across = tuple(image.shape.across for image in encoded)
-            groups.append(Group(row, number, grids, columns.to(device), taps, free, fixed, free, counts, across))
+            left = tuple(image.left for image in encoded)
+            groups.append(Group(row, number, grids, columns.to(device), taps, free, fixed, free, counts, across, left))
     return groups

@@ -127,7 +127,8 @@ def _encoded(family: Family, modality: str, found: _Pieces, own: Sequence[TowerI
             tap: family.join(shape, grids, [tile.taps[tap] for tile in tiles])
             for tap in (tiles[0].taps if tiles else ())
         }
-        result.append(EncodedImage(shape, taps))
+        left = tiles[0].left if len(tiles) == 1 else None  # no tower that takes tiles can be pruned
+        result.append(EncodedImage(shape, taps, left=left))
     return result
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from foveate.engine import inputs, recording
+from foveate.engine.alive import check_fixed
 from foveate.engine.cache import FoveatedCache, can_adopt, check_cache, check_windows
 from foveate.engine.call import Call
 from foveate.engine.conversation import ImageSpan, PrefillRecord
@@ -34,7 +35,9 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
     cache = _cache(session, text, kwargs)
     past = 0 if kwargs.get("past_key_values") is None else kwargs["past_key_values"].get_seq_length()
     try:
-        mask = inputs.padding_mask(_given_mask(call, kwargs), embeds.shape[0], embeds.shape[1], past)
+        given = _given_mask(call, kwargs)
+        padded = call.padded if given is call.mask else None
+        mask = inputs.padding_mask(given, embeds.shape[0], embeds.shape[1], past, padded)
         layout = _layout(session, call, mask, past, cache is not None, embeds.device)
     except FoveateError:
         if session.method is None and (cache is None or not cache.is_pruned):
@@ -177,15 +180,27 @@ def _layout(
     images = match_images(session.family, call, session.local.encoded)
     per = session.method.per if session.method else "image"
     layout = build_layout(call.visual, valid, images, past, per, device)
-    method = session.method
     for tap in session.taps:
         if any(tap not in group.taps for group in layout.groups):
             raise MissingTapError(
-                f"{method} needs {tap}, but the images were encoded outside foveate (or before it was "
+                f"{session.method} needs {tap}, but the images were encoded outside foveate (or before it was "
                 "active), so nothing was read in the vision tower. Pass `pixel_values` inside "
                 "`foveate.prune`, or use a method that needs no taps."
             )
+    if session.tower_stages:
+        _check_tower(session, layout)
     return layout
+
+
+def _check_tower(session: Session, layout: Layout) -> None:
+    """What a method with stages in the vision tower needs of the images."""
+    if any(left is None for group in layout.groups for left in group.left):
+        raise MissingTapError(
+            f"{session.method} prunes the vision tower, but the images were encoded outside foveate (or before it was "
+            "active). Pass `pixel_values` inside `foveate.prune`."
+        )
+    for group in layout.groups:
+        check_fixed(group)
 
 
 def _has_axes(positions: Tensor | None) -> bool:

@@ -11,7 +11,12 @@ def begin(trace: PrefillTrace, layout: Layout) -> None:
     """Note what comes: rows, padding, images."""
     trace.rows, trace.past, trace.length = layout.rows, layout.past, layout.length
     trace.padding = [layout.length - count for count in layout.counts()]
-    trace.groups = [GroupTrace(g.row, g.image, g.grids, g.columns, g.visible, g.fixed, g.images) for g in layout.groups]
+    trace.groups = [
+        GroupTrace(
+            g.row, g.image, g.grids, g.columns, g.visible, g.fixed, g.images, tuple(left or () for left in g.left)
+        )
+        for g in layout.groups
+    ]
 
 
 def end(trace: PrefillTrace, cache: FoveatedCache | None) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from foveate.core.budget import Per
-from foveate.core.method import Method, Stage
+from foveate.core.method import BEFORE_LLM, Method, Stage
 from foveate.core.selection import Choice, Selection
+from foveate.core.tower import TowerStage, TowerView
 from foveate.core.view import ModelInfo, View
 from foveate.engine.layout import Layout
 from foveate.engine.masks import Later
 from foveate.errors import ConfigurationError
-from foveate.trace.records import PrefillTrace
+from foveate.trace.records import PrefillTrace, TowerStep
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,8 @@ class RowChoices:
         selections: by (stage layer, image of the row).
         length: real tokens of the unpruned prompt.
         kept, total: visual tokens after the last stage and in the unpruned prompt.
+        tower: per image of the row, what was chosen in the vision tower.
+        weighted: blocks of the tower from which on attention is proportional.
     """
 
     stages: tuple[Stage, ...]
@@ -35,11 +38,14 @@ class RowChoices:
     kept: int
     total: int
     per: Per = "image"
+    tower: tuple[tuple[TowerStep, ...], ...] = ()
+    weighted: frozenset[int] = frozenset()
 
 
 def row_choices(prefill: PrefillTrace, method: Method, info: ModelInfo) -> list[RowChoices]:
     """The choices of every row of a recorded prefill under `method`."""
     stages = tuple(replace(s, reads="nothing", positions=s.positions or method.positions) for s in method.stages(info))
+    weighted = frozenset(stage.block for stage in method.tower_stages(info) if stage.proportional)
     rows = []
     for row in range(prefill.rows):
         groups = [group for group in prefill.groups if group.row == row]
@@ -48,7 +54,8 @@ def row_choices(prefill: PrefillTrace, method: Method, info: ModelInfo) -> list[
         length = prefill.length - prefill.padding[row]
         total = sum(group.shown for group in groups)
         per: Per = "prompt" if method.per == "prompt" else "image"  # choices of all frames are one
-        rows.append(RowChoices(stages, choices, length, kept, total, per))
+        tower = tuple(steps for group in groups for steps in group.tower)
+        rows.append(RowChoices(stages, choices, length, kept, total, per, tower, weighted))
     return rows
 
 
@@ -94,6 +101,21 @@ class Replay(Method):
     def stages(self, info: ModelInfo) -> Sequence[Stage]:
         return self.rows[0].stages
 
+    def tower_stages(self, info: ModelInfo) -> Sequence[TowerStage]:
+        blocks = {step.block for row in self.rows for steps in row.tower for step in steps}
+        return [TowerStage(block, proportional=block in self.rows[0].weighted) for block in sorted(blocks)]
+
+    def select_in_tower(self, view: TowerView) -> Choice:
+        images = [steps for row in self.rows for steps in row.tower]
+        steps = images[view.image] if view.image < len(images) else ()
+        found = next((step.selection for step in steps if step.block == view.block), None)
+        if found is None or found.n != len(view):
+            raise ConfigurationError(
+                f"nothing is recorded for image {view.image} before tower block {view.block}; replay the batch that "
+                "was recorded, with all its images in one call of the vision tower."
+            )
+        return found.to(view.device)
+
     def later(self, layout: Layout, layer: int) -> Later | None:
         removing = tuple(stage.layer for stage in self.rows[0].stages if stage.compact_earlier and stage.layer > layer)
         if not removing:
@@ -132,3 +154,12 @@ class Replay(Method):
                 "was recorded, with its rows and images in the same order."
             )
         return self.rows[row].selections[layer, image]
+
+
+def tower_replay(prefill: PrefillTrace) -> Replay | None:
+    """What a recorded prefill dropped in the vision tower alone, for passes that end before the language model; None if
+    that was nothing."""
+    tower = tuple(steps for group in prefill.groups for steps in group.tower)
+    if not any(tower):
+        return None
+    return Replay(rows=(RowChoices((Stage(BEFORE_LLM),), {}, 0, 0, 0, tower=tower),))

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from foveate.core.grid import Grid
 from foveate.core.method import Method
 from foveate.core.timing import Stopwatch
+from foveate.core.tower import TowerStage
 from foveate.core.view import Tap
 from foveate.engine.call import Call
 from foveate.engine.layout import TowerImage
 from foveate.engine.standins import needs_stand_ins
+from foveate.engine.tower_pruning import TowerPruning
 from foveate.errors import SessionError
 from foveate.families.base import Family
 from foveate.trace.records import PrefillTrace
@@ -34,7 +36,7 @@ class LayerReads:
     layer: int
 
 
-Need = Literal["seams"] | Tap | LayerReads
+Need = Literal["seams", "tower"] | Tap | LayerReads
 
 
 @dataclass
@@ -66,6 +68,7 @@ class ThreadState(threading.local):
         prompt_states: hidden states of a prompt that was read apart from the draft behind it.
         tower_calls: images that went through the tower and are not superseded by newer ones.
         grids, readings: of the tower call in progress.
+        pruning: what that call drops, or the latest, as its projector may run behind it.
         started: start of the tower call in progress.
         trace: under `attach`: of this thread's latest prefill.
     """
@@ -78,6 +81,7 @@ class ThreadState(threading.local):
         self.grids: list[Grid] = []
         self.patches: list[int] = []
         self.readings: dict[Tap, list[Tensor]] = {}
+        self.pruning: TowerPruning | None = None
         self.started: float | torch.cuda.Event | None = None
         self.vision = Stopwatch()
         self.tapping = Stopwatch()
@@ -115,19 +119,23 @@ class Session:
     closed: bool = False
     local: ThreadState = field(default_factory=ThreadState)
     taps: tuple[Tap, ...] = ()
+    tower_stages: tuple[TowerStage, ...] = ()
     needs: tuple[Need, ...] = ("seams",)
 
     def __post_init__(self) -> None:
         if self.method is None:
             return
         info = self.family.info
-        stand_ins = needs_stand_ins(self.family, self.method)
-        self.taps = () if stand_ins else tuple(dict.fromkeys(self.method.taps(info)))
+        self.tower_stages = tuple(self.method.tower_stages(info))
+        read = [tap for stage in self.tower_stages for tap in stage.taps]
+        own = () if needs_stand_ins(self.family, self.method) else self.method.taps(info)
+        self.taps = tuple(dict.fromkeys([*read, *own]))
         stages = [stage for stage in self.method.stages(info) if stage.reads != "nothing" and stage.layer]
         reads = {layer for stage in stages if (layer := info.reading_layer(stage.layer)) is not None}
         probe = self.method.probe(info)
         layers = sorted(reads | set(probe.reads if probe is not None else ()))
-        self.needs = ("seams", *self.taps, *(LayerReads(layer) for layer in layers))
+        tower: tuple[Need, ...] = ("tower",) if self.tower_stages else ()
+        self.needs = ("seams", *tower, *self.taps, *(LayerReads(layer) for layer in layers))
 
     def new_prefill(self) -> PrefillTrace:
         """The record of a prefill that begins now."""

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from foveate.core.attention import attention_rows, received_attention
 from foveate.core.view import Tap
+from foveate.engine import tower_pruning
 from foveate.engine.capture import AttentionCall
+from foveate.engine.inputs import by_name
 from foveate.engine.layout import TowerImage
 from foveate.engine.session import Session, TowerCall
 
@@ -21,6 +23,7 @@ def before_tower(session: Session, module: nn.Module, args: tuple[Any, ...], kwa
     local.readings = {}
     local.grids = session.family.tower_grids(args, kwargs)
     local.patches = session.family.tower_patches(args, kwargs, local.grids)
+    local.pruning = tower_pruning.begin(session, module, local.grids, by_name(module, args, kwargs))
     local.started = local.vision.start(_device(args, kwargs))
 
 
@@ -33,13 +36,20 @@ def heard(tap: Tap, session: Session, call: AttentionCall) -> None:
     with local.tapping.span(call.q.device), torch.no_grad():
         if family.has_class_token:
             token = -1 if family.class_token_last else 0
+            seen = call if local.pruning is not None and call.mask is not None else None  # a mask hides padding
+            last = torch.tensor([token], device=call.q.device)
             rows = [
-                attention_rows(q[:, token, None], k, call.scaling, None)[:, 0]
-                for q, k in zip(call.q, call.k, strict=True)
+                attention_rows(q[:, token, None], k, call.scaling, None if seen is None else seen.allowed(row, last))[
+                    :, 0
+                ]
+                for row, (q, k) in enumerate(zip(call.q, call.k, strict=True))
             ]
             values = torch.stack(rows).sum(1)  # [images, tokens]
         else:
-            values = _received(call, local.patches, tap)
+            patches = local.patches
+            if local.pruning is not None:
+                patches = [len(alive) * family.factor**2 for alive in local.pruning.now.alive]
+            values = _received(call, patches, tap)
         local.readings.setdefault(tap, []).append(values)
 
 
@@ -54,7 +64,7 @@ def _received(call: AttentionCall, patches: list[int], tap: Tap) -> Tensor:
         lengths = [call.bounds.diff().tolist()]
     elif rows == 1 and len(patches) > 1 and n == sum(patches):  # images behind one another, told apart by a mask
         lengths = [patches]
-    elif rows == len(patches) and all(own < n for own in patches):  # an image per row, padded
+    elif rows == len(patches) and all(own <= n for own in patches):  # an image per row, padded
         lengths = [[own] for own in patches]
     else:
         lengths = [[n]] * rows
@@ -100,11 +110,15 @@ def after_tower(session: Session, module: nn.Module, args: Any, output: Any) -> 
     local.started = None
     if output is None:
         return
+    pruning = local.pruning
+    tower_pruning.restore(pruning, output)
     images = [TowerImage(grid, {}) for grid in local.grids]
+    if pruning is not None:
+        images = [TowerImage(grid, {}, pruning.steps(number)) for number, grid in enumerate(local.grids)]
     for tap, values in local.readings.items():
         with local.tapping.span(values[0].device), torch.no_grad():
-            joined = values[0] if len(values) == 1 else torch.cat(values, dim=1)
-            for image, value in zip(images, session.family.to_tokens(tap, joined, local.grids), strict=True):
+            tokens = tower_pruning.tokens_of(session.family, tap, values, local.grids, pruning)
+            for image, value in zip(images, tokens, strict=True):
                 image.taps[tap] = value
     local.readings = {}
     local.remember(TowerCall(images, _reference(output)))

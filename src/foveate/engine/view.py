@@ -23,7 +23,7 @@ class RowState:
     Attributes:
         hidden: `[n, D]` tokens about to enter the layer, padding included, a probe not.
         valid: `[n]` bool or None when nothing is padding.
-        visual: `[n]` bool, True on visual tokens (of every image of the row).
+        visual: returns `[n]` bool, True on visual tokens (of every image of the row).
         texts: number of text tokens.
         keys: returns keys of the previous layer, `[H_kv, n, d]`.
         attention: `(query places [Q] or None) -> [H, Q, n]`, probabilities of the previous layer over this block.
@@ -31,7 +31,7 @@ class RowState:
 
     hidden: Tensor
     valid: Tensor | None
-    visual: Tensor
+    visual: Callable[[], Tensor]
     texts: int
     keys: Callable[[], Tensor]
     attention: Callable[[Tensor | None], Tensor]
@@ -39,7 +39,8 @@ class RowState:
     @cached_property
     def text_places(self) -> Tensor:
         """`[T]` places of the row's text tokens, without padding."""
-        text = ~self.visual if self.valid is None else ~self.visual & self.valid
+        visual = self.visual()
+        text = ~visual if self.valid is None else ~visual & self.valid
         # their number is known, so a stable sort finds them without a synchronisation
         return text.to(torch.int8).argsort(descending=True, stable=True)[: self.texts]
 

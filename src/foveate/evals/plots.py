@@ -1,4 +1,4 @@
-"""Pareto plots: accuracy against visual tokens and against time to first token."""
+"""Plots: accuracy against visual tokens and time to first token, and against the layer at which the image leaves."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from foveate.errors import MissingExtraError
+from foveate.evals.depth import Depth
 
 Row = dict[str, Any]
 
@@ -16,11 +17,7 @@ def pareto(rows: Sequence[Row], title: str, metric: str) -> Any:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("Plots need matplotlib: pip install 'foveate[eval]'.") from error
-    drawn = Figure(figsize=(11, 4.4), layout="constrained")
+    drawn = _figure((11, 4.4))
     left, right = drawn.subplots(1, 2, sharey=True)
     sides = (
         (left, "kept_tokens", "visual tokens, average over layers"),
@@ -36,6 +33,41 @@ def pareto(rows: Sequence[Row], title: str, metric: str) -> Any:
     left.legend(fontsize=8, loc="lower right")
     drawn.suptitle(title, fontsize=10, parse_math=False)  # a dollar in a name is a dollar
     return drawn
+
+
+def depths(found: Sequence[Depth], unpruned: float, title: str, metric: str) -> Any:
+    """A matplotlib figure of what is lost when the image leaves before each layer; bars are standard errors.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    drawn = _figure((9, 3.8))
+    left, right = drawn.subplots(1, 2)
+    layers = [depth.layer for depth in found]
+    left.errorbar(
+        layers, [100 * depth.score for depth in found], yerr=[100 * depth.score_error for depth in found], marker="o",
+        capsize=3,
+    )  # fmt: skip
+    left.axhline(100 * unpruned, color="grey", linestyle=":", label="unpruned")
+    left.set(ylabel=f"{metric} (%)", ylim=(0, 105))
+    left.legend(fontsize=8)
+    right.errorbar(
+        layers, [depth.kl for depth in found], yerr=[depth.kl_error for depth in found], marker="o", capsize=3
+    )
+    right.set(ylabel="KL of the first answer token (nats)", ylim=(0, None))
+    for axes in (left, right):
+        axes.set(xlabel="the image leaves before layer")
+        axes.grid(alpha=0.3)
+    drawn.suptitle(title, fontsize=10, parse_math=False)
+    return drawn
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("Plots need matplotlib: pip install 'foveate[eval]'.") from error
+    return Figure(figsize=size, layout="constrained")
 
 
 def frontier(rows: Sequence[Row], column: str) -> list[Row]:

@@ -60,7 +60,9 @@ class Family(Probed):
         if isinstance(feature, int):  # counts `hidden_states`, of which the first is the embedding
             return feature if feature < 0 else feature - 1
         full = getattr(getattr(self.config, "vision_config", None), "fullatt_block_indexes", None)
-        return max(full) if full else -1
+        blocks = self.parts.blocks
+        attending = [number for number, block in enumerate(blocks) if attention_of(block) is not None]
+        return max(full) if full else max(attending, default=-1)  # some towers have blocks of convolutions
 
     def block_attention(self, block: nn.Module) -> nn.Module:
         """The module of a vision block that calls the attention function."""

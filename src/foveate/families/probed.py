@@ -103,7 +103,16 @@ class Probed:
         whole = readable if len(readable) < layers else None
         own = [(i, facts.kind) for i, facts in enumerate(self.layers) if facts.source == i and i not in readable]
         windowed = tuple(i for i, kind in own if kind in ("sliding", "chunked"))
-        return ModelInfo(self.name, layers, blocks, self.has_class_token, self.tower_heads, whole, windowed)
+        heads, feeding = self.tower_heads, self._feeding_blocks()
+        return ModelInfo(self.name, layers, blocks, self.has_class_token, heads, whole, windowed, feeding)
+
+    def _feeding_blocks(self) -> int:
+        """Vision blocks, from the first on, that every feature of the projector comes through."""
+        feature = getattr(self.config, "vision_feature_layer", None)
+        features = feature if isinstance(feature, list | tuple) else [feature]
+        blocks = len(self.parts.blocks)
+        # `hidden_states` has one entry more than there are blocks, the first is the embedding
+        return min((f if f >= 0 else blocks + 1 + f) if isinstance(f, int) else blocks for f in features)
 
     @cached_property
     def sources(self) -> frozenset[int]:

@@ -11,6 +11,7 @@ ENCODER_DECODER = "it is an encoder-decoder: what reads the image is an encoder 
 DIFFUSION = "it generates by diffusion or has an action head, which read all tokens at every step"
 INDEXED = "its layers choose keys by an index of their own (sparse attention), which would point to dropped tokens"
 
+RELATIVE = "its attention depends on relative distances in the cache, which dropping would change"
 BYPASS = (
     "its `generate` runs the language model alone, on embeddings in which images and text have been joined before, so "
     "there is no call in which visual tokens could be told from text"
@@ -27,7 +28,7 @@ REFUSED: dict[str, str] = {
     "nemotron_h_omni": "it prunes video tokens itself and shortens `input_ids` on the way (EVS)",
     "kosmos-2": "its images stand at positions given by a mask of their own, not at placeholder tokens",
     "kosmos-2.5": "its images stand at positions given by a mask of their own, not at placeholder tokens",
-    "inkling_mm_model": "its attention depends on relative distances in the cache, which dropping would change",
+    **dict.fromkeys(("inkling_mm_model", "inkling2"), RELATIVE),
 }
 """Model type -> why it cannot be pruned. `git` concatenates its image in front of the text without placeholders."""
 

@@ -16,6 +16,7 @@ MERGES: dict[str, Merge] = {
             "qianfan_ocr", "idefics3", "smolvlm", "aya_vision", "cohere2_vision", "ovis2", "llama4",
             "lfm2_vl", "paddleocr_vl", "gemma3", "gemma4", "mistral3", "lighton_ocr", "pp_chart2table", "minicpmv4_6",
             "minicpmv4_7", "minicpm_ocr", "granite_docling",
+            "muse_glimmer", "muse_spark", "hunyuan_vl", "kimi_k25",
         ),
         "raster",
     ),
@@ -23,7 +24,7 @@ MERGES: dict[str, Merge] = {
         (
             "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "qwen3_omni_moe_thinker",
             "cosmos3_omni", "glm4v", "glm46v", "glm4v_moe", "glm_ocr", "ernie4_5_vl_moe", "cohere_compass",
-            "video_llama_3",
+            "video_llama_3", "lfm3_vl", "minimax_m3_vl", "cosmos3_edge", "glmga",
         ),
         "units",
     ),
@@ -50,6 +51,27 @@ IN_FRAMES = frozenset(("video_llava",))
 CLASS_TOKEN_LAST = frozenset(("llama4",))
 """Towers that put the class token behind the patches."""
 
+TEXT_POSITIONS = ("cosmos3_edge", "hunyuan_vl", "minicpmv4_7", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")
+"""Types whose stock `generate` gives the tokens of a later image the positions of text."""
+
+ALWAYS_TESTED = (
+    "gemma3", "gemma4", "idefics3", "internvl", "llama4", "llava", "llava_next", "mistral3", "qwen2_vl", "qwen3_5",
+    "qwen3_vl", "video_llava",
+)  # fmt: skip
+"""Types of which tiny models are tested on every run: one per kind of decoder and layout."""
+
+TESTED = (
+    "aria", "aya_vision", "chameleon", "cohere2_vision", "cohere_compass", "cosmos3_edge", "cosmos3_omni",
+    "deepseek_vl", "deepseek_vl_hybrid", "ernie4_5_vl_moe", "exaone4_5", "fast_vlm", "fuyu", "gemma3n", "glm46v",
+    "glm4v", "glm4v_moe", "glm_ocr", "got_ocr2", "granite4_vision", "granite_docling", "hunyuan_vl",
+    "hyperclovax_vision_v2", "idefics2", "janus", "kimi_k25", "lfm2_vl", "lfm3_vl", "lighton_ocr",
+    "llava_next_video", "llava_onevision", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "minimax_m3_vl", "molmo2",
+    "muse_glimmer", "muse_spark", "ovis2", "paddleocr_vl", "paligemma", "perception_lm", "phi4_multimodal",
+    "qianfan_ocr", "qwen2_5_omni_thinker", "qwen2_5_vl", "qwen3_5_moe", "qwen3_omni_moe_thinker", "qwen3_vl_moe",
+    "smolvlm", "step3p7", "video_llama_3", "vipllava",
+)  # fmt: skip
+"""Those that `make families` tests too."""
+
 FACTORS = (
     ("vision_config", "spatial_merge_size"),
     ("", "spatial_merge_size"),
@@ -59,6 +81,8 @@ FACTORS = (
     ("vision_config", "pixel_shuffle_ratio"),
     ("vision_config", "hidden_stride"),
     ("vision_config", "scale_factor"),
+    ("vision_config", "merge_size"),
+    ("vision_config", "merge_kernel_size"),
     ("vision_config", "pooling_kernel_size"),
 )
 """Where configurations say how many patches a token is wide: (sub-configuration, name)."""
@@ -68,6 +92,7 @@ def merge_factor(config: Any) -> int:
     """Patches per token along each side."""
     for part, name in FACTORS:
         value = getattr(getattr(config, part, None) if part else config, name, None)
+        value = value[0] if isinstance(value, list | tuple) else value
         if isinstance(value, int | float) and value:
             return round(value if value >= 1 else 1 / value)
     tokens = getattr(config, "mm_tokens_per_image", None)  # Gemma 3 pools to a fixed number

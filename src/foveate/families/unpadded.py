@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class Stitched(NamedTuple):
 class Unpadded(Family):
     """Budgets are per picture, thumbnail included; newlines always stay."""
 
-    model_types = ("llava_next", "llava_next_video", "llava_onevision")
+    model_types: ClassVar[tuple[str, ...]] = ("llava_next", "llava_next_video", "llava_onevision")
 
     @property
     def _side(self) -> int:
@@ -167,7 +167,7 @@ class Unpadded(Family):
 class Granite4Vision(Unpadded):
     """Granite 4 Vision: a small Q-Former in every window makes fewer tokens of its patches."""
 
-    model_types = ("granite4_vision",)
+    model_types: ClassVar[tuple[str, ...]] = ("granite4_vision",)
 
     @property
     def _side(self) -> int:

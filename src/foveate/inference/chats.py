@@ -7,8 +7,9 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from foveate.data.decoding import Sampler
 from foveate.data.images import is_address, is_data_uri, is_path, open_image
-from foveate.data.videos import Clip, FrameSampling, Sampler, open_video
+from foveate.data.videos import Clip, FrameSampling, open_video
 from foveate.errors import InputError
 
 Samplers = Callable[[FrameSampling | None], Sampler]

@@ -53,3 +53,23 @@ def bipartite_merge(metric: Tensor, count: int) -> Selection:
         x = total[alive] / size[:, None]
     everyone = torch.arange(n, device=device)
     return Selection(n, place, Merge(everyone[: len(place)], label, everyone, 1 / size[label]))
+
+
+def merge_pairs(metric: Tensor, count: int, sizes: Tensor) -> Selection:
+    """One round of matching: `count` of `n` tokens are merged into others, which become means weighted by sizes.
+
+    Args:
+        metric: `[n, d]`.
+        count: number of pairs, at most `n // 2`.
+        sizes: `[n]` how many tokens each stands for.
+    """
+    n, device = metric.shape[0], metric.device
+    source, target = match(metric, count)
+    kept = torch.ones(n, dtype=torch.bool, device=device).index_fill_(0, source, False)
+    receivers, segment = target.unique(return_inverse=True)
+    entries = torch.cat([receivers, source])
+    segments = torch.cat([torch.arange(len(receivers), device=device), segment])
+    total = torch.zeros(len(receivers), device=device).index_add_(0, segments, sizes[entries])
+    place = kept.long().cumsum(0) - 1
+    merge = Merge(place[receivers], segments, entries, sizes[entries] / total[segments])
+    return Selection(n, kept.nonzero().squeeze(1), merge)

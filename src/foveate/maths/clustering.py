@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -22,8 +22,10 @@ def distances(x: Tensor, y: Tensor) -> Tensor:
     """
     if x.device.type == "mps":  # has no float64
         return (torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square() + 1e-8).sqrt()
-    x, y = x.double(), y.double()
-    squares = torch.addmm(y.square().sum(1)[None], x, y.T, alpha=-2).add_(x.square().sum(1)[:, None])
+    same, x = x is y, x.double()
+    own = x.square().sum(1)
+    y, other = (x, own) if same else (y.double(), y.double().square().sum(1))
+    squares = torch.addmm(other, x, y.T, alpha=-2).add_(own[:, None])
     return squares.clamp_(min=0).add_(1e-8).sqrt_().float()
 
 
@@ -58,13 +60,22 @@ def density_peaks(
     x = features.float()
     where = None if positions is None else positions.float()
     rows = _Rows(x)
-    rho = torch.cat([(-(dist / kernel_width).square()).exp().sum(1) for _, dist in rows])
+    rho = _joined([(dist / kernel_width).square_().neg_().exp_().sum(1) for _, dist in rows])
     found = [_nearest_denser(dist, where, rho, block, reach) for block, dist in rows]
-    delta, parent = (torch.cat(parts) for parts in zip(*found, strict=True))
+    delta, parent = (_joined(parts) for parts in zip(*found, strict=True))
     # not stable on purpose: equal peaks (several infinite ones) then get the labels of the published code
     centres = (-(delta * rho)).argsort()[: max(1, int(fraction * n))]
     labels = _follow(parent, centres)
     return torch.where(labels < 0, distances(x, x[centres]).argmin(1), labels) if complete else labels
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _part(x: Tensor, block: slice) -> Tensor:
+    """Rows of a block; all of them are `x` itself."""
+    return x if block == slice(0, len(x)) else x[block]
 
 
 class _Rows:
@@ -78,9 +89,8 @@ class _Rows:
         self.kept = [self._make(block) for block in self.blocks] if 4 * n * n <= KEEP_BYTES else None
 
     def _make(self, block: slice) -> Tensor:
-        dist = distances(self.x[block], self.x)
-        own = torch.arange(block.stop - block.start, device=dist.device)
-        dist[own, own + block.start] = 0
+        dist = distances(_part(self.x, block), self.x)
+        dist.diagonal(block.start).zero_()
         return dist
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
@@ -93,10 +103,9 @@ def _nearest_denser(
 ) -> tuple[Tensor, Tensor]:
     candidate = rho[None] >= rho[block, None]
     if where is not None:
-        candidate &= distances(where[block], where) <= reach
-    own = torch.arange(block.stop - block.start, device=dist.device)
-    candidate[own, own + block.start] = False
-    return dist.masked_fill(~candidate, float("inf")).min(1)
+        candidate &= distances(_part(where, block), where) <= reach
+    candidate.diagonal(block.start).fill_(False)
+    return torch.where(candidate, dist, torch.inf).min(1)
 
 
 def _follow(parent: Tensor, centres: Tensor) -> Tensor:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from foveate.core.selection import Merge, Selection
+
+Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 
 
 def select_and_merge(key_norm: Tensor, labels: Tensor, budget: int, add_target: bool) -> Selection:
@@ -22,66 +27,66 @@ def select_and_merge(key_norm: Tensor, labels: Tensor, budget: int, add_target: 
 
     Args:
         key_norm: `[n]` on the host.
-        labels: `[n]` int64 on the host.
+        labels: `[n]` whole numbers on the host.
         budget: number of tokens to keep, at least 1.
         add_target: add the target's own value to the mean, as the official code does.
 
     Returns:
         A selection of `min(budget, n)` tokens (fewer when every cluster is a single token).
     """
-    norm, (_, cluster) = key_norm.float(), labels.unique(return_inverse=True)
+    norm, owner = key_norm.float().numpy(), labels.numpy()  # numbers of a thousand tokens: no work for a device
+    _, cluster = np.unique(owner, return_inverse=True)
     clusters = int(cluster.max()) + 1
-    sums = torch.zeros(clusters).index_add_(0, cluster, norm)
+    sums = np.zeros(clusters, np.float32)
+    np.add.at(sums, cluster, norm)
     if clusters > budget:
-        group = torch.full((clusters,), budget - 1).index_copy_(
-            0, sums.argsort(stable=True)[: budget - 1], torch.arange(budget - 1)
-        )[cluster]
-        single = torch.zeros(len(norm), dtype=torch.bool)
-    else:
-        group = cluster
-        single = _rank_within(norm, cluster) < _quota(cluster, sums, budget)[cluster]
-    return _merge_groups(group, single, add_target)
+        joined = np.full(clusters, budget - 1)
+        joined[sums.argsort(kind="stable")[: budget - 1]] = np.arange(budget - 1)
+        return _merge_groups(joined[cluster], np.zeros(len(norm), bool), add_target)
+    single = _rank_within(norm, cluster) < _quota(cluster, sums, budget)[cluster]
+    return _merge_groups(cluster, single, add_target)
 
 
-def _quota(cluster: Tensor, sums: Tensor, budget: int) -> Tensor:
+def _quota(cluster: Integers, sums: Floats, budget: int) -> Integers:
     """`[K]` individually kept tokens per cluster, at most size - 1 each."""
     n, clusters = len(cluster), len(sums)
-    size = torch.bincount(cluster, minlength=clusters)
+    size = np.bincount(cluster, minlength=clusters)
     if n == clusters:
-        return torch.zeros(clusters, dtype=torch.long)
-    share = (size - 1).float() / (n - clusters) * (budget - clusters)
-    quota = torch.minimum(share.round().long(), size - 1)
+        return np.zeros(clusters, np.int64)
+    share = (size - 1).astype(np.float32) / np.float32(n - clusters) * np.float32(budget - clusters)
+    quota = np.minimum(share.round().astype(np.int64), size - 1)
     missing = budget - clusters - int(quota.sum())
-    order = sums.argsort(stable=True, descending=missing < 0)
+    order = (-sums if missing < 0 else sums).argsort(kind="stable")
     open_ = (quota < size - 1)[order] if missing > 0 else (quota > 0)[order]
     changed = order[open_][: abs(missing)]
     quota[changed] += 1 if missing > 0 else -1
     return quota
 
 
-def _rank_within(value: Tensor, cluster: Tensor) -> Tensor:
+def _rank_within(value: Floats, cluster: Integers) -> Integers:
     """`[n]` rank of each value within its cluster, 0 for the smallest."""
-    by_value = value.argsort(stable=True)
-    order = by_value[cluster[by_value].argsort(stable=True)]
-    size = torch.bincount(cluster)
-    first = size.cumsum(0) - size
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order)) - first[cluster[order]]
+    order = np.lexsort((value, cluster))
+    size = np.bincount(cluster)
+    first = size.cumsum() - size
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order)) - first[cluster[order]]
     return rank
 
 
-def _merge_groups(group: Tensor, single: Tensor, add_target: bool) -> Selection:
+def _merge_groups(group: Integers, single: npt.NDArray[np.bool_], add_target: bool) -> Selection:
     """Tokens that are `single` stay; the others of each group become one token at the group's middle."""
-    members = (~single).nonzero().squeeze(1)
-    order = members[group[members].argsort(stable=True)]  # by group, raster order within
-    present, size = group[order].unique_consecutive(return_counts=True)
-    middle = order[size.cumsum(0) - size + size // 2]
-    keep = single.clone()
+    members = np.flatnonzero(~single)
+    order = members[group[members].argsort(kind="stable")]  # by group, raster order within
+    _, size = np.unique(group[order], return_counts=True)
+    middle = order[size.cumsum() - size + size // 2]
+    keep = single.copy()
     keep[middle] = True
-    rank = keep.long().cumsum(0) - 1
-    segment = torch.repeat_interleave(torch.arange(len(present)), size)
-    source, weight = order, 1 / size[segment].float()
+    rank = keep.cumsum() - 1
+    segment = np.repeat(np.arange(len(size)), size)
+    source, weight = order, 1 / size[segment].astype(np.float32)
     if add_target:
-        segment = torch.cat([segment, torch.arange(len(present))])
-        source, weight = torch.cat([source, middle]), torch.cat([weight, torch.ones(len(middle))])
-    return Selection(len(group), keep.nonzero().squeeze(1), Merge(rank[middle], segment, source, weight))
+        segment = np.concatenate([segment, np.arange(len(size))])
+        source = np.concatenate([source, middle])
+        weight = np.concatenate([weight, np.ones(len(middle), np.float32)])
+    merge = Merge(*(torch.from_numpy(part) for part in (rank[middle], segment, source, weight)))
+    return Selection(len(group), torch.from_numpy(np.flatnonzero(keep)), merge)

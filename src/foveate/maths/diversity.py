@@ -88,21 +88,22 @@ def next_round(features: Tensor, covered: Tensor, most: int) -> Tensor:
     Args:
         covered: `[n]` similarity to the nearest chosen token; infinite for those.
     """
-    fewest, limit = len(covered), float("inf")
-    if fewest > CANDIDATES:
+    candidates, limit = torch.arange(len(covered), device=covered.device), covered.new_full((1,), float("inf"))
+    if len(covered) > CANDIDATES:
         least = covered.topk(CANDIDATES + 1, largest=False)
-        fewest, limit = CANDIDATES, float(least.values[-1])
+        limit = least.values[-1:]
         # in the order of tokens, and with the first of equals among them, as a search through all would go
-        first = (covered == least.values[0]).nonzero()[0]
-        candidates = torch.cat([first, least.indices[:-1]]).unique()
-    else:
-        candidates = torch.arange(fewest, device=covered.device)
-    own = features[candidates]
-    similarity, closest = (own @ own.T).cpu().numpy(), covered[candidates].cpu().numpy()
+        first = (covered == least.values[0]).to(torch.uint8).argmax().view(1)
+        candidates = torch.cat([first, least.indices[:-1]]).sort().values
+    own, m = features[candidates], len(candidates)
+    again = torch.cat([candidates.new_zeros(1, dtype=torch.bool), candidates[1:] == candidates[:-1]])
+    open_ = covered[candidates].masked_fill(again, float("inf"))  # a candidate that stands there twice
+    host = torch.cat([(own @ own.T).flatten(), open_, limit]).cpu().numpy()  # the one wait of a round
+    similarity, closest, bound = host[: m * m].reshape(m, m), host[m * m : -1], host[-1]
     order: list[int] = []
     while len(order) < most:
         token = int(closest.argmin())
-        if order and not closest[token] < limit:
+        if order and not closest[token] < bound:
             break
         order.append(token)
         np.maximum(closest, similarity[token], out=closest)

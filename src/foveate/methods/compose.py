@@ -9,9 +9,11 @@ from itertools import combinations
 from typing import Any
 
 from foveate.core.budget import Keep, Per
-from foveate.core.method import Method, Positions, Stage
+from foveate.core.method import BEFORE_LLM, Method, Positions, Stage
 from foveate.core.probe import Probe
-from foveate.core.selection import Choice
+from foveate.core.selection import Choice, Selection
+from foveate.core.tower import TowerStage, TowerView
+from foveate.core.tower_method import TowerMethod
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 from foveate.methods.shared_budget import budgeted, joined
@@ -25,6 +27,9 @@ class Compose(Method):
     common power, so that the average over all layers is met and the members' own values say how they share the
     reduction. A member whose number depends on the input counts with its cap (`max_keep`, 1.0 if None): the average is
     then an upper limit. ViTCoP's encoder stage alone is FasterVLM.
+
+    Methods that prune the vision tower come first and keep their own budgets. They do not change what later budgets
+    refer to: those count the image's tokens, of which no more is left than the tower leaves.
 
     Args:
         methods: at least two, in the order in which they select: all stages of one come before those of the next.
@@ -54,10 +59,15 @@ class Compose(Method):
             raise ConfigurationError(
                 "Compose takes two or more methods, for example Compose(FasterVLM(), FastV(), keep=1/9)."
             )
+        tower = [isinstance(method, TowerMethod) for method in methods]
+        if tower != sorted(tower, reverse=True) or (all(tower) and keep is not None):
+            raise ConfigurationError(
+                "Compose: methods that prune the vision tower come first, and with an overall keep others must follow."
+            )
         if any(isinstance(method, Compose) for method in methods):
             raise ConfigurationError("Compose holds another Compose; list all methods in one.")
-        if len({method.per for method in methods}) > 1:
-            kinds = ", ".join(f"{method.name}: per {method.per}" for method in methods)
+        if len({method.per for method in _llm(methods)}) > 1:
+            kinds = ", ".join(f"{method.name}: per {method.per}" for method in _llm(methods))
             raise ConfigurationError(f"Compose: all budgets must be per image, per frame or per prompt ({kinds}).")
 
     @classmethod
@@ -70,7 +80,7 @@ class Compose(Method):
 
     @property
     def per(self) -> Per:
-        return self.methods[0].per
+        return (_llm(self.methods) or self.methods)[0].per  # a tower has no prompts
 
     @property
     def prunes(self) -> bool:
@@ -80,8 +90,21 @@ class Compose(Method):
         return super().parameters() | {"methods": [str(method) for method in self.methods]}
 
     def stages(self, info: ModelInfo) -> Sequence[Stage]:
-        _check(self._pruning, info)
-        return [stage for method in self._pruning for stage in method.stages(info)]
+        _check(self._in_llm, info)
+        stages = [stage for method in self._in_llm for stage in method.stages(info)]
+        if self.tower_stages(info) and (not stages or stages[0].layer != BEFORE_LLM):
+            stages.insert(0, Stage(BEFORE_LLM))  # where what the tower left is taken over
+        return stages
+
+    def tower_stages(self, info: ModelInfo) -> Sequence[TowerStage]:
+        return [stage for method in self._pruning for stage in method.tower_stages(info)]
+
+    def select_in_tower(self, view: TowerView) -> Choice:
+        for number, method in enumerate(self.methods):
+            if method.prunes and view.block in [stage.block for stage in method.tower_stages(view.info)]:
+                memo = view.memo.setdefault(f"{method.name} {number}", {})
+                return method.select_in_tower(replace(view, memo=memo))
+        raise AssertionError(f"no member selects before tower block {view.block}")
 
     def check(self, info: ModelInfo) -> None:
         super().check(info)
@@ -100,28 +123,49 @@ class Compose(Method):
         return next((probe for method in self._pruning if (probe := method.probe(info)) is not None), None)
 
     def shares(self, info: ModelInfo, keep: float) -> Sequence[float]:
-        _, shares = joined(members(self, info, keep), info)
-        return shares[1:]
+        found = members(self, info, keep)
+        _, shares = joined(_llm(found), info, ceiling(found))
+        own = shares[1:]
+        return own if len(own) == len(self.stages(info)) else [min(1.0, ceiling(found)), *own]
 
     def select(self, view: View) -> Choice:
         """As many as the member says whose stage it is, of the tokens that reach that member."""
         ratio = None if self.keep is None else self.budget.ratio_of(view.entered)
         for number, method in enumerate(members(self, view.info, ratio)):
-            if self.methods[number].prunes and view.layer in [stage.layer for stage in method.stages(view.info)]:
+            in_llm = self.methods[number].prunes and not isinstance(method, TowerMethod)
+            if in_llm and view.layer in [stage.layer for stage in method.stages(view.info)]:
                 memo = view.memo.setdefault(f"{method.name} {number}", {})
-                entered = view.memo.setdefault(f"{method.name} {number} entered", len(view))
+                first = view.memo.setdefault("first", number) == number  # its budget counts what the tower dropped
+                entered = view.memo.setdefault(f"{method.name} {number} entered", view.entered if first else len(view))
                 return method.select(replace(view, memo=memo, entered=entered))
-        raise AssertionError(f"no member selects before layer {view.layer}")
+        return Selection.everything(len(view), view.device)  # only the tower has selected
 
     @property
     def _pruning(self) -> list[Method]:
         return [method for method in self.methods if method.prunes]
 
+    @property
+    def _in_llm(self) -> list[Method]:
+        return _llm(self._pruning)
+
 
 @lru_cache(maxsize=64)
 def members(compose: Compose, info: ModelInfo, keep: float | None) -> tuple[Method, ...]:
     """The methods with the budgets they have on such a model for an overall share of the tokens."""
-    return compose.methods if keep is None else budgeted(compose.methods, keep, info)
+    if keep is None:
+        return compose.methods
+    towers = tuple(method for method in compose.methods if isinstance(method, TowerMethod))
+    return (*towers, *budgeted(_llm(compose.methods), keep, info, ceiling(compose.methods)))
+
+
+def ceiling(methods: Sequence[Method]) -> float:
+    """Share of an image's tokens that members in the vision tower leave at most."""
+    towers = [method for method in methods if isinstance(method, TowerMethod) and method.keep is not None]
+    return min((t.budget.ratio for t in towers if t.budget.ratio is not None), default=1.0)
+
+
+def _llm(methods: Sequence[Method]) -> list[Method]:
+    return [method for method in methods if not isinstance(method, TowerMethod)]
 
 
 def _check(methods: Sequence[Method], info: ModelInfo) -> None:

@@ -13,8 +13,11 @@ from foveate.errors import ConfigurationError
 from foveate.maths.schedule import average
 
 
-def budgeted(methods: Sequence[Method], keep: float, info: ModelInfo) -> tuple[Method, ...]:
+def budgeted(methods: Sequence[Method], keep: float, info: ModelInfo, ceiling: float = 1.0) -> tuple[Method, ...]:
     """All methods with their `keep` raised to the power that makes the overall average `keep`.
+
+    Args:
+        ceiling: share of the tokens that reaches the language model at all.
 
     Raises:
         ConfigurationError: a method without a share to change, or an average that they cannot reach.
@@ -26,11 +29,11 @@ def budgeted(methods: Sequence[Method], keep: float, info: ModelInfo) -> tuple[M
 
     def keeps(power: float) -> float:
         try:
-            return average(*joined(raised(power), info), info.layers)
+            return average(*joined(raised(power), info, ceiling), info.layers)
         except ConfigurationError:  # a member cannot go so low
             return 0.0
 
-    if keep >= 1.0:
+    if keep >= ceiling:
         return raised(0.0)
     low, high = 0.0, 32.0
     for _ in range(80):
@@ -46,7 +49,7 @@ def budgeted(methods: Sequence[Method], keep: float, info: ModelInfo) -> tuple[M
     return raised(low)
 
 
-def joined(methods: Sequence[Method], info: ModelInfo) -> tuple[list[int], list[float]]:
+def joined(methods: Sequence[Method], info: ModelInfo, ceiling: float = 1.0) -> tuple[list[int], list[float]]:
     """Stage layers of consecutive methods, and the shares alive after each of the tokens that enter the first."""
     layers, shares = [0], [1.0]
     for method in methods:
@@ -54,7 +57,7 @@ def joined(methods: Sequence[Method], info: ModelInfo) -> tuple[list[int], list[
         if method.prunes and (share := _share(method)) < 1.0:
             layers += [stage.layer for stage in method.stages(info)]
             shares += [left * own for own in ([share] if _is_capped(method) else method.shares(info, share))]
-    return layers, shares
+    return layers, [min(share, ceiling) for share in shares]
 
 
 def _refusal(methods: Sequence[Method], info: ModelInfo) -> str:

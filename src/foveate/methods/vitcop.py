@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,11 +13,14 @@ from torch import Tensor
 from foveate.core.budget import Keep, part, top
 from foveate.core.method import BEFORE_LLM, Method, Reads, Stage
 from foveate.core.selection import Choice, Selection
+from foveate.core.tower import TowerStage, TowerView
+from foveate.core.tower_method import TowerMethod
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 from foveate.maths.clustering import density_peaks
 from foveate.maths.copruning import select_and_merge
 from foveate.maths.diversity import max_min
+from foveate.methods.tower_filter import TowerFilter
 
 CHOICES = {
     "saliency": ("received", "key_norm", "mix"),
@@ -70,6 +73,8 @@ class ViTCoP(Method):
             layer-0 cache length, unlabelled tokens form a cluster of their own. Off, merged tokens are means,
             positions are as `positions` says and unlabelled tokens join the nearest cluster.
         queries: without a class token, how many patches the attention received is averaged over (see `Tap`); None: all.
+        tower: a method that prunes the vision tower first, or a share as short for `TowerFilter(share)`; `keep` stays
+            the average of the image's tokens over the decoder layers, and stage 1 keeps at most what the tower left.
 
     Raises:
         ConfigurationError: contradictory parameters, or layers that the model does not have.
@@ -94,6 +99,7 @@ class ViTCoP(Method):
     saliency_block: int | None = None
     official: bool = False
     queries: int | None = Tap.queries
+    tower: TowerMethod | float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,6 +115,12 @@ class ViTCoP(Method):
                 raise ConfigurationError(f"ViTCoP({field}={getattr(self, field)!r}) must be one of {', '.join(known)}.")
         if self.official and any(getattr(self, field) not in (None, known[0]) for field, known in CHOICES.items()):
             raise ConfigurationError("ViTCoP(official=True) is the published code; leave saliency, shallow and deep.")
+        if isinstance(self.tower, float | int):
+            object.__setattr__(self, "tower", TowerFilter(keep=self.tower))
+        if self.tower is not None and (self.official or not isinstance(self.tower, TowerMethod)):
+            raise ConfigurationError(
+                f"ViTCoP(tower={self.tower}) must be a method that prunes the tower, and none with official=True."
+            )
 
     @property
     def takes_features(self) -> bool:
@@ -150,6 +162,8 @@ class ViTCoP(Method):
         ratios, presets = list(PRESETS), np.array(list(PRESETS.values()))
         slope = (presets[-1] - presets[0]) / (ratios[-1] - ratios[0])
         vision, cluster = np.round(presets[0] + (keep - ratios[0]) * slope, 2).tolist()
+        if (tower := self._in_tower) is not None and tower.keep is not None and tower.budget.ratio is not None:
+            vision = min(vision, tower.budget.ratio)
         # very small budgets: leave at least half of the average for the layers after the shallow stage
         vision = min(vision, 1.0, info.layers * keep / (2 * self.layers(info)[0]))
         return (
@@ -176,6 +190,23 @@ class ViTCoP(Method):
             deep = round((info.layers * keep * n - start * first) / (info.layers - start))
         shallow = min(max(shallow, 1), first)
         return first, shallow, min(max(deep, 1), shallow)
+
+    @property
+    def _in_tower(self) -> TowerMethod | None:
+        """The tower's method, unless it leaves everything."""
+        return self.tower if isinstance(self.tower, TowerMethod) and self.tower.prunes else None
+
+    def tower_stages(self, info: ModelInfo) -> Sequence[TowerStage]:
+        return () if self._in_tower is None else self._in_tower.tower_stages(info)
+
+    def select_in_tower(self, view: TowerView) -> Choice:
+        assert self._in_tower is not None
+        return self._in_tower.select_in_tower(view)
+
+    def parameters(self) -> dict[str, Any]:
+        found = super().parameters()
+        tower = found.pop("tower")
+        return found if tower is None else found | {"tower": str(tower)}
 
     def choices(self, info: ModelInfo) -> tuple[str, str, str]:
         """What the three stages choose by on such a model."""
@@ -205,7 +236,7 @@ class ViTCoP(Method):
         first, shallow, deep = self.counts(view.info, view.entered)
         _, second, third = self.choices(view.info)
         if view.layer == BEFORE_LLM:
-            return self._filter(view, first)
+            return self._filter(view, min(first, len(view)))
         if view.layer == self.layers(view.info)[0]:
             return self._co_prune(view, shallow) if second == "key_norm" else self._most_diverse(view, shallow)
         if third == "diversity":
@@ -250,7 +281,7 @@ class ViTCoP(Method):
         norm = key_norm(view)
         labels = view.memo["labels"].to(norm.device)[view.index]
         host = torch.stack([norm, labels.float()]).cpu()  # the one sync of this stage
-        return select_and_merge(host[0], host[1].long(), budget, add_target=self.official).to(view.device)
+        return select_and_merge(host[0], host[1], budget, add_target=self.official).to(view.device)
 
 
 def key_norm(view: View) -> Tensor:

@@ -23,7 +23,7 @@ class ViTCoPDiverse(ViTCoP):
         keep: average visual tokens per decoder layer, as a ratio, count or `Keep`.
         attended: part of stage 1's tokens that attention chooses.
         vision_keep, shallow_layer, deep_layer, deep_divisor, saliency, shallow, deep: as `ViTCoP`.
-        saliency_block, queries, cluster_fraction, kernel_width, reach, official: as `ViTCoP`.
+        saliency_block, queries, cluster_fraction, kernel_width, reach, official, tower: as `ViTCoP`.
     """
 
     name = "vitcop_diverse"

@@ -1,4 +1,4 @@
-"""Pictures from the network: only from hosts that the operator names, at addresses that were checked."""
+"""Pictures and videos from the network: only from hosts that the operator names, at addresses that were checked."""
 
 from __future__ import annotations
 
@@ -44,10 +44,11 @@ class Fetcher:
 
     Args:
         options: hosts, limits.
+        kind: `image` or `video`, for the host and for messages.
     """
 
-    def __init__(self, options: MediaOptions) -> None:
-        self.options = options
+    def __init__(self, options: MediaOptions, kind: str = "image") -> None:
+        self.options, self.kind = options, kind
         self._domains = {domain.lower() for domain in options.domains}
 
     async def get(self, url: str) -> bytes:
@@ -60,9 +61,9 @@ class Fetcher:
             async with asyncio.timeout(self.options.seconds):
                 return await self._follow(url)
         except TimeoutError as error:
-            raise _refused("it took too long to fetch") from error
+            raise self._refused("it took too long to fetch") from error
         except httpx2.HTTPError as error:
-            raise _refused("it cannot be fetched") from error
+            raise self._refused("it cannot be fetched") from error
 
     async def _follow(self, url: str) -> bytes:
         for _ in range(self.options.redirects + 1):
@@ -71,7 +72,7 @@ class Fetcher:
             if isinstance(found, bytes):
                 return found
             url = urljoin(url, found)
-        raise _refused("it redirects too often")
+        raise self._refused("it redirects too often")
 
     def parse(self, url: str) -> Target:
         """Take an address apart.
@@ -83,42 +84,45 @@ class Fetcher:
             parts = urlsplit(url)
             host, port = (parts.hostname or "").lower(), parts.port
         except ValueError as error:
-            raise _refused("this is no address") from error
+            raise self._refused("this is no address") from error
         plain = url.isascii() and url.isprintable() and not set(url) & set(" \\")
         if parts.scheme not in ("http", "https") or not plain or parts.username is not None or "@" in parts.netloc:
-            raise _refused("this is no address that can be fetched")
+            raise self._refused("this is no address that can be fetched")
         number = port or {"http": 80, "https": 443}[parts.scheme]
         listed = f"{host}:{number}" in self._domains or (host in self._domains and number in (80, 443))
         if not host or not listed:
-            raise _refused("this server does not fetch from there; send a data URI")
+            raise self._refused("this server does not fetch from there; send a data URI")
         return Target(parts.scheme, host, number, (parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
 
     async def _resolve(self, target: Target) -> Address:
         try:
             found = await asyncio.get_running_loop().getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
-            raise _refused("its host has no address") from error
+            raise self._refused("its host has no address") from error
         addresses = [ipaddress.ip_address(str(info[4][0]).partition("%")[0]) for info in found]
         if not addresses or not (self.options.private or all(map(is_public, addresses))):
-            raise _refused("its host has an address that is not public")
+            raise self._refused("its host has an address that is not public")
         return addresses[0]
 
     async def _once(self, target: Target, address: Address) -> bytes | str:
         """The body, or where it redirects to."""
-        headers = {"Host": target.authority, "Accept": "image/*", "Accept-Encoding": "identity"}
+        headers = {"Host": target.authority, "Accept": f"{self.kind}/*", "Accept-Encoding": "identity"}
         names = {"sni_hostname": target.host}
         client = httpx2.AsyncClient(timeout=self.options.seconds, follow_redirects=False, trust_env=False)
         async with client, client.stream("GET", target.at(address), headers=headers, extensions=names) as response:
             if response.has_redirect_location:
                 return str(response.headers["location"])
             if response.status_code != 200:
-                raise _refused(f"its host answered {response.status_code}")
+                raise self._refused(f"its host answered {response.status_code}")
             found = bytearray()
             async for piece in response.aiter_raw():
                 found += piece
                 if len(found) > self.options.most_bytes:
-                    raise _refused(f"more than {self.options.megabytes:g} MB; send a smaller picture")
+                    raise self._refused(f"more than {self.options.megabytes:g} MB; send a smaller {self.kind}")
             return bytes(found)
+
+    def _refused(self, why: str) -> RequestError:
+        return RequestError(f"{self.kind}_url: {why}.", param="messages", code=f"invalid_{self.kind}")
 
 
 def is_public(address: Address) -> bool:
@@ -132,7 +136,3 @@ def is_public(address: Address) -> bool:
             return False
     closed = address.is_multicast or address.is_reserved or address.is_unspecified or address.is_loopback
     return address.is_global and not closed
-
-
-def _refused(why: str) -> RequestError:
-    return RequestError(f"image_url: {why}.", param="messages", code="invalid_image")

@@ -1,4 +1,4 @@
-"""What the operator decides: addresses, limits, where pictures may come from."""
+"""What the operator decides: addresses, limits, where pictures and videos may come from."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])i?)?B?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class MediaOptions:
-    """Where pictures may come from, and how large they may be. By default only from the request itself.
+    """Where pictures and videos may come from, and how large they may be. By default only from the request itself.
 
     Attributes:
-        domains: hosts, or host:port, that pictures are fetched from; without a port 80 and 443 are allowed.
+        domains: hosts, or host:port, that they are fetched from; without a port 80 and 443 are allowed.
         folder: files below it may be named as `file:` addresses.
         private: also fetch from addresses that are not public (an intranet, this machine).
-        images: most pictures of one request.
-        megabytes, megapixels: of one picture.
-        seconds: to fetch one picture, redirects included.
+        images: most pictures and videos of one request.
+        frames: most frames of one video.
+        megabytes, megapixels: of one picture or video, of one of its frames.
+        seconds: to fetch one, redirects included, and to decode a video.
         redirects: followed at most; each is checked as the first address was.
     """
 
@@ -37,6 +38,7 @@ class MediaOptions:
     megapixels: float = 20.0
     seconds: float = 10.0
     redirects: int = 3
+    frames: int = 32
 
     @property
     def most_bytes(self) -> int:

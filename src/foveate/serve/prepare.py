@@ -11,15 +11,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from foveate.data.videos import FrameSampling
 from foveate.engine.planning import plan_columns
 from foveate.inference.answer import Asker
+from foveate.inference.batches import sampler
 from foveate.serve.choices import MethodChoices
+from foveate.serve.clips import ClipReader
 from foveate.serve.generation import Event, Generation
 from foveate.serve.options import ServeOptions
 from foveate.serve.pictures import PictureReader
 from foveate.serve.problems import RequestError, invalid
 from foveate.serve.sampling import Sampling, check_generation
-from foveate.serve.schema import ChatRequest, ImagePart
+from foveate.serve.schema import ChatRequest, ImagePart, TextPart, VideoPart
 
 
 class Preparation:
@@ -34,6 +37,7 @@ class Preparation:
     def __init__(self, asker: Asker, choices: MethodChoices, options: ServeOptions) -> None:
         self._asker, self._choices, self._options = asker, choices, options
         self._pictures = PictureReader(options.media)
+        self._clips = ClipReader(options.media, sampler(asker.processor))
         self._pool = ThreadPoolExecutor(options.workers, "foveate-prepare")
         self._processor = threading.Lock()  # tokenizers set padding on themselves while they work
         self._markers = markers(asker.processor.tokenizer)
@@ -63,9 +67,9 @@ class Preparation:
         """
         self._check(request)
         method = await self._run(lambda: self._choices.choose(request.foveate))
-        sources = [await self._pictures.fetch(part.image_url.url) for part in request.images()]
-        images = [await self._run(partial(self._pictures.open, source)) for source in sources]
-        inputs = await self._run(lambda: self._encode(request, images))
+        sources = [await self._fetch(part) for part in request.media()]
+        media = [await self._run(partial(self._open, *one)) for one in zip(request.media(), sources, strict=True)]
+        inputs = await self._run(lambda: self._encode(request, media))
         columns = await self._run(partial(plan_columns, self._asker.model, method, inputs))
         length = int(inputs["input_ids"].shape[1])
         sampling = Sampling(request.temperature, request.top_p, request.seed, self._penalty, self._top_k)
@@ -92,8 +96,8 @@ class Preparation:
     def _check(self, request: ChatRequest) -> None:
         """What can be refused before anything is fetched or decoded."""
         most = self._options.media.images
-        if sum(1 for _ in request.images()) > most:
-            raise RequestError(f"this server takes at most {most} images in one request", param="messages")
+        if sum(1 for _ in request.media()) > most:
+            raise RequestError(f"this server takes at most {most} images and videos in one request", param="messages")
         for number, message in enumerate(request.messages):
             text = "".join(getattr(part, "text", "") for part in message.parts())
             found = next((marker for marker in self._markers if marker in text), None)
@@ -108,14 +112,23 @@ class Preparation:
         if request.n > self._options.rows:
             raise RequestError(f"this server generates at most {self._options.rows} answers at once", param="n")
 
-    def _encode(self, request: ChatRequest, images: list[Any]) -> dict[str, Any]:
-        coming = iter(images)
+    async def _fetch(self, part: ImagePart | VideoPart) -> str | bytes:
+        if isinstance(part, VideoPart):
+            return await self._clips.fetch(part.video_url.url)
+        return await self._pictures.fetch(part.image_url.url)
+
+    def _open(self, part: ImagePart | VideoPart, source: str | bytes) -> dict[str, Any]:
+        if isinstance(part, ImagePart):
+            return {"type": "image", "image": self._pictures.open(source)}
+        wish = FrameSampling(part.frames, part.fps) if part.frames or part.fps else None
+        return {"type": "video", "video": self._clips.open(source, wish)}
+
+    def _encode(self, request: ChatRequest, media: list[dict[str, Any]]) -> dict[str, Any]:
+        coming = iter(media)
         chat = []
         for message in request.messages:
             parts = [
-                {"type": "image", "image": next(coming)}
-                if isinstance(part, ImagePart)
-                else {"type": "text", "text": part.text}
+                {"type": "text", "text": part.text} if isinstance(part, TextPart) else next(coming)
                 for part in message.parts()
             ]
             chat.append({"role": "system" if message.role == "developer" else message.role, "content": parts})

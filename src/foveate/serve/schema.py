@@ -38,22 +38,43 @@ class ImagePart(Strict):
     image_url: ImageUrl
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+class VideoUrl(Strict):
+    """Where a video is."""
+
+    url: str
+
+
+class VideoPart(Strict):
+    """A video within a message, from where an image may come; `frames` or `fps` say how many frames are looked at."""
+
+    type: Literal["video_url"]
+    video_url: VideoUrl
+    frames: Annotated[int, Field(ge=1, le=768)] | None = None
+    fps: Annotated[float, Field(gt=0, le=1000)] | None = None
+
+    @model_validator(mode="after")
+    def _one_wish(self) -> VideoPart:
+        if self.frames is not None and self.fps is not None:
+            raise ValueError("give frames or fps, not both")
+        return self
+
+
+Part = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
 
 
 class ChatMessage(Strict):
-    """One turn. Images stand in user turns only."""
+    """One turn. Images and videos stand in user turns only."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[Part], Field(min_length=1, max_length=256)]
 
     @model_validator(mode="after")
     def _images_are_the_users(self) -> ChatMessage:
-        if self.role != "user" and any(isinstance(part, ImagePart) for part in self.parts()):
-            raise ValueError(f"a {self.role} message holds text only; put images into user messages")
+        if self.role != "user" and any(isinstance(part, ImagePart | VideoPart) for part in self.parts()):
+            raise ValueError(f"a {self.role} message holds text only; put images and videos into user messages")
         return self
 
-    def parts(self) -> list[TextPart | ImagePart]:
+    def parts(self) -> list[TextPart | ImagePart | VideoPart]:
         """The content as parts."""
         return [TextPart(type="text", text=self.content)] if isinstance(self.content, str) else list(self.content)
 
@@ -113,10 +134,10 @@ class ChatRequest(Strict):
         """Strings that end an answer."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
-    def images(self) -> Iterator[ImagePart]:
-        """Every image, in reading order."""
+    def media(self) -> Iterator[ImagePart | VideoPart]:
+        """Every image and video, in reading order."""
         for message in self.messages:
-            yield from (part for part in message.parts() if isinstance(part, ImagePart))
+            yield from (part for part in message.parts() if not isinstance(part, TextPart))
 
     def texts(self) -> Iterator[str]:
         """Every text, in reading order."""

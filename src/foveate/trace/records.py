@@ -12,6 +12,7 @@ from torch import Tensor
 from foveate.core.grid import Grid
 from foveate.core.selection import Selection
 from foveate.core.timing import Stopwatch
+from foveate.core.tower import IN_TOWER
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Step:
     """One stage applied to one group.
 
     Attributes:
-        layer: stage layer (0 = before the language model).
+        layer: stage layer (0 = before the language model, `IN_TOWER` = all stages in the vision tower).
         alive: `[n]` which of the group's tokens survive.
         merged: targets and sources (both as the group's tokens), or None.
         selection: the choice itself, among the tokens that were alive before this stage.
@@ -36,6 +37,25 @@ class Step:
         return Step(self.layer, self.alive.cpu(), merged, self.selection.to(cpu))
 
 
+@dataclass(frozen=True)
+class TowerStep:
+    """One stage in the vision tower, of one image.
+
+    Attributes:
+        block: tower block before which it selected.
+        alive: `[n]` which of the image's tokens survive.
+        selection: the choice itself, among the tokens that were alive before this stage.
+    """
+
+    block: int
+    alive: Tensor
+    selection: Selection
+
+    def to_host(self) -> TowerStep:
+        cpu = torch.device("cpu")
+        return TowerStep(self.block, self.alive.cpu(), self.selection.to(cpu))
+
+
 @dataclass
 class GroupTrace:
     """History of the visual tokens of one image (or of one prompt's images).
@@ -45,6 +65,7 @@ class GroupTrace:
         visible: `[v]` which of the `N` could be chosen (the attention mask hides the others, or they always stay).
         fixed: `[f]` which of the columns always stay; those from `N` on are newlines, separators and class tokens.
         images: number of grids of every image.
+        tower: per image, the stages in the vision tower that dropped or merged anything.
     """
 
     row: int
@@ -54,6 +75,7 @@ class GroupTrace:
     visible: Tensor
     fixed: Tensor
     images: tuple[int, ...] = (1,)
+    tower: tuple[tuple[TowerStep, ...], ...] = ()
     steps: list[Step] = field(default_factory=list)
 
     @property
@@ -72,6 +94,7 @@ class GroupTrace:
     def to_host(self) -> None:
         self.columns, self.visible, self.fixed = self.columns.cpu(), self.visible.cpu(), self.fixed.cpu()
         self.steps = [step.to_host() for step in self.steps]
+        self.tower = tuple(tuple(step.to_host() for step in steps) for steps in self.tower)
 
 
 @dataclass
@@ -181,7 +204,7 @@ class PrefillTrace:
 
 
 def _merges(group: GroupTrace, columns: list[int]) -> list[dict[str, Any]]:
-    found = []
+    found = _tower_merges(group, columns)
     for step in group.steps:
         if step.merged is None:
             continue
@@ -189,4 +212,21 @@ def _merges(group: GroupTrace, columns: list[int]) -> list[dict[str, Any]]:
         for target, source in zip(*(t.tolist() for t in step.merged), strict=True):
             sources.setdefault(columns[target], []).append(columns[source])
         found += [{"layer": step.layer, "target": t, "sources": s} for t, s in sorted(sources.items())]
+    return found
+
+
+def _tower_merges(group: GroupTrace, columns: list[int]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    start = 0
+    for grid, steps in zip(group.grids, group.tower, strict=False):
+        before = list(range(start, start + grid.size))
+        for step in steps:
+            after, merge = [before[i] for i in step.selection.index.tolist()], step.selection.merge
+            sources: dict[int, list[int]] = {}
+            pairs = [] if merge is None else zip(merge.entry_target.tolist(), merge.source.tolist(), strict=True)
+            for target, source in pairs:
+                sources.setdefault(columns[after[target]], []).append(columns[before[source]])
+            found += [{"layer": IN_TOWER, "target": t, "sources": own} for t, own in sorted(sources.items())]
+            before = after
+        start += grid.size
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from foveate.core.tower import IN_TOWER
 from foveate.trace.records import PrefillTrace
 
 
@@ -36,6 +37,8 @@ def stages(trace: PrefillTrace) -> list[tuple[int, int, int]]:
 
 def where(layer: int) -> str:
     """A stage in words."""
+    if layer == IN_TOWER:
+        return "in the vision tower"
     return "before the LLM" if layer == 0 else f"before layer {layer}"
 
 

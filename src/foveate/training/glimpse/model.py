@@ -162,7 +162,7 @@ class GlimpseForTraining(nn.Module):
         if objective.uses_boxes and ref_masks is not None:
             terms |= located(logits, ref_masks, objective)
         if objective.distillation:
-            terms |= distilled(self._frozen, prompts, read, logits, objective)
+            terms |= distilled(self._frozen, prompts, read, logits, objective, drawn=self.training)
         return Outcome(prompts, read, logits, terms, objective.total(terms, shares))
 
     def _read(self, prompts: PromptBatch) -> Read:

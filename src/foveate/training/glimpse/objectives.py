@@ -34,6 +34,7 @@ class Objective:
         language: cross entropy of the answer, predicted with the glimpse token in sight.
         distillation: KL divergence of the softly gated answer from the unpruned one.
         keep_rate: penalty on the expected kept fraction above `keep_target` (with distillation).
+        gate_temperature: of the distribution that gates are drawn from in distillation, see `gates`.
         dice, bce: parts of the mask loss.
         official: see `Look.features`.
     """
@@ -46,6 +47,7 @@ class Objective:
     dice: float = 1.0
     bce: float = 0.1
     official: bool = False
+    gate_temperature: float = 0.67
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -126,19 +128,36 @@ def located(logits: Sequence[Tensor], masks: Sequence[Tensor], objective: Object
 
 
 def distilled(
-    model: LanguageModel, prompts: PromptBatch, read: Read, logits: Sequence[Tensor], objective: Objective
+    model: LanguageModel, prompts: PromptBatch, read: Read, logits: Sequence[Tensor], objective: Objective, drawn: bool
 ) -> dict[str, Tensor]:
-    """Match the unpruned answer where visual keys carry the attention bias `log sigmoid(logit)`.
+    """Match the unpruned answer where visual keys carry the logarithms of `gates` as attention bias.
 
-    A logit far above 0 is a kept token, one far below 0 a pruned one.
+    Args:
+        drawn: gates are drawn (training), not where they most probably are (evaluation).
     """
     deciding = [row[-1] for row in logits]
     teacher, _ = unpruned(model, prompts, read)
-    student, _ = gated(model, prompts, read, [F.logsigmoid(row.float()) for row in deciding])
+    student, _ = gated(model, prompts, read, [gates(row, objective.gate_temperature, drawn) for row in deciding])
     return {
         "kl_loss": losses.distillation_loss(student, teacher),
         "keep_loss": losses.keep_rate_loss(deciding, objective.keep_target),
     }
+
+
+def gates(logits: Tensor, temperature: float, drawn: bool) -> Tensor:
+    """Logarithms `[N]` of gates in (0, 1), drawn from the binary concrete distribution (arXiv 1611.00712).
+
+    A gate is near 1 with probability sigmoid(logit), else near 0, so that a token that is needed must be kept for
+    certain. At temperature 0 the gate is sigmoid(logit) itself: then an image whose gates are all as low as the
+    keep-rate target passes nearly whole, since attention compares keys with each other, and no token is ever kept.
+    """
+    logits = logits.float()
+    if temperature == 0:
+        return F.logsigmoid(logits)
+    if drawn:
+        share = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
+        logits = logits + share.log() - (-share).log1p()
+    return F.logsigmoid(logits / temperature)
 
 
 def unpruned(model: LanguageModel, prompts: PromptBatch, read: Read) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from transformers import TrainingArguments, set_seed
+from transformers import TrainingArguments
 
 from foveate import zoo
 from foveate.data.reading import read_rows
@@ -14,22 +14,15 @@ from foveate.errors import ConfigurationError
 from foveate.families import adapt
 from foveate.glimpse.module import WEIGHTS, GlimpseModule
 from foveate.glimpse.official import load_module
+from foveate.training.arguments import parse_arguments
+from foveate.training.base import load_base
 from foveate.training.glimpse.answers import fill_answers
-from foveate.training.glimpse.arguments import parse_arguments
 from foveate.training.glimpse.collate import Collator
-from foveate.training.glimpse.common import (
-    RunSettings,
-    check_resumed,
-    check_weights,
-    load_base,
-    place,
-    told_of_a_full_disk,
-    write_summary,
-)
 from foveate.training.glimpse.model import GlimpseForTraining
 from foveate.training.glimpse.objectives import Objective
 from foveate.training.glimpse.trainer import GlimpseTrainer
 from foveate.training.rows import check_for, tracked
+from foveate.training.runs import RunSettings, begin, check_resumed, check_weights, run, with_evaluation, write_summary
 
 PUBLISHED = {
     "learning_rate": 1e-4,
@@ -52,14 +45,11 @@ class GlimpseSettings(RunSettings):
     `arguments` are fields of `transformers.TrainingArguments` that differ from `PUBLISHED`.
 
     Attributes:
-        eval_data: as `data`; `eval_limit` takes the first rows only.
         start: module to go on from (folder or hub id); None: a fresh one.
         module: fields of `GlimpseConfig` that differ from the defaults for this model.
     """
 
     objective: Objective = field(default_factory=Objective)
-    eval_data: str | None = None
-    eval_limit: int | None = 200
     start: str | None = None
     module: dict[str, Any] = field(default_factory=dict)
 
@@ -71,9 +61,7 @@ def training_arguments(settings: GlimpseSettings) -> TrainingArguments:
         ConfigurationError: an unknown name or a value of the wrong kind.
     """
     given = {**PUBLISHED, **_DEFAULTS, **settings.arguments, **_OURS, "output_dir": str(settings.out)}
-    if settings.eval_data is not None and "eval_strategy" not in settings.arguments:
-        given |= {"eval_strategy": "steps", "eval_steps": given.get("eval_steps", given["save_steps"])}
-    return parse_arguments(TrainingArguments, given)
+    return parse_arguments(TrainingArguments, with_evaluation(settings, given, "eval_loss"))
 
 
 def train(settings: GlimpseSettings) -> dict[str, float]:
@@ -83,10 +71,8 @@ def train(settings: GlimpseSettings) -> dict[str, float]:
         FoveateError: anything the user can mend: data, models, settings, an output folder in use.
     """
     arguments = training_arguments(settings)
-    checkpoint = place(settings, WEIGHTS)
-    data, eval_data = _load_data(settings)  # before the models: a bad row shall not cost minutes
-    check_resumed(settings, checkpoint, arguments)
-    set_seed(arguments.seed)
+    checkpoint, data = begin(settings, arguments, WEIGHTS, _rules(settings))
+    eval_data = _held_out(settings)  # before the models: a bad row shall not cost minutes
     model, collator, start = _load_models(settings)
     check_weights(settings, checkpoint, base=model.base, start=start)
     data = check_for(collator.family, collator.processor, data, settings.skip_bad, settings.system)
@@ -95,7 +81,7 @@ def train(settings: GlimpseSettings) -> dict[str, float]:
     model.to(arguments.device)
     with arguments.main_process_first(desc="answers"):  # the others then find them in the file
         examples = fill_answers(model.base, collator, data, settings.out / "answers.jsonl")
-    with model, told_of_a_full_disk(settings.out):
+    with model:
         trainer = GlimpseTrainer(
             model,
             arguments,
@@ -103,11 +89,7 @@ def train(settings: GlimpseSettings) -> dict[str, float]:
             train_dataset=examples,
             eval_dataset=eval_data,
         )
-        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        metrics = dict(result.metrics)
-        if eval_data is not None:
-            metrics |= _evaluated_now(trainer) or trainer.evaluate()
-        trainer.save_model()
+        metrics = run(trainer, settings, checkpoint)
     if trainer.is_world_process_zero():
         results = {"rows": len(examples), "rows_skipped": len(data.skipped), "metrics": metrics}
         write_summary(settings, arguments, tuple(PUBLISHED), results)
@@ -123,27 +105,22 @@ def check_done(settings: GlimpseSettings) -> None:
     check_resumed(settings, settings.out, training_arguments(settings))
 
 
-def _evaluated_now(trainer: GlimpseTrainer) -> dict[str, float]:
-    """Metrics of an evaluation that has just taken place, at the last step."""
-    history = [entry for entry in trainer.state.log_history if entry["step"] == trainer.state.global_step]
-    found = [entry for entry in history if "eval_loss" in entry]
-    return {name: value for name, value in found[-1].items() if name.startswith("eval_")} if found else {}
-
-
-def _load_data(settings: GlimpseSettings) -> tuple[Rows, Rows | None]:
+def _rules(settings: GlimpseSettings) -> Rules:
     objective = settings.objective
-    rules = Rules(
+    return Rules(
         box_format=settings.box_format,
         needs_boxes=objective.uses_boxes,
         needs_answer=objective.supervised,
         skip_bad=settings.skip_bad,
     )
-    data = read_rows(settings.data, rules, settings.limit, progress=tracked)
+
+
+def _held_out(settings: GlimpseSettings) -> Rows | None:
+    """Evaluation must be comparable between runs, so every row needs its answer."""
     if settings.eval_data is None:
-        return data, None
-    # Evaluation must be comparable between runs, so every row needs its answer.
-    checked = read_rows(settings.eval_data, replace(rules, needs_answer=True), settings.eval_limit, progress=tracked)
-    return data, checked
+        return None
+    rules = replace(_rules(settings), needs_answer=True)
+    return read_rows(settings.eval_data, rules, settings.eval_limit, progress=tracked)
 
 
 def _load_models(settings: GlimpseSettings) -> tuple[GlimpseForTraining, Collator, GlimpseModule | None]:

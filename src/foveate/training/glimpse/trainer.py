@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -132,20 +131,3 @@ class _EvaluationLine(TrainerCallback):
         parts = [f"loss {metrics['loss']:.4f}", f"kept {metrics['kept']:.1%}"]
         parts += [f"{name.replace('_', ' ')} {metrics[name]:.1%}" for name in _SHOWN if name in metrics]
         tqdm.write(f"step {state.global_step}: " + ", ".join(parts))
-
-
-def last_checkpoint(folder: Path, weights: str = WEIGHTS) -> Path | None:
-    """The newest checkpoint that was written to its end, or None.
-
-    The Trainer writes `trainer_state.json` last, so a kill in the middle of a checkpoint leaves it missing or
-    cut off.
-    """
-    found = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
-    for path in sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if (path / weights).is_file():
-            return path
-    return None

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from foveate.errors import CheckpointError, ConfigurationError
 from foveate.files.atomic import publish
-from foveate.inference.loading import load
-
-ADAPTER = "adapter_model.safetensors"
+from foveate.training.base import ADAPTER, load_merged, merged
 
 
 def merge(model: str, adapter: Path, out: Path, dtype: str = "auto") -> Path:
@@ -27,26 +24,14 @@ def merge(model: str, adapter: Path, out: Path, dtype: str = "auto") -> Path:
         raise ConfigurationError(f"{out} exists and is not empty; choose another folder")
     if not (adapter / ADAPTER).is_file():
         raise CheckpointError(f"{adapter} holds no LoRA adapter (no {ADAPTER}); `foveate train plus` writes one")
-    base, processor = load(model, dtype=dtype, device="cpu")
-    merged = _merged(base, adapter)
+    base, processor = load_merged(model, dtype)
+    whole = merged(base, adapter)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a merge that was killed
-    merged.save_pretrained(partial)
+    whole.save_pretrained(partial)
     processor.save_pretrained(partial)
     publish(*partial.glob("*.safetensors"))
     if out.exists():
         out.rmdir()
     partial.replace(out)
     return out
-
-
-def _merged(base: Any, adapter: Path) -> Any:
-    from peft import PeftModel
-
-    try:
-        return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
-    except (ValueError, RuntimeError, KeyError, OSError) as error:
-        raise CheckpointError(
-            f"the adapter in {adapter} does not fit {base.config.model_type} model: {str(error).splitlines()[0]} "
-            "Merge it into the model it was trained on."
-        ) from error

@@ -8,31 +8,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import set_seed
 
-from foveate.data.reading import read_rows
 from foveate.data.rows import Rows, Rules
 from foveate.errors import ConfigurationError, MissingExtraError
 from foveate.families import adapt
 from foveate.glimpse.config import default_layer
 from foveate.glimpse.module import WEIGHTS, GlimpseModule
 from foveate.glimpse.official import load_module
-from foveate.training.glimpse.arguments import parse_arguments
-from foveate.training.glimpse.common import (
-    RunSettings,
-    check_resumed,
-    check_weights,
-    load_base,
-    place,
-    told_of_a_full_disk,
-    write_summary,
-)
-from foveate.training.plus.judge import Judge, JudgeError
-from foveate.training.plus.merge import ADAPTER
+from foveate.training.arguments import parse_arguments
+from foveate.training.base import ADAPTER, load_base
+from foveate.training.plus.judge import Judge
 from foveate.training.plus.rewards import Rewards
 from foveate.training.plus.rollouts import Prune, Pruning, dataset
 from foveate.training.plus.threshold import ThresholdPolicy
-from foveate.training.rows import check_for, tracked
+from foveate.training.rows import check_for
+from foveate.training.runs import RunSettings, begin, check_resumed, check_weights, run, write_summary
 
 PUBLISHED = {
     "num_generations": 4,
@@ -110,7 +100,7 @@ def grpo_arguments(settings: PlusSettings) -> Any:
     arguments = parse_arguments(GRPOConfig, given)
     if arguments.use_vllm:
         raise ConfigurationError("use_vllm=True: vLLM would sample from unpruned prompts; leave it off")
-    if arguments.eval_strategy != "no":
+    if arguments.eval_strategy != "no" or settings.eval_data is not None or settings.patience is not None:
         raise ConfigurationError("eval_strategy: evaluate checkpoints with `foveate eval`; leave it at 'no'")
     return arguments
 
@@ -160,35 +150,27 @@ def train(settings: PlusSettings) -> dict[str, float]:
         FoveateError: anything the user can mend: data, models, settings, a judge that is down, a folder in use.
     """
     arguments = grpo_arguments(settings)
-    checkpoint = place(settings, ADAPTER if settings.lora is not None else WEIGHTS)
+    weights = ADAPTER if settings.lora is not None else WEIGHTS
     needs_boxes = settings.prune == "boxes" and settings.module is None
     rules = Rules(settings.box_format, needs_boxes, skip_bad=settings.skip_bad)
-    examples = read_rows(settings.data, rules, settings.limit, settings.first, tracked)
     rewards = make_rewards(settings)
-    check_resumed(settings, checkpoint, arguments, DECISIVE)
-    set_seed(arguments.seed)
+    checkpoint, examples = begin(settings, arguments, weights, rules, settings.first, DECISIVE)
     base, processor = load_base(settings)
     check_weights(settings, checkpoint, base=base, module=_module(settings))
     examples = check_for(adapt(base), processor, examples, settings.skip_bad, settings.system)
     trainer = build_trainer(settings, arguments, examples, rewards, base, processor)
-    with told_of_a_full_disk(settings.out):
-        try:
-            result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        except JudgeError:
-            trainer._save_checkpoint(trainer.model, trial=None)  # nothing of the steps that were judged is lost
-            raise
-        trainer.save_model()
+    metrics = run(trainer, settings, checkpoint)
     if trainer.is_world_process_zero():
         judge = settings.judge and {name: value for name, value in settings.judge.items() if name != "api_key"}
         results = {
             "rows": len(examples),
             "rows_skipped": len(examples.skipped),
             "threshold": None if trainer.policy is None else trainer.policy.threshold,
-            "metrics": result.metrics,
+            "metrics": metrics,
             "log": trainer.state.log_history,
         }
         write_summary(replace(settings, judge=judge), arguments, tuple(PUBLISHED), results, ("trl", "peft"))
-    return dict(result.metrics)
+    return metrics
 
 
 def check_done(settings: PlusSettings) -> None:

@@ -21,11 +21,11 @@ from foveate.files.outputs import check_folder
 from foveate.files.yaml_files import check_keys, check_mapping, read_yaml
 from foveate.glimpse.module import WEIGHTS, GlimpseModule
 from foveate.training.glimpse import run as supervised
-from foveate.training.glimpse.common import SUMMARY
 from foveate.training.glimpse.objectives import Objective
 from foveate.training.plus import run as rl
 from foveate.training.plus.merge import merge
 from foveate.training.plus.rollouts import check_kind
+from foveate.training.runs import SUMMARY
 
 T = TypeVar("T")
 

@@ -18,6 +18,7 @@ from foveate.engine.replay import Replay, RowChoices, row_choices
 from foveate.errors import ConfigurationError
 from foveate.families import adapt
 from foveate.files.atomic import publish
+from foveate.training.plus.judge import JudgeError
 from foveate.training.plus.rollouts import Pruning
 from foveate.training.plus.threshold import ThresholdPolicy
 
@@ -96,6 +97,13 @@ class PlusTrainer(GRPOTrainer):
         self._choices: list[RowChoices] | None = None
         self._samples: Sequence[Mapping[str, Any]] = ()
         self._thresholds: Tensor | None = None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        except JudgeError:
+            self._save_checkpoint(self.model, trial=None)  # nothing of the steps that were judged is lost
+            raise
 
     # -- rollouts ----------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What supervised training and reinforcement learning share: settings, the base model, folders, the summary."""
+"""What supervised training and reinforcement learning share: settings, folders, how a run begins and ends."""
 
 from __future__ import annotations
 
@@ -15,19 +15,24 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import EarlyStoppingCallback, set_seed
 
 from foveate.data.boxes import BoxFormat
+from foveate.data.reading import read_rows
+from foveate.data.rows import Rows, Rules
 from foveate.errors import ConfigurationError, OutputError
 from foveate.files.atomic import write_text
-from foveate.files.outputs import check_folder
-from foveate.inference.loading import load
+from foveate.files.outputs import check_folder, check_packages
 from foveate.inference.weights import fingerprint
-from foveate.training.glimpse.trainer import last_checkpoint
+from foveate.training.checkpoints import last_checkpoint
+from foveate.training.curves import draw
 from foveate.training.identity import compare, record, table_digest
+from foveate.training.rows import stderr, tracked
 
 SUMMARY = "training.json"
 STARTED = "run.json"
 """What a run was started with."""
+CURVES = "curves.png"
 
 DECISIVE = (
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay",
@@ -43,6 +48,7 @@ _FREE = {
     "arguments",
     "eval_data",
     "eval_limit",
+    "patience",
     "judge",
     "model",
     "data",
@@ -60,6 +66,8 @@ class RunSettings:
         data: see `data.reading.read_rows`; `limit` takes the first rows only.
         out: folder of the result and of its checkpoints.
         arguments: fields of the trainer's arguments that differ from the published ones.
+        eval_data: as `data`, held out; `eval_limit` takes the first rows only. The best checkpoint on it is the result.
+        patience: stop after so many evaluations without a better one; None: never.
         dtype: of the base model; `auto`: the checkpoint's on an accelerator, float32 on a CPU.
         resume: go on from the last complete checkpoint in `out`, if there is one.
     """
@@ -72,9 +80,90 @@ class RunSettings:
     skip_bad: bool = False
     system: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
+    eval_data: str | None = None
+    eval_limit: int | None = 200
+    patience: int | None = None
     dtype: str = "auto"
     attention: str = "sdpa"
     resume: bool = False
+
+
+def with_evaluation(settings: RunSettings, given: dict[str, Any], metric: str) -> dict[str, Any]:
+    """Trainer arguments with what held-out data ask for: evaluations at the checkpoints, of which the best is taken.
+
+    Args:
+        metric: that decides; of a loss less is better.
+
+    Raises:
+        ConfigurationError: patience without held-out data.
+    """
+    if settings.eval_data is None:
+        if settings.patience is not None:
+            raise ConfigurationError("stopping early needs held-out data: give --eval-data")
+        return given
+    given = {"eval_strategy": "steps", "eval_steps": given["save_steps"], **given}
+    together = given["eval_strategy"] == "steps" and int(given["save_steps"]) % int(given["eval_steps"]) == 0
+    if settings.patience is not None and not together:
+        raise ConfigurationError("stopping early needs save_steps to be a multiple of eval_steps")
+    best = {"load_best_model_at_end": together, "metric_for_best_model": metric}
+    return {**best, "greater_is_better": "loss" not in metric, **given} if together else given
+
+
+def begin(
+    settings: RunSettings, arguments: Any, weights: str, rules: Rules, first: int = 0, names: Sequence[str] = ()
+) -> tuple[Path | None, Rows]:
+    """What can be checked before models are loaded: the checkpoint to go on from, and the rows.
+
+    Args:
+        weights: file of a finished run.
+        first: row to begin with.
+        names: see `check_resumed`.
+    """
+    check_packages("Training", "train", "matplotlib")
+    checkpoint = place(settings, weights)
+    rows = read_rows(settings.data, rules, settings.limit, first, tracked)
+    check_resumed(settings, checkpoint, arguments, names)
+    set_seed(arguments.seed)
+    if arguments.process_index == 0:
+        stderr().print(batch_line(arguments, len(rows)), markup=False, highlight=False)
+    return checkpoint, rows
+
+
+def batch_line(arguments: Any, rows: int) -> str:
+    """How much a step learns from, and how fast, beside what was published."""
+    size, parts, processes = arguments.train_batch_size, arguments.gradient_accumulation_steps, arguments.world_size
+    return (
+        f"{rows:,} rows; global batch {size * parts * processes} ({size} x {parts} accumulated x {processes} "
+        f"process{'es' if processes > 1 else ''}), learning rate {arguments.learning_rate:g} (GlimpsePrune: 20,000 "
+        "rows, global batch 16 on two GPUs with 8 accumulated, learning rate 1e-4)"
+    )
+
+
+def run(trainer: Any, settings: RunSettings, checkpoint: Path | None) -> dict[str, float]:
+    """Train to the end, write the result and the picture of how it came about; returns the final metrics."""
+    if settings.patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=settings.patience))
+    with told_of_a_full_disk(settings.out):
+        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        metrics = dict(result.metrics)
+        if settings.eval_data is not None:
+            metrics |= _evaluated(trainer) or trainer.evaluate()
+        trainer.save_model()
+        if trainer.is_world_process_zero():
+            draw(trainer.state.log_history, settings.out / CURVES)
+    return metrics
+
+
+def _evaluated(trainer: Any) -> dict[str, float]:
+    """Metrics of the evaluation of the model as it is now, if there was one."""
+    state = trainer.state
+    taken = trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None
+    step = state.best_global_step if taken else state.global_step
+    for entry in reversed(state.log_history):
+        found = {name: value for name, value in entry.items() if name.startswith("eval_")}
+        if entry["step"] == step and found:
+            return found
+    return {}
 
 
 def place(settings: RunSettings, weights: str) -> Path | None:
@@ -155,17 +244,6 @@ def told_of_a_full_disk(out: Path) -> Iterator[None]:
             f"{out}: the disk is full, or a limit is reached ({str(error).splitlines()[0]}). Make room and go on with "
             "--resume: the last complete checkpoint counts."
         ) from error
-
-
-def load_base(settings: RunSettings) -> tuple[Any, Any]:
-    """The base model, on the CPU (the Trainer knows which device belongs to this process), and its processor."""
-    automatic = "auto" if torch.accelerator.is_available() else "float32"
-    return load(
-        settings.model,
-        dtype=automatic if settings.dtype == "auto" else settings.dtype,
-        device="cpu",
-        attn_implementation=settings.attention,
-    )
 
 
 def write_summary(
