@@ -73,7 +73,7 @@ add(
     {
         **LLAVA, **VIDEO_IDS, "image_seq_length": 17, "video_seq_length": 136, "vision_feature_select_strategy": "full",
     },
-    video_llava, video=frames(17 * 8, 8),
+    video_llava, video=frames(17 * 8, 8), frames=8,
 )  # fmt: skip
 
 INTERN = {

@@ -11,6 +11,7 @@ from tests.families.tiny import (
     IMAGE_IDS,
     START,
     VIDEO,
+    Maker,
     Picture,
     add,
     clip_of_patches,
@@ -27,6 +28,17 @@ IDS = {**BOTH_IDS, "vision_start_token_id": START, "vision_end_token_id": END}
 
 def rope(*sections: int, **more: object) -> dict[str, object]:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": list(sections), **more}}
+
+
+def timed(values: int) -> Maker:
+    """Videos that say how long a step in time takes."""
+    clip = clip_of_patches(values, False)
+
+    def make(h: int, w: int, random: torch.Generator) -> Picture:
+        ids, tensors = clip(h, w, random)
+        return ids, tensors | {"video_second_per_grid": torch.tensor([1.0])}
+
+    return make
 
 
 MROPE = rope(2, 3, 3)
@@ -79,7 +91,7 @@ for name, extra in (
 ):  # fmt: skip
     add(
         name, {"text_config": text(**LINEAR, **extra), "vision_config": PLAIN16, **IDS},
-        patches(P16), video=clip_of_patches(P16, True) if name == "qwen3_5" else None, token_types=TYPES, exact=False,
+        patches(P16), video=clip_of_patches(P16, True), token_types=TYPES, exact=False,
     )  # fmt: skip
 add(
     "qwen2_5_omni_thinker",
@@ -87,7 +99,7 @@ add(
         "text_config": text(**MROPE), "vision_config": WINDOWED, "audio_config": HEARING, **IMAGE_IDS, **IDS,
         "video_token_index": VIDEO, "audio_token_index": AUDIO,
     },
-    patches(P14),
+    patches(P14), video=timed(P14),
 )  # fmt: skip
 add(
     "qwen3_omni_moe_thinker",
@@ -95,7 +107,7 @@ add(
         "text_config": text(head_dim=16, **MOE, **MROPE), "vision_config": DEEP,
         "audio_config": {**HEARING, "downsample_hidden_size": 8}, **IDS,
     },
-    patches(P16),
+    patches(P16), video=timed(P16),
 )  # fmt: skip
 add(
     "cosmos3_omni",
@@ -103,7 +115,7 @@ add(
         "text_config": {"model_type": "qwen3_vl_text", **text(head_dim=16, **MROPE)},
         "vision_config": {"model_type": "qwen3_vl", **DEEP}, **IDS,
     },
-    patches(P16), token_types=TYPES,
+    patches(P16), video=clip_of_patches(P16, True), token_types=TYPES,
 )  # fmt: skip
 add(
     "cosmos3_edge",
@@ -115,7 +127,7 @@ add(
         },
         "projector_hidden_size": 64, **IDS,
     },
-    patches(768), token_types=TYPES,
+    patches(768), video=clip_of_patches(768, True), token_types=TYPES,
 )  # fmt: skip
 add(
     "exaone4_5",
@@ -126,7 +138,7 @@ add(
         },
         "vision_config": {**WINDOWED, "num_key_value_heads": 1}, **BOTH_IDS,
     },
-    patches(P14),
+    patches(P14), video=clip_of_patches(P14, False),
 )  # fmt: skip
 add(
     "hyperclovax_vision_v2",
@@ -134,7 +146,7 @@ add(
         "text_config": {"model_type": "hyperclovax", **text(head_dim=16)},
         "vision_config": {"model_type": "qwen2_5_vl", **WINDOWED}, **BOTH_IDS,
     },
-    patches(P14),
+    patches(P14), video=clip_of_patches(P14, False),
 )  # fmt: skip
 add(
     "cohere_compass",
@@ -145,7 +157,7 @@ add(
         ),
         "vision_config": DEEP, **IDS,
     },
-    patches(P16), token_types=TYPES,
+    patches(P16), video=clip_of_patches(P16, True), token_types=TYPES,
 )  # fmt: skip
 
 GLM_TOWER = {
@@ -221,6 +233,11 @@ def video_llama(h: int, w: int, random: torch.Generator) -> Picture:
     return run(h * w), {"pixel_values": pixels, "image_grid_thw": grid, "image_merge_sizes": torch.tensor([2])}
 
 
+def video_llama_clip(h: int, w: int, random: torch.Generator) -> Picture:
+    ids, tensors = clip_of_patches(588, True)(h, w, random)
+    return ids, tensors | {"video_merge_sizes": torch.tensor([2])}
+
+
 add(
     "video_llama_3",
     {
@@ -230,7 +247,7 @@ add(
         },
         "text_config": {"model_type": "qwen2", **text()}, **BOTH_IDS,
     },
-    video_llama,
+    video_llama, video=video_llama_clip,
 )  # fmt: skip
 MLA = {
     "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, **ROUTED,
@@ -258,5 +275,5 @@ add(
         },
         **IMAGE_IDS, **BOTH_IDS, "video_token_index": VIDEO,
     },
-    patches(P14),
+    patches(P14), video=clip_of_patches(P14, True),
 )  # fmt: skip

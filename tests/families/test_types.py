@@ -38,6 +38,10 @@ def names(exact: bool | None = None, beams: bool = False) -> list[Any]:
     return [name if name in FEW else pytest.param(name, marks=pytest.mark.families) for name in sorted(chosen)]
 
 
+def with_videos(exact: bool | None = None) -> list[Any]:
+    return [name for name in names(exact) if TABLE[getattr(name, "values", (name,))[0]].video is not None]
+
+
 def model_of(name: str, attention: str = "sdpa") -> tuple[Any, TinyType]:
     return build(name, attention), TABLE[name]
 
@@ -66,16 +70,6 @@ def test_dropping_is_masking(name: str, attention: str, layers: tuple[int, ...])
         seen = trace.to_dict()
         assert seen["alive_per_layer"][-1] < 0.8 * seen["visual_tokens"]
         assert close(logits, masked_logits(model, entry, inputs, seen, tokens)) < TOLERANCE
-
-
-@pytest.mark.parametrize("name", [n for n, e in TABLE.items() if e.video is not None and e.exact])
-@pytest.mark.families
-def test_dropping_is_masking_in_videos(name: str) -> None:
-    model, entry = model_of(name)
-    inputs = entry.batch(rows_of("video"))
-    with foveate.prune(model, Drop((0, 2), 0.5)) as trace:
-        tokens, logits, _ = generate(model, inputs, 3)
-    assert close(logits, masked_logits(model, entry, inputs, trace.to_dict(), tokens)) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", names(exact=False))

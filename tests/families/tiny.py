@@ -33,6 +33,7 @@ class TinyType:
     Attributes:
         config: arguments of the type's configuration class, or a function that makes the configuration.
         image, video: makers of inputs.
+        frames: steps in time of its videos.
         token_types: the argument that marks visual tokens, if the type needs one.
         kind: class of the model, where the automatic class does not know it.
         exact: whether dropping is masking; not for recurrent layers, in which a masked token still has been seen.
@@ -46,6 +47,7 @@ class TinyType:
     config: Any
     image: Maker
     video: Maker | None = None
+    frames: int = 2
     token_types: str | None = None
     kind: str | None = None
     exact: bool = True

@@ -157,7 +157,7 @@ class Renumbers(Method):
         (lambda: Compose(FasterVLM(), FastV(positions="contiguous")), "renumbers positions"),
         (lambda: Compose(Compose(FasterVLM(), FastV()), KNorm(layer=4)), "holds another Compose"),
         (lambda: Compose(FasterVLM(), FastV(), keep=Keep(threshold=0.5)), "threshold"),
-        (lambda: Compose(FasterVLM(keep=Keep(ratio=0.5, per="prompt")), FastV()), "per image or all per prompt"),
+        (lambda: Compose(FasterVLM(keep=Keep(ratio=0.5, per="prompt")), FastV()), "per image, per frame or per prompt"),
         (lambda: Compose(FasterVLM()), "two or more methods"),
         (lambda: Compose(FasterVLM(), "fastv"), "two or more methods"),
         (lambda: Compose(DivPrune(keep=64), FastV(), keep=0.1), "no budget that is a share"),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import astuple, dataclass, replace
 from numbers import Integral, Real
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from foveate.errors import BudgetError
 
-Per = Literal["image", "prompt"]
+Per = Literal["image", "prompt", "frame"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,8 @@ class Keep:
         threshold: keep tokens whose score is strictly greater; the number depends on the input.
         floor: at least this many tokens survive (the best ones fill up).
         cap: at most this many tokens (int) or this share of them (float in (0, 1]) survive.
-        per: `"image"` applies the budget to every image, `"prompt"` to all images of a row together.
+        per: `"image"` applies the budget to every image or video, `"prompt"` to all of a row together, `"frame"` to
+            every frame of a video (step in time) by itself; an image is one frame.
 
     Raises:
         BudgetError: at construction, if a value is out of range or not exactly one kind is given.
@@ -70,8 +71,8 @@ class Keep:
                 raise BudgetError(
                     f"Keep(cap={self.cap}) is below floor={self.floor}; raise the cap or lower the floor."
                 )
-        if self.per not in ("image", "prompt"):
-            raise BudgetError(f"Keep(per={self.per!r}) must be 'image' or 'prompt'.")
+        if self.per not in get_args(Per):
+            raise BudgetError(f"Keep(per={self.per!r}) must be 'image', 'prompt' or 'frame'.")
 
     def __eq__(self, other: object) -> bool:
         return self._key == other._key if isinstance(other, Keep) else NotImplemented

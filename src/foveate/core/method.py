@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from foveate.core.budget import Keep, Per, part
+from foveate.core.frames import by_frame
 from foveate.core.probe import Probe
 from foveate.core.selection import Choice, Selection
 from foveate.core.tower import TowerStage, TowerView
@@ -62,6 +63,8 @@ class Method:
         adaptive: whether the number kept can depend on what is seen, other than by a threshold in `keep`.
         takes_threshold: whether `keep` may be a threshold.
         takes_prompt: whether `keep` may be a budget over all images of a prompt; not for methods that work on one grid.
+        takes_frames: whether `keep` may be a budget for every frame of a video; not for methods that compare
+            frames or prune inside the tower.
 
     Args:
         keep: average number of visual tokens per decoder layer over the unpruned number, as a ratio in (0, 1]; or that
@@ -80,6 +83,7 @@ class Method:
     adaptive: ClassVar[bool] = False
     takes_threshold: ClassVar[bool] = False
     takes_prompt: ClassVar[bool] = True
+    takes_frames: ClassVar[bool] = True
 
     keep: Keep | float | int | None = 1 / 9
     positions: Positions = field(default="original", kw_only=True)
@@ -101,6 +105,8 @@ class Method:
             raise ConfigurationError(f"{self.name} has no scores to compare with a threshold; give a ratio or a count.")
         if self.budget.per == "prompt" and not self.takes_prompt:
             raise ConfigurationError(f"{self.name} works on the grid of one image; use Keep(..., per='image').")
+        if self.budget.per == "frame" and not self.takes_frames:
+            raise ConfigurationError(f"{self.name} does not choose frame by frame; use Keep(..., per='image').")
 
     # -- what a subclass says ----------------------------------------------------------------------------
 
@@ -171,7 +177,7 @@ class Method:
 
     @property
     def per(self) -> Per:
-        """Whether a `View` holds one image or all images of a prompt."""
+        """Whether a `View` holds one image (or video), one frame, or all images of a prompt."""
         return "image" if self.keep is None else self.budget.per
 
     @property
@@ -210,6 +216,11 @@ class Method:
         """
         if self.keep is not None and self.budget.ratio is not None:
             self.shares(info, self.budget.ratio)
+
+    def select_all(self, view: View) -> Choice:
+        """The choice at `view.layer` for a view as a runtime makes it, of an image, a video or a prompt: frame by frame
+        where the budget is per frame."""
+        return by_frame(self.select, view, self.name) if self.per == "frame" else self.select(view)
 
     def select(self, view: View) -> Choice:
         """The choice at `view.layer`. Override it only where the number depends on what is seen."""

@@ -20,6 +20,7 @@ class TowerMethod(Method):
     """
 
     takes_prompt = False
+    takes_frames = False
 
     def stages(self, info: ModelInfo) -> Sequence[Stage]:
         return (Stage(BEFORE_LLM),)

@@ -125,10 +125,9 @@ class View:
         index: `[n]` which of the image's `N` tokens are alive, increasing.
         grids: merged grids (frames, rows, columns) of the image(s) this view covers.
         total: `N`.
-        entered: tokens that the method was given at its first stage, which its budget refers to: `N`, unless other
-            methods come before it.
+        entered: tokens given to the method at its first stage, which its budget refers to; `N` for the first method.
         source: where readings come from.
-        image: index of the (first) image within the row.
+        image, frame: index of the (first) image within the row; of the frame, where a method is shown one at a time.
         row: row of the batch: only for methods that were given something for each sample.
         images: of every image its grids and its tiles side by side (None: unknown); empty: every grid is an image.
         memo: survives from one stage of a forward pass to the next; for what a method computed earlier.
@@ -142,6 +141,7 @@ class View:
     entered: int
     source: Source = field(repr=False)
     image: int = 0
+    frame: int = 0
     row: int = 0
     images: tuple[tuple[int, int | None], ...] = ()
     memo: dict[Any, Any] = field(default_factory=dict, repr=False)

@@ -123,7 +123,7 @@ class ForwardPass:
         with self.trace.selecting.span(hidden.device), torch.no_grad():
             rows = {row: self._row_state(row, layer, hidden) for row in {group.row for group in groups}}
             left = before_method(groups, self.trace) if layer == BEFORE_LLM else None
-            choices = [self.method.select(self._view(stage, group, rows)) for group in groups]
+            choices = [self.method.select_all(self._view(stage, group, rows)) for group in groups]
             selections = resolve(choices, [len(g.alive) for g in groups], self.method.name)
             self.trace.record(layer, [g.alive for g in groups], selections)
             if left is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from foveate.core.frames import frame_sizes
 from foveate.core.method import Method, Score
 from foveate.families import adapt
 
@@ -22,10 +23,13 @@ def plan_columns(model: Any, method: Method | None, inputs: Mapping[str, Any]) -
     """
     family = adapt(model)
     info, length = family.info, int(inputs["input_ids"].shape[1])
-    sizes = [grid.size for grids in family.incoming(dict(inputs)).values() for grid in grids]
+    images = [image for found in family.incoming(dict(inputs)).values() for image in found]
+    sizes = [image.size for image in images]
     if method is None or not method.prunes or not sizes or not _says_beforehand(method):
         return [length] * info.layers
     groups = [sum(sizes)] if method.per == "prompt" else sizes
+    if method.per == "frame":
+        groups = [size for image in images for size in frame_sizes(image.grids)]
     stages = method.stages(info)
     columns = [length] * info.layers
     for size in groups:

@@ -53,8 +53,9 @@ def row_choices(prefill: PrefillTrace, method: Method, info: ModelInfo) -> list[
         kept = sum(len(group.alive_at(prefill.layers)) for group in groups)
         length = prefill.length - prefill.padding[row]
         total = sum(group.shown for group in groups)
+        per: Per = "prompt" if method.per == "prompt" else "image"  # choices of all frames are one
         tower = tuple(steps for group in groups for steps in group.tower)
-        rows.append(RowChoices(stages, choices, length, kept, total, method.per, tower, weighted))
+        rows.append(RowChoices(stages, choices, length, kept, total, per, tower, weighted))
     return rows
 
 

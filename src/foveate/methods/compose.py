@@ -68,7 +68,7 @@ class Compose(Method):
             raise ConfigurationError("Compose holds another Compose; list all methods in one.")
         if len({method.per for method in _llm(methods)}) > 1:
             kinds = ", ".join(f"{method.name}: per {method.per}" for method in _llm(methods))
-            raise ConfigurationError(f"Compose: all budgets must be per image or all per prompt ({kinds}).")
+            raise ConfigurationError(f"Compose: all budgets must be per image, per frame or per prompt ({kinds}).")
 
     @classmethod
     def example(cls, keep: float, model: Any) -> Compose:

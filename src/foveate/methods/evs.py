@@ -30,6 +30,7 @@ class EVS(Method):
     paper = "arXiv 2510.14624"
     verified = "transformers' compute_retention_mask: masks identical"
     takes_prompt = False
+    takes_frames = False
 
     published: bool = False
 

@@ -42,6 +42,7 @@ class FastVID(Method):
     name = "fastvid"
     paper = "arXiv 2503.11187"
     takes_prompt = False
+    takes_frames = False
 
     segments: int = 8
     alike: float = 0.9

@@ -42,7 +42,7 @@ class GlimpsePrune(Method):
         background: our addition: so many tokens (share or number, as `max_keep`) beside the module's, those that differ
             most (cosine of hidden states) from what is kept already: what the question needs that is not evidence.
         anchors: corners (`"tl"`, `"tr"`, `"bl"`, `"br"`) that always stay, also beyond the cap.
-        per: budget over all images of a prompt together (as published) or per image.
+        per: budget over all images of a prompt together (as published), per image, or per frame of a video.
 
     Raises:
         CheckpointError: no such module, or one that was made for another model.

@@ -14,7 +14,7 @@ from foveate.core.view import ModelInfo, View
 
 @dataclass(frozen=True)
 class Random(Score):
-    """Keeps a random subset, the same for images of the same size and place in the prompt.
+    """Keeps a random subset, the same for images (and frames of a number) of the same size and place in the prompt.
 
     Args:
         keep: average visual tokens per decoder layer, as a ratio, count or `Keep`; a threshold is on numbers uniform in
@@ -33,5 +33,5 @@ class Random(Score):
 
     def score(self, view: View) -> Tensor:
         # drawn on the host, so that every device and every batch gives the same subset
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + view.image)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + view.image + 7_919 * view.frame)
         return torch.rand(view.total, generator=generator).to(view.device)[view.index]

@@ -39,6 +39,7 @@ class VidCom2(Method):
     paper = "arXiv 2505.14454"
     verified = "official code (LLaVA-OneVision): tokens kept identical with published=True"
     takes_prompt = False
+    takes_frames = False
 
     temperature: float = 0.01
     published: bool = False

@@ -1,0 +1,60 @@
+"""Videos of every model type that takes them: alone, several, and images between them, in left-padded batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import foveate
+from tests.families.reference import close, generate, logits_of_survivors, masked_logits, with_positions
+from tests.families.test_types import RECURRENT, TOLERANCE, model_of, with_videos
+from tests.reference import Drop
+
+ALONE = [[6, ("video", 2, 3), 5]]
+MIXED = [[6, ("video", 2, 3), 5], [2, ("video", 3, 2), 4, ("image", 2, 2), 3, ("video", 2, 2), 2]]
+
+
+@pytest.mark.parametrize("name", with_videos())
+@pytest.mark.parametrize("layer", [0, 2])
+def test_keeping_everything_is_the_stock_model(name: str, layer: int) -> None:
+    model, entry = model_of(name)
+    for rows in (ALONE, MIXED):
+        inputs = entry.batch(rows)
+        _, stock, _ = generate(model, inputs, 3)
+        with foveate.prune(model, Drop((layer,), 1.0)):
+            assert torch.equal(generate(model, inputs, 3)[1], stock)
+
+
+@pytest.mark.parametrize("name", with_videos(exact=True))
+@pytest.mark.parametrize("layers", [(0,), (2,), (1, 3, 5)], ids=str)
+def test_dropping_is_masking(name: str, layers: tuple[int, ...]) -> None:
+    model, entry = model_of(name)
+    for rows in (ALONE, MIXED):
+        inputs = entry.batch(rows)
+        with foveate.prune(model, Drop(layers, 0.4)) as trace:
+            tokens, logits, _ = generate(model, inputs, 3)
+        seen = trace.to_dict()
+        assert seen["alive_per_layer"][-1] < 0.8 * seen["visual_tokens"]
+        assert close(logits, masked_logits(model, entry, inputs, seen, tokens)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", with_videos(exact=False))
+def test_recurrent_layers_read_the_survivors_alone(name: str) -> None:
+    model, entry = model_of(name)
+    for rows in (ALONE, MIXED):
+        inputs = entry.batch(rows)
+        with foveate.prune(model, Drop((0,), 0.4)) as trace, torch.no_grad():
+            logits = model(**with_positions(model, inputs), use_cache=False).logits[:, -1]
+        assert close(logits, logits_of_survivors(model, inputs, trace.to_dict())) < RECURRENT
+
+
+@pytest.mark.parametrize("name", with_videos())
+def test_a_video_is_one_grid_of_its_frames(name: str) -> None:
+    """However many runs of tokens its frames are in."""
+    model, entry = model_of(name)
+    inputs = entry.batch(ALONE)
+    with foveate.prune(model, Drop((0,), 0.5)) as trace:
+        generate(model, inputs, 1)
+    (group,) = trace.last.groups
+    (grid,) = group.grids
+    assert grid.t == entry.frames
