@@ -25,6 +25,7 @@ from foveate.core.view import ModelInfo, Tap, View
 from foveate.data.boxes import box_mask
 from foveate.data.rendered import Scenes
 from foveate.inference.answer import Asker
+from foveate.methods.vitcop import key_norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ class Listen(Method):
             self.scores["stage 1: attention received"] = view.tap(Tap("received"))
             self.scores["stage 1: small key norm"] = -view.tap(Tap("keys")).float().norm(dim=-1)
         else:
-            self.scores[f"small key norm, layer {view.layer - 1}"] = -view.keys.float().mean(0).norm(dim=-1)
+            self.scores[f"small key norm, layer {view.layer - 1}"] = -key_norm(view)
             self.scores[f"last token's attention, layer {view.layer - 1}"] = view.attention().mean((0, 1))
         return Selection.everything(len(view), view.device)
 

@@ -16,7 +16,7 @@ from foveate.data.videos import FrameSampling, open_video
 from foveate.errors import ConfigurationError
 from foveate.families import presets, prompts
 from foveate.inference.answer import Asker
-from foveate.inference.batches import sampler
+from foveate.inference.batches import sampled
 from foveate.inference.placement import check_attention, choose_device, parse_dtype
 
 
@@ -65,10 +65,7 @@ def prepare(job: Job, device: str | None = None) -> Workload:
 
 
 def _film(asker: Asker, job: Job, video: str, wish: FrameSampling | None) -> Workload:
-    take = sampler(asker.processor)
-    if take is None:
-        raise ConfigurationError(f"{job.model} takes no videos, or needs torchvision to prepare them.")
-    clip = open_video(video, take(wish))
+    clip = sampled(asker.processor, video, wish)
     inputs = asker.questions([([clip], job.question)] * job.batch)
     words = f"{video} ({len(clip)} frames of {clip.size[0]} x {clip.size[1]} px) and {job.question!r}"
     return Workload(asker.model, inputs, words)

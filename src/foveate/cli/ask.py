@@ -84,13 +84,9 @@ def _opened(files: list[str], frames: int | None, fps: float | None) -> list[Any
 
 def _sampled(one: Any, processor: Any, frames: int | None, fps: float | None) -> Any:
     """An image as it is, a video with the frames that the model's processor would take."""
-    from foveate.data.videos import FrameSampling, open_video
-    from foveate.errors import InputError
-    from foveate.inference.batches import sampler
+    from foveate.data.videos import FrameSampling
+    from foveate.inference.batches import sampled
 
-    if not isinstance(one, str):
-        return one
-    take = sampler(processor)
-    if take is None:
-        raise InputError("This model takes no videos, or needs torchvision to prepare them.")
-    return open_video(one, take(FrameSampling(frames, fps) if frames or fps else None))
+    return (
+        sampled(processor, one, FrameSampling(frames, fps) if frames or fps else None) if isinstance(one, str) else one
+    )

@@ -132,7 +132,7 @@ def _file(source: Any, folder: Path | None, name: str) -> bytes | Path:
     if isinstance(source, Mapping):
         source = source.get("bytes") or source.get("path")
     if isinstance(source, str) and is_data_uri(source):
-        source = _decode(source)
+        source = decode_uri(source)
     elif hasattr(source, "read"):
         source = _read(source)
     if isinstance(source, bytes | bytearray | memoryview):
@@ -164,7 +164,8 @@ def _path(source: str | PathLike[str], folder: Path | None) -> Path:
     return path
 
 
-def _decode(uri: str) -> bytes:
+def decode_uri(uri: str) -> bytes:
+    """The file that a data URI holds."""
     head, comma, body = uri.partition(",")
     if not comma:
         raise ImageError("the image in the data URI is cut off: there is no comma.")

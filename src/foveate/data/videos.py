@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from foveate.data.decoding import MAX_FRAMES, DecodingLimits, Sampler, opened, read_frames
-from foveate.data.images import _decode, is_address, is_data_uri, open_image
+from foveate.data.images import decode_uri, is_address, is_data_uri, open_image
 from foveate.errors import ConfigurationError, MissingExtraError, VideoError
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".ogv", ".wmv", ".flv", ".3gp")
@@ -148,7 +148,7 @@ def _file(source: Any, folder: Path | None) -> tuple[str, Path | io.BytesIO]:
     if isinstance(source, bytes | bytearray | memoryview):
         return f"the video of {len(source):,} bytes", io.BytesIO(bytes(source))
     if isinstance(source, str) and is_data_uri(source):
-        return "the video in the data URI", io.BytesIO(_decode(source))
+        return "the video in the data URI", io.BytesIO(decode_uri(source))
     if not isinstance(source, str | PathLike):
         raise VideoError(
             f"A video must be a path, a data URI, bytes, a list of images or an array, not {type(source).__name__}."

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.video_utils import VideoMetadata
 
-from foveate.data.videos import Clip, FrameSampling
+from foveate.data.videos import Clip, FrameSampling, open_video
 from foveate.errors import FoveateError, InputError
 from foveate.families import adapt
 from foveate.inference.chats import open_chat, user
@@ -77,6 +77,19 @@ def sampler(processor: Any) -> Any:
     if kind in KINDS:
         return VideoProcessor.of(kind, stock.to_dict()).sampler
     return lambda wish: wish or FrameSampling(getattr(stock, "num_frames", None))
+
+
+def sampled(processor: Any, source: Any, wish: FrameSampling | None) -> Clip:
+    """A video with the frames that a processor would take.
+
+    Raises:
+        InputError: the processor takes no videos.
+        VideoError: the video cannot be opened.
+    """
+    take = sampler(processor)
+    if take is None:
+        raise InputError("This model takes no videos, or needs torchvision to prepare them.")
+    return open_video(source, take(wish))
 
 
 def as_arrays(chats: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:

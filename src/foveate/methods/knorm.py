@@ -12,6 +12,7 @@ from foveate.core.method import Score, Stage
 from foveate.core.view import ModelInfo, View
 from foveate.errors import ConfigurationError
 from foveate.maths.schedule import scaled_layers
+from foveate.methods.vitcop import key_norm
 
 
 @dataclass(frozen=True)
@@ -43,5 +44,4 @@ class KNorm(Score):
         return (Stage(layer, reads="keys"),)
 
     def score(self, view: View) -> Tensor:
-        size: Tensor = view.keys.float().mean(0).norm(dim=-1)
-        return -size
+        return -key_norm(view)
