@@ -17,6 +17,12 @@ from tests.tiny import FAMILIES, Tiny, make_tiny
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """What a test draws must not depend on which tests this process ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session", params=sorted(FAMILIES))
 def tiny(request: pytest.FixtureRequest) -> Tiny:
     """A tiny random model of each family."""
