@@ -15,6 +15,7 @@ from foveate.core.method import Method
 from foveate.core.selection import Choice, Merge, Selection
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
+from foveate.maths.shares import spread
 from foveate.maths.similarity import unit
 
 
@@ -108,19 +109,6 @@ class FastVID(Method):
             weight = torch.full((len(own) + 1,), (1 - keep) / max(len(own), 1), device=hidden.device)
             weight[0] = keep if len(own) else 1.0
             yield anchor.view(1), torch.cat([anchor.view(1), own]), weight
-
-
-def spread(count: int, sizes: Sequence[int]) -> list[int]:
-    """`count` in about equal parts, none larger than its size; the first ones get what is left over."""
-    numbers = [0] * len(sizes)
-    while (missing := min(count, sum(sizes)) - sum(numbers)) > 0:
-        room = [place for place, size in enumerate(sizes) if numbers[place] < size]
-        each = missing // len(room)
-        if not each:  # one more for the first of those that have least
-            room, each = sorted(room, key=lambda place: numbers[place])[:missing], 1
-        for place in room:
-            numbers[place] = min(sizes[place], numbers[place] + each)
-    return numbers
 
 
 def density(x: Tensor, neighbours: int = 4) -> Tensor:
