@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,11 +61,9 @@ class ForwardPass:
         self.stages = {stage.layer: stage for stage in stages}
         self.columns: list[Tensor | None] = []  # of the unpruned rows, that each layer was given
         self.entered: list[Block] = []  # what each layer was given in this pass
-        # the same of layers that others take keys from; their past columns
         self.lent: dict[int, tuple[Block, int]] = {}  # of layers that lend their keys; their past columns
         self.rotary: Any = None  # rotary embeddings of renumbered survivors
         self.probe = method.probe(family.info) if method is not None and self.stages else None
-        self.appended = 0  # probe tokens
         self.later: dict[int, Later] = {}
         if isinstance(method, Replay) and self.stages:
             found = {k: method.later(layout, k) for k in range(family.info.layers)}
@@ -99,7 +98,7 @@ class ForwardPass:
         if self.mask is not None:
             self.mask = F.pad(self.mask, (0, tokens), value=True)
         alive.counts = [count + tokens for count in alive.counts]
-        alive.probe = self.appended = tokens
+        alive.probe = alive.appended = tokens
 
     # -- selecting ---------------------------------------------------------------------------------------
 
@@ -125,12 +124,13 @@ class ForwardPass:
             left = before_method(groups, self.trace) if layer == BEFORE_LLM else None
             choices = [self.method.select_all(self._view(stage, group, rows)) for group in groups]
             selections = resolve(choices, [len(g.alive) for g in groups], self.method.name)
-            self.trace.record(layer, [g.alive for g in groups], selections)
+            survivors = [g.alive[s.index] for g, s in zip(groups, selections, strict=True)]
+            self.trace.record(layer, [g.alive for g in groups], survivors, selections)
             if left is not None:
                 selections = with_tower(groups, left, selections)
             if self.probe is not None and layer > max(self.probe.reads):
                 self.probe = None  # it has read all it should
-            packed = self.alive.drop(selections, probe=self.alive.probe if self.probe else 0)
+            packed = self.alive.drop(selections, survivors, self.alive.probe if self.probe else 0)
         if self._reads.get(layer) not in [self._reads[later] for later in self._reads if later > layer]:
             self._heard = None
         if packed is not None and stage.compact_earlier and self.cache is not None:
@@ -149,7 +149,7 @@ class ForwardPass:
             entered=len(group.visible),
             source=GroupSource(
                 group,
-                self.alive.places(group, group.alive),
+                partial(self.alive.places, group, group.alive),
                 rows[group.row],
                 self.readings,
                 needs_stand_ins(self.family, self.method),
@@ -284,7 +284,7 @@ class ForwardPass:
         cache = self.cache
         if cache is None or not any(block.columns is not None for block in self.entered):
             return
-        until = self.layout.past + self.layout.length - self.appended
+        until = self.layout.past + self.layout.length - self.alive.appended
         made: dict[tuple[int, int], Kept] = {}
         kept: list[Kept | None] = []
         for layer, block in enumerate(self.entered):

@@ -59,7 +59,7 @@ def read_call(family: Family, kwargs: Kwargs) -> tuple[Call, Kwargs]:
     call.fresh = fresh_images(call.visual, call.sizes, seen)
     unsized = [m for m in call.given if m not in call.sizes and m in call.visual]
     # some models are given their images at every step; those of unknown size are new if they have placeholders
-    if any(call.fresh.values()) or any(bool(call.visual[modality].any()) for modality in unsized):
+    if any(call.fresh.values()) or any(call.visual[modality].numpy().any() for modality in unsized):
         call.kind = Kind.PREFILL
     if all(len(call.fresh[modality]) == len(given) for modality, given in call.sizes.items()):
         return call, kwargs
@@ -73,8 +73,10 @@ def _to_host(ids: Tensor, mask: Any) -> tuple[Tensor, bool | None]:
     """`[B, n]` ids on the host, and whether a plain mask of that shape has padding, with one synchronisation."""
     if not isinstance(mask, Tensor) or mask.shape != ids.shape or mask.device != ids.device:
         return ids.cpu(), None
+    if ids.device.type == "cpu":
+        return ids, not mask.numpy().all()
     both = torch.stack([ids, mask.to(ids.dtype)]).cpu()
-    return both[0], not bool(both[1].all())
+    return both[0], not both[1].numpy().all()
 
 
 def placeholders(
@@ -91,7 +93,8 @@ def placeholders(
         return {}, None
     marks = family.placeholders(modalities)
     if ids is not None:
-        return {modality: ids == token for modality, token in marks.items()}, ids
+        known = ids.numpy()
+        return {modality: torch.from_numpy(known == token) for modality, token in marks.items()}, ids
     table: Any = family.parts.base.get_input_embeddings()  # type: ignore[operator]
     tokens = torch.tensor(list(marks.values()), device=given.device)
     masks = [(given == row).all(-1) for row in table(tokens)]
@@ -196,7 +199,7 @@ def check_placeholders(family: Family, call: Call) -> None:
         )
     for modality, given in call.sizes.items():
         mask = call.visual.get(modality)
-        if mask is None or (given and not bool(mask.any()) and call.fresh[modality]):
+        if mask is None or (given and not mask.numpy().any() and call.fresh[modality]):
             raise InputError(
                 f"{len(given)} {modality}(s) were given, but the prompt has no {modality} placeholder tokens: "
                 f"{modality.capitalize()} features and {modality} tokens do not match, so there is nothing to prune. "

@@ -112,7 +112,7 @@ def _shares(
 
 def _pieces(family: Family, modality: str, call: Call, encoded: Sequence[TowerImage]) -> _Pieces:
     mask = call.visual[modality]
-    total = int(mask.sum())
+    total = int(mask.numpy().sum())
     if modality in call.features:
         return _given_ahead(call, modality, mask, encoded)
     shapes = call.incoming.get(modality)

@@ -147,7 +147,7 @@ def after_text(session: Session, module: nn.Module, args: Any, output: Any) -> N
 
 def _restore_length(forward: ForwardPass, output: Any) -> None:
     """Hidden states at the unpruned length."""
-    length = forward.layout.length - forward.appended
+    length = forward.layout.length - forward.alive.appended
     output.last_hidden_state = scatter(output.last_hidden_state, forward.alive.index, length)
     states = output.get("hidden_states")
     if states is None:

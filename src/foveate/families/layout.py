@@ -17,12 +17,14 @@ class ImageShape:
         grids: of the tokens that can be chosen, in the order of the sequence.
         fixed: places, among all its tokens, of those that always stay: newlines, separators, class tokens.
         across: tiles side by side, if it is cut into equal ones and that is known.
+        tiles: images of the tower that it is made of.
         guessed: whether nothing but the number of its tokens was known.
     """
 
     grids: tuple[Grid, ...]
     fixed: tuple[int, ...] = ()
     across: int | None = None
+    tiles: int = 1
     guessed: bool = field(default=False, compare=False)
 
     @property

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.grid import Grid
+from foveate.core.host import listed
 from foveate.core.view import ModelInfo
 from foveate.errors import UnsupportedModelError
 from foveate.families.layout import ImageShape, shape_of
@@ -235,7 +236,7 @@ class Probed:
         return [grid.size * self.factor**2 for grid in grids]
 
     def _merged(self, thw: Tensor) -> list[Grid]:
-        return [Grid(t, h // self.factor, w // self.factor) for t, h, w in thw.tolist()]
+        return [Grid(t, h // self.factor, w // self.factor) for t, h, w in listed(thw)]
 
     @cached_property
     def factor(self) -> int:

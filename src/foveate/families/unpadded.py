@@ -153,7 +153,8 @@ class Unpadded(Family):
             return ImageShape((thumbnail,), (thumbnail.size,))
         line = picture.columns + 1
         newlines = [thumbnail.size + row * line + picture.columns for row in range(picture.rows)]
-        return ImageShape((thumbnail, Grid(1, picture.rows, picture.columns)), tuple(newlines))
+        grids = (thumbnail, Grid(1, picture.rows, picture.columns))
+        return ImageShape(grids, tuple(newlines), tiles=1 + picture.down * picture.across)
 
     def join(self, shape: ImageShape, grids: Sequence[Grid], values: Sequence[Tensor]) -> Tensor:
         own = self._side
