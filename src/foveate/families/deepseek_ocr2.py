@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from foveate.core.grid import Grid
+from foveate.core.grid import Grid, Unplaced
 from foveate.families.base import Family
-from foveate.families.layout import ImageShape, square
+from foveate.families.layout import ImageShape
 
 
 class DeepseekOcr2(Family):
@@ -22,4 +22,4 @@ class DeepseekOcr2(Family):
         tile, whole = (len(tower.get_submodule(f"query_{side}_resolution").weight) for side in (768, 1024))
         last = whole if (size - 1 - whole) % tile == 0 and size > whole else tile
         count = (size - 1 - last) // tile
-        return ImageShape((*(square(tile),) * count, square(last)), (size - 1,))
+        return ImageShape((*(Unplaced(1, 1, tile),) * count, Unplaced(1, 1, last)), (size - 1,))

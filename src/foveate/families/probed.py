@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.core.grid import Grid
+from foveate.core.grid import Grid, Unplaced
 from foveate.core.host import listed
 from foveate.core.view import ModelInfo
 from foveate.errors import UnsupportedModelError
@@ -26,6 +26,7 @@ from foveate.families.tables import (
     IN_FRAMES,
     MERGES,
     ONE_TOKEN,
+    RESAMPLED,
     TILED,
     Merge,
     merge_factor,
@@ -279,6 +280,8 @@ class Probed:
         """
         if modality == "video" and len(set(grids)) == 1:
             grids = [Grid(sum(grid.t for grid in grids), *grids[0][1:])]
+        if self.name in RESAMPLED:
+            return ImageShape((Unplaced(1, 1, size),))
         return shape_of(size, grids, exact=self.merge != "none")
 
     def join(self, shape: ImageShape, grids: Sequence[Grid], values: Sequence[Tensor]) -> Tensor:

@@ -42,6 +42,9 @@ TILED = frozenset(
 BY_ROW = frozenset(("idefics2", "idefics3", "smolvlm", "granite_docling"))
 """Types whose features come in one piece for each row of the batch, all tiles of all its images behind one another."""
 
+RESAMPLED = frozenset(("idefics2", "aria"))
+"""Types whose tokens are learned queries that have read the whole picture (or tile), so that they have no places."""
+
 ENCODES_LATE = frozenset(("phi4_multimodal", "chameleon"))
 """Types whose language model encodes images itself, so that nothing of them is known before it runs."""
 
@@ -77,6 +80,12 @@ TESTED = (
     "qwen3_omni_moe_thinker", "qwen3_vl_moe", "shieldgemma2", "smolvlm", "step3p7", "video_llama_3", "vipllava",
 )  # fmt: skip
 """Those that `make families` tests too."""
+
+NEEDS_TORCHVISION = (
+    "cohere2_vision", "gemma4_unified", "kimi_k25", "lfm2_vl", "llama4", "minicpm_ocr", "minimax_m3_vl", "molmo2",
+    "muse_glimmer", "muse_spark", "perception_lm", "phi4_multimodal", "step3p7",
+)  # fmt: skip
+"""Types of which transformers has no image processor but one that needs torchvision."""
 
 FACTORS = (
     ("vision_config", "spatial_merge_size"),

@@ -31,7 +31,9 @@ class FastVID(Method):
     larger of `1 / (m + 1)` and `own`.
 
     Frames are compared by the mean of their projected features (the paper: by a feature of the whole frame that its
-    towers give), and attention is what `Tap("received")` reads. An image is one frame, a segment by itself.
+    towers give), and attention is what `Tap("received")` reads. An image is one frame, a segment by itself. Where a
+    tower cannot be read, the order in which max-min diversity chooses projected features stands in for the attention
+    (`Method.takes_features`); the trace says so.
 
     Args:
         keep: share of the tokens that remain, in (0, 1], or their number per video.
@@ -60,6 +62,10 @@ class FastVID(Method):
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
         return (self._received,)
+
+    @property
+    def takes_features(self) -> bool:
+        return True
 
     @property
     def _received(self) -> Tap:
