@@ -17,6 +17,9 @@ from foveate.errors import InputError, MissingTapError
 from foveate.families.base import Family
 from foveate.families.layout import ImageShape, shape_of_runs
 
+MARKS = 2
+"""The marks that end a frame and begin the next one, where each has some."""
+
 
 @dataclass(frozen=True)
 class _Pieces:
@@ -195,6 +198,7 @@ def _joined(mask: Tensor, ids: Tensor | None, pieces: Sequence[EncodedImage], fr
     """Tiles (or frames) that belong to one image (or video) as one.
 
     The token in front of the last run of a row says that an image ends with that run, as do all runs behind such a one.
+    A video goes on where no more than the marks around a frame stand between two runs.
     """
     if ids is None or not pieces:
         return list(pieces)
@@ -211,7 +215,8 @@ def _joined(mask: Tensor, ids: Tensor | None, pieces: Sequence[EncodedImage], fr
         for i in own:
             column = int(columns[start])
             run = int(_run_start(mask[number], column))
-            if closed and run != last_run:
+            end = int(columns[start - 1]) + 1 if start else -MARKS - 1
+            if run != last_run and (column - end > MARKS if frames else closed):
                 groups.append([])
                 starts.append([])
             groups[-1].append(pieces[i])
