@@ -32,6 +32,11 @@ class Grid(NamedTuple):
         return np.ascontiguousarray(np.indices(self).reshape(3, -1).T)
 
     @property
+    def placed(self) -> bool:
+        """Whether each token stands for a part of the picture."""
+        return True
+
+    @property
     def by_columns(self) -> bool:
         """Whether tokens run down the columns, not along the rows."""
         return False
@@ -45,6 +50,16 @@ class Grid(NamedTuple):
         frame, row, col = self.raster().T
         down, across = -(-self.h // side), -(-self.w // side)
         return torch.from_numpy((frame * down + row // side) * across + col // side)
+
+
+class Unplaced(Grid):
+    """Tokens that stand for no part of a picture: learned queries have read all of it."""
+
+    __slots__ = ()
+
+    @property
+    def placed(self) -> bool:
+        return False
 
 
 class ColumnGrid(Grid):
