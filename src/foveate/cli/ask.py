@@ -72,14 +72,14 @@ def _split(inputs: list[str]) -> tuple[list[str], str]:
 def _opened(files: list[str], frames: int | None, fps: float | None) -> list[Any]:
     """The images; of a video its file, once it is sure that it can be read."""
     from foveate.data.images import open_image
-    from foveate.data.videos import FrameSampling, is_video, open_video
+    from foveate.data.videos import FrameSampling, check_video, is_video
     from foveate.errors import InputError
 
-    sampling = FrameSampling(frames, fps)
+    FrameSampling(frames, fps)
     if (frames or fps) and not any(map(is_video, files)):
         raise InputError("--frames and --fps are about videos, and none was given.")
     for file in filter(is_video, files):
-        open_video(file, sampling)
+        check_video(file)
     return [file if is_video(file) else open_image(file) for file in files]
 
 
