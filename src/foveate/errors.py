@@ -59,6 +59,10 @@ class ClusterError(FoveateError, RuntimeError):
     """A Ray cluster that does not answer or lacks room, or something that failed on it."""
 
 
+class SchemaError(FoveateError, ValueError):
+    """A JSON schema that cannot be read, or that answers cannot be made to follow."""
+
+
 class OutputError(FoveateError, OSError):
     """A file or folder that cannot be written."""
 
