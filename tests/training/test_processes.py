@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from foveate.errors import ConfigurationError
 from foveate.families import adapt
 from foveate.inference.answer import Asker
+from foveate.training.base import load_merged
 from foveate.training.checkpoints import last_checkpoint
 from foveate.training.glimpse import run as runs
 from foveate.training.glimpse.answers import fill_answers
@@ -193,9 +194,21 @@ def test_all_processes_ask_and_a_killed_run_goes_on(settings: GlimpseSettings, t
 
 def test_fewer_rows_than_processes(settings: GlimpseSettings) -> None:
     run = replace(settings, limit=1, eval_data=settings.data, eval_limit=1, arguments=STEPS)
-    results = succeeded(forked(lambda: train(run), count=3))
-    assert results[0]["eval_loss"] == pytest.approx(results[2]["eval_loss"])
+    results = succeeded(forked(lambda: train(run)))
+    assert results[0]["eval_loss"] == pytest.approx(results[1]["eval_loss"])
     assert json.loads((run.out / "training.json").read_text())["rows"] == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_weights_in_the_dtype_of_their_file_are_mapped(base: Path) -> None:
+    """Then processes of a machine share them."""
+    file = str(base / "model.safetensors")
+    converted, _ = load_merged(str(base), "bfloat16")
+    del converted
+    assert file not in Path("/proc/self/maps").read_text()
+    model, _ = load_merged(str(base), "float32")
+    assert file in Path("/proc/self/maps").read_text()
+    assert next(model.parameters()).dtype == torch.float32
 
 
 def test_a_process_with_other_files_is_refused(settings: GlimpseSettings, tmp_path: Path) -> None:
