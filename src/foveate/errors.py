@@ -55,6 +55,10 @@ class DeviceError(FoveateError, ValueError):
     """A device that is not there, or too small for what was put on it."""
 
 
+class ClusterError(FoveateError, RuntimeError):
+    """A Ray cluster that does not answer or lacks room, or something that failed on it."""
+
+
 class OutputError(FoveateError, OSError):
     """A file or folder that cannot be written."""
 
