@@ -29,7 +29,7 @@ test: $(VENV)/.dev
 
 # every model type: about 3 minutes of CPU time
 families: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 tests/families -m families $(ARGS)
+	$(BIN)/python -m pytest -n 2 tests/families tests/training -m families $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
