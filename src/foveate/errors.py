@@ -101,6 +101,10 @@ class DeviceError(FoveateError, ValueError):
     """
 
 
+class ClusterError(FoveateError, RuntimeError):
+    """A Ray cluster that does not answer or lacks room, or something that failed on it."""
+
+
 class OutputError(FoveateError, OSError):
     """A file or folder that cannot be written.
 

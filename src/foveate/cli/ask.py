@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from foveate.cli.compare import measure, table
+from foveate.cli.options import Attention, Device, Dtype
 
 
 def ask(
@@ -29,9 +30,9 @@ def ask(
     fps: Annotated[float | None, typer.Option(help="Or so many frames a second.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also run unpruned, side by side.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default: float32 on CPU.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto.")] = None,
-    attention: Annotated[str | None, typer.Option(help="eager, sdpa, flash_attention_2.")] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    attention: Attention = None,
 ) -> None:
     """Ask a question about images or videos and show what pruning kept and saved."""
     from foveate import zoo
@@ -71,14 +72,14 @@ def _split(inputs: list[str]) -> tuple[list[str], str]:
 def _opened(files: list[str], frames: int | None, fps: float | None) -> list[Any]:
     """The images; of a video its file, once it is sure that it can be read."""
     from foveate.data.images import open_image
-    from foveate.data.videos import FrameSampling, is_video, open_video
+    from foveate.data.videos import FrameSampling, check_video, is_video
     from foveate.errors import InputError
 
-    sampling = FrameSampling(frames, fps)
+    FrameSampling(frames, fps)
     if (frames or fps) and not any(map(is_video, files)):
         raise InputError("--frames and --fps are about videos, and none was given.")
     for file in filter(is_video, files):
-        open_video(file, sampling)
+        check_video(file)
     return [file if is_video(file) else open_image(file) for file in files]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from foveate.cli.options import Address, Attention, Cpus, Device, Dtype, Gpus, OnRay, check_ray, make_cluster
 from foveate.cli.show import harmless, make_progress
 
 if TYPE_CHECKING:
@@ -37,18 +38,17 @@ def batch(
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Compute parts again in which a row failed.")
     ] = False,
-    ray: Annotated[bool, typer.Option("--ray", help="Let actors of a Ray cluster answer.")] = False,
-    address: Annotated[str | None, typer.Option(help="Of a running cluster; default: one on this machine.")] = None,
+    ray: OnRay = False,
+    address: Address = None,
     actors: Annotated[int, typer.Option(min=1, help="With --ray: models at a time.")] = 1,
-    cpus: Annotated[float, typer.Option(min=0, help="With --ray: CPUs of each actor.")] = 1,
-    gpus: Annotated[float, typer.Option(min=0, help="With --ray: GPUs of each actor.")] = 0,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default: float32 on CPU.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto.")] = None,
-    attention: Annotated[str | None, typer.Option(help="eager, sdpa, flash_attention_2.")] = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
+    dtype: Dtype = None,
+    device: Device = None,
+    attention: Attention = None,
 ) -> None:
     """Ask a prompt about every row; answers and errors go to parquet files. Continues where it stopped."""
     from foveate import zoo
-    from foveate.errors import InputError
     from foveate.files.outputs import check_packages
     from foveate.specs.settings import one_setting
 
@@ -60,12 +60,11 @@ def batch(
         device, attention,
     )  # fmt: skip
     start: Callable[..., BatchDone] = run
+    check_ray(ray, address=address, actors=actors != 1, gpus=gpus)
     if ray:
-        from foveate.batch.distributed import Cluster, run_distributed
+        from foveate.batch.distributed import run_distributed
 
-        start = partial(run_distributed, cluster=Cluster(address, actors, cpus, gpus))
-    elif address or actors != 1 or gpus:
-        raise InputError("--address, --actors and --gpus are for --ray; add it, or leave them out.")
+        start = partial(run_distributed, cluster=make_cluster(address, cpus, gpus), actors=actors)
     with make_progress(elapsed=True) as progress:
         task = progress.add_task(f"{job.model} on {harmless(str(source))}", total=None)
         done = start(

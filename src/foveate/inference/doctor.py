@@ -70,7 +70,7 @@ def examine(config: Any) -> Findings:
             continue
         if found := [note for note in notes(family, method) if not note.startswith("received attention")]:
             otherwise[name] = "; ".join(found)
-    return Findings(family.name, layers(family), signal(family), tuple(family.token_ids), cannot, otherwise)
+    return Findings(family.name, layers(family), signal(family), family.modalities, cannot, otherwise)
 
 
 def of_checkpoint(path_or_id: str) -> Findings:

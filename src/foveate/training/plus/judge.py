@@ -84,7 +84,9 @@ class Judge:
         )
         if self.cache is not None:
             Path(self.cache).parent.mkdir(parents=True, exist_ok=True)
-        self._replies = sqlite3.connect(self.cache or ":memory:", check_same_thread=False)
+        self._replies = sqlite3.connect(  # other processes write to it too
+            self.cache or ":memory:", timeout=60.0, check_same_thread=False
+        )
         with self._replies:
             self._replies.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, score REAL, reply TEXT)")
 
