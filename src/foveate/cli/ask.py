@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from foveate.cli.compare import measure, table
+from foveate.cli.options import Attention, Device, Dtype
 
 
 def ask(
@@ -29,9 +30,9 @@ def ask(
     fps: Annotated[float | None, typer.Option(help="Or so many frames a second.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also run unpruned, side by side.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default: float32 on CPU.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto.")] = None,
-    attention: Annotated[str | None, typer.Option(help="eager, sdpa, flash_attention_2.")] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    attention: Attention = None,
 ) -> None:
     """Ask a question about images or videos and show what pruning kept and saved."""
     from foveate import zoo

@@ -15,9 +15,10 @@ from foveate.core.selection import Packed, resolve
 from foveate.core.view import View
 from foveate.engine.align import aligned
 from foveate.engine.alive import Alive, Block, before_method, held_now, with_tower
-from foveate.engine.cache import FoveatedCache, Kept, select_columns
+from foveate.engine.cache import FoveatedCache, Kept
 from foveate.engine.capture import AttentionCall
 from foveate.engine.deepstack import Deepstack
+from foveate.engine.earlier import EarlierLayers
 from foveate.engine.layer_masks import LayerMasks
 from foveate.engine.layout import Group, Layout
 from foveate.engine.masks import Later
@@ -73,6 +74,7 @@ class ForwardPass:
         self._reads = {k: family.info.reading_layer(k) for k, stage in self.stages.items() if stage.reads != "nothing"}
         self._heard: HeardLayer | None = None
         self._masks = LayerMasks(self)
+        self._earlier = EarlierLayers(self)
         self._aligned: dict[tuple[int, int], tuple[Any, Any]] = {}
 
     @property
@@ -135,7 +137,7 @@ class ForwardPass:
             self._heard = None
         if packed is not None and stage.compact_earlier and self.cache is not None:
             for earlier in range(layer):
-                self._compact(earlier)
+                self._earlier.compact(earlier)
         return packed
 
     def _view(self, stage: Stage, group: Group, rows: dict[int, RowState]) -> View:
@@ -259,25 +261,6 @@ class ForwardPass:
         return (index >= 0) & logical.gather(1, index.clamp(min=0))
 
     # -- bookkeeping -------------------------------------------------------------------------------------
-
-    def _compact(self, layer: int) -> None:
-        """Remove from an earlier layer's block the tokens that are no longer alive."""
-        cache = self.cache
-        assert cache is not None
-        if not cache.shrinks(layer):
-            return  # recurrent layers have no tokens, windows are bounded as they are
-        index, length, _ = self.entered[layer]
-        now = self.alive.index
-        assert now is not None
-        past = cache.physical_length(layer) - length
-        places = now.clamp(min=0) if index is None else torch.searchsorted(index.contiguous(), now.contiguous())
-        before = torch.arange(past, device=now.device).expand(now.shape[0], -1)
-        columns = torch.cat([before, past + places.clamp(max=length - 1)], dim=1)
-        valid = self.alive.valid
-        if valid is not None:
-            valid = torch.cat([torch.ones_like(before, dtype=torch.bool), valid], dim=1)
-        select_columns(cache, layer, columns, valid)
-        self.entered[layer] = Block(now, self.alive.length, valid is not None)
 
     def finish(self) -> None:
         """After the last layer: tell the cache what its layers hold."""

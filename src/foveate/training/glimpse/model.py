@@ -20,6 +20,7 @@ from foveate.training.glimpse.inputs import PromptBatch, prepare
 from foveate.training.glimpse.objectives import Objective, Shares, accuracies, decide, distilled, located, look
 from foveate.training.glimpse.passes import LanguageModel
 from foveate.training.glimpse.plans import Read
+from foveate.training.sharding import leave_alone
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class GlimpseForTraining(nn.Module):
         self.base = base.requires_grad_(False).eval()
         self.module = module
         self.objective = objective or Objective()
+        leave_alone(self, lambda name, _: not name.startswith("base."))
         head = base.get_output_embeddings()  # type: ignore[operator]
         if head is None:
             raise UnsupportedModelError(
