@@ -205,12 +205,16 @@ def test_fewer_rows_than_processes(settings: GlimpseSettings) -> None:
 def test_weights_in_the_dtype_of_their_file_are_mapped(base: Path) -> None:
     """Then processes of a machine share them."""
     file = str(base / "model.safetensors")
+
+    def mappings() -> int:
+        return Path("/proc/self/maps").read_text().count(file)
+
+    before = mappings()  # of models of other tests
     converted, _ = load_merged(str(base), "bfloat16")
-    del converted
-    assert file not in Path("/proc/self/maps").read_text()
-    model, _ = load_merged(str(base), "float32")
-    assert file in Path("/proc/self/maps").read_text()
-    assert next(model.parameters()).dtype == torch.float32
+    assert mappings() <= before
+    mapped, _ = load_merged(str(base), "float32")
+    assert mappings() > before
+    assert (next(converted.parameters()).dtype, next(mapped.parameters()).dtype) == (torch.bfloat16, torch.float32)
 
 
 def test_a_process_with_other_files_is_refused(settings: GlimpseSettings, tmp_path: Path) -> None:
