@@ -36,6 +36,7 @@ ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 PROGRAM = "import typer; from foveate.cli.train_glimpse import glimpse; typer.run(glimpse)"
 STEPS = FAST | {"max_steps": 2, "save_steps": 2, "logging_steps": 1}
 WITHOUT = {"le_dropout": 0.0}
+EVALUATED = ("eval_kept", "eval_recall", "eval_accuracy", "eval_accuracy_unpruned")
 BOTH = Objective(distillation=1.0, gate_temperature=0.0)  # nothing is drawn
 
 
@@ -129,17 +130,17 @@ def texts(folder: Path) -> dict[int, str]:
 @pytest.mark.parametrize("labelled", [False, True])
 def test_a_divided_base_trains_as_a_whole_one(settings: GlimpseSettings, tmp_path: Path, labelled: bool) -> None:
     """The base divided by FSDP2, from the answers on where there are none; files of uneven lengths."""
-    run = replace(settings, data=uneven(settings), objective=BOTH)
+    run = replace(settings, data=uneven(settings), objective=BOTH, eval_data=settings.data, eval_limit=3)
     if not labelled:
         run = replace(unlabelled(settings), objective=replace(DISTILL, gate_temperature=0.0))
     run, arguments = replace(run, module=WITHOUT), STEPS | {"optim": "sgd"}
     whole = replace(run, out=tmp_path / "whole", arguments=arguments | {"per_device_train_batch_size": 4})
-    train(whole)
+    expected = train(whole)
     again = {} if labelled else {"activation_checkpointing": True}
     divided = replace(run, out=tmp_path / "divided", arguments=arguments | again, shard=True)
 
-    def work() -> float:
-        """Share of the decoder layers' weights that this process holds."""
+    def work() -> tuple[float, dict[str, float]]:
+        """Share of the decoder layers' weights that this process holds, and its metrics."""
         held = list[float]()
 
         class Watched(GlimpseTrainer):
@@ -149,10 +150,14 @@ def test_a_divided_base_trains_as_a_whole_one(settings: GlimpseSettings, tmp_pat
                 super().__init__(model, *args, **named)
 
         runs.GlimpseTrainer, runs.fill_answers = Watched, partial(fill_answers, part=3, batch=2)
-        train(divided)
-        return held[0]
+        metrics = train(divided)
+        return held[0], {name: value for name, value in metrics.items() if name in EVALUATED}
 
-    assert sum(succeeded(forked(work))) == 1.0
+    results = succeeded(forked(work))
+    assert sum(share for share, _ in results) == 1.0
+    for _, metrics in results:
+        assert metrics == pytest.approx({name: expected[name] for name in metrics}, rel=1e-3, abs=1e-5)
+        assert len(metrics) == (len(EVALUATED) if labelled else 0)
     assert texts(whole.out) == texts(divided.out)
     assert len(texts(whole.out)) == (0 if labelled else 10)
     agree(whole.out, divided.out)
