@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import ast
-import inspect
 from collections.abc import Iterator
 from pathlib import Path
-
-import foveate
 
 HEAD = """\
 # When something is refused
@@ -40,7 +37,7 @@ def render() -> str:
 
 def errors() -> dict[str, list[tuple[str, tuple[str, ...], str]]]:
     """Module -> its error and warning classes, each with the names of its bases and its docstring."""
-    root = Path(inspect.getfile(foveate)).parent
+    root = Path(__file__).parents[1] / "src" / "foveate"
     files = sorted(root.rglob("*.py"), key=lambda path: (path != root / "errors.py", path))
     found = {path.relative_to(root).with_suffix("").as_posix(): list(_classes(path)) for path in files}
     return {module: kinds for module, kinds in found.items() if kinds}
@@ -55,7 +52,10 @@ def _classes(path: Path) -> Iterator[tuple[str, tuple[str, ...], str]]:
 
 def _rooms() -> Iterator[tuple[str, list[tuple[str, tuple[str, ...], str]]]]:
     for module, kinds in errors().items():
-        yield "Everywhere" if module == "errors" else f"`foveate.{module.replace('/', '.')}`", kinds
+        yield (
+            "Everywhere" if module == "errors" else f"`foveate.{module.replace('/', '.').removesuffix('.__init__')}`",
+            kinds,
+        )
 
 
 def _row(name: str, bases: tuple[str, ...], doc: str) -> str:

@@ -12,7 +12,12 @@ from tests.docs.commands import check, check_options, commands
 from tests.docs.running import ROOT, Reader
 from tests.docs.stand_ins import fill
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "recipes" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "recipes" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 SHORT = [page for page in PAGES if any(b.runs and not b.long for b in blocks(page))]
 LONG = [page for page in PAGES if any(b.runs and b.long for b in blocks(page))]
