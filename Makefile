@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo vllm-test test families docs docs-test lint bench load clean
+.PHONY: demo vllm-test ray-test test families docs docs-test lint bench load clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -33,7 +33,7 @@ test: $(VENV)/.dev
 
 # every model type: about 3 minutes of CPU time
 families: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 tests/families -m families $(ARGS)
+	$(BIN)/python -m pytest -n 2 tests/families tests/training -m families $(ARGS)
 
 # the site, in site/; the second target also runs the blocks of the docs that train, load or measure, and the notebooks
 docs: $(VENV)/.docs
@@ -66,5 +66,14 @@ load: $(VENV)/.dev
 vllm-test: .venv-vllm/.done
 	PYTHONPATH=tests/vllm/site .venv-vllm/bin/python -m pytest tests/vllm $(ARGS)
 
+# replicas and batches on a Ray cluster of this machine; Ray is no part of the other environment
+.venv-ray/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install -q -c constraints.txt -e '.[ray,json]' pytest pytest-timeout psutil hypothesis
+	@touch $@
+
+ray-test: .venv-ray/.done
+	.venv-ray/bin/python -m pytest tests/serve/test_replicas.py tests/batch/test_distributed.py $(ARGS)
+
 clean:
-	rm -rf $(VENV) .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) .venv-vllm .venv-ray .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

@@ -88,11 +88,16 @@ def unlabelled(folder: Path) -> Path:
 def state(out: Path, weights: str) -> str:
     """How far a run was when it was killed."""
     reached = last_checkpoint(out, weights) if out.exists() else None
-    unfinished = sorted(p.name for p in out.glob("checkpoint-*") if reached is None or p.name > reached.name)
+    last = -1 if reached is None else _step(reached)
+    unfinished = sorted(p.name for p in out.glob("checkpoint-*") if _step(p) > last)
     answers = len(list(out.glob("answers/part-*")))
     found = f"{answers} files of answers" if answers else "no answers"
     step = "no checkpoint" if reached is None else reached.name
     return f"{step}, {found}" + (f", unfinished: {', '.join(unfinished)}" if unfinished else "")
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def attempt(kind: Kind, out: Path, after: float | None) -> bool:

@@ -1,8 +1,8 @@
 """What `mkdocs` is told beyond its configuration: links from pages to files beside `docs/`.
 
-On GitHub a page links to `../src/...` and shows `../benchmarks/results/x.png`. On the site such a picture is copied, and
-such a link goes to the repository that `pyproject.toml` names (without one, the file is named only). A link to a file that
-there is not stops a strict build.
+On GitHub a page links to `../src/...` and shows `../benchmarks/results/x.png`. On the site such a picture is copied and
+such a link goes to the repository that `pyproject.toml` names (without one, the file is named only). A link to a file
+that there is not stops a strict build.
 """
 
 from __future__ import annotations

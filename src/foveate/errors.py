@@ -104,8 +104,13 @@ class DeviceError(FoveateError, ValueError):
 class ClusterError(FoveateError, RuntimeError):
     """A Ray cluster that does not answer or lacks room, or something that failed on it.
 
-    Remedy: look at the cluster (`ray status`), ask for fewer `--actors`, `--cpus` or `--gpus`, and give the command again.
+    Remedy: look at the cluster (`ray status`), ask for fewer `--actors`, `--cpus` or `--gpus`, and give the command
+    again.
     """
+
+
+class SchemaError(FoveateError, ValueError):
+    """A JSON schema that cannot be read, or that answers cannot be made to follow."""
 
 
 class OutputError(FoveateError, OSError):

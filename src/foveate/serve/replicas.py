@@ -23,6 +23,8 @@ from foveate.serve.job import ServeJob
 NAME = "foveate"
 REFUSALS = 64
 """Requests that a replica takes in beyond its places, to refuse them itself, with 429 and when to come back."""
+MOST_UNASSIGNED = 1024
+"""Requests that a proxy holds until a replica takes them; beyond that it answers 503."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def application(job: ServeJob, cluster: Cluster, scaling: Scaling) -> Any:
         serve.ingress(app)(Replica),
         name=NAME,
         max_ongoing_requests=options.rows + options.queue + REFUSALS,
-        max_queued_requests=options.rows + options.queue,
+        max_queued_requests=MOST_UNASSIGNED,
         graceful_shutdown_timeout_s=options.seconds + 2 * options.patience,
         graceful_shutdown_wait_loop_s=0.5,
         ray_actor_options=dict(cluster.share),

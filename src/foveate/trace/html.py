@@ -50,12 +50,13 @@ def _facts(trace: PrefillTrace) -> str:
 def _bars(trace: PrefillTrace) -> str:
     """How many tokens are alive in each layer, a bar each."""
     alive, height, width = trace.alive_per_layer(), 60, 10
-    bars = "".join(
-        f"<rect x='{number * width}' y='0' width='{width - 2}' height='{height}' fill='{FULL}'/>"
-        f"<rect x='{number * width}' y='{height - height * count / trace.visual_tokens:.1f}' width='{width - 2}' "
-        f"height='{height * count / trace.visual_tokens:.1f}' fill='{LEFT}'><title>layer {number}: {count}</title></rect>"
-        for number, count in enumerate(alive)
-    )
+    bars = ""
+    for number, count in enumerate(alive):
+        left = height * count / trace.visual_tokens
+        bar = f"<rect x='{number * width}' width='{width - 2}'"
+        bars += f"{bar} y='0' height='{height}' fill='{FULL}'/>"
+        bars += f"{bar} y='{height - left:.1f}' height='{left:.1f}' fill='{LEFT}'>"
+        bars += f"<title>layer {number}: {count}</title></rect>"
     label = f"Visual tokens alive in each of {trace.layers} layers: {', '.join(map(str, alive))}"
     size = f"viewBox='0 0 {width * max(1, len(alive))} {height}' style='max-width:100%;height:{height}px'"
     return f"<svg role='img' aria-label='{label}' {size}>{bars}</svg>"
