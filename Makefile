@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo vllm-test test families lint bench load clean
+.PHONY: demo vllm-test vllm-bench test families lint bench load clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -53,7 +53,10 @@ load: $(VENV)/.dev
 	@touch $@
 
 vllm-test: .venv-vllm/.done
-	PYTHONPATH=tests/vllm/site .venv-vllm/bin/python -m pytest tests/vllm $(ARGS)
+	PYTHONPATH=$(CURDIR)/tests/vllm/site .venv-vllm/bin/python -m pytest tests/vllm $(ARGS)
+
+vllm-bench: .venv-vllm/.done
+	PYTHONPATH=$(CURDIR)/tests/vllm/site .venv-vllm/bin/python -m benchmarks.vllm_serving $(ARGS)
 
 clean:
 	rm -rf $(VENV) .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
