@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo vllm-test ray-test test families lint bench load clean
+.PHONY: demo vllm-test ray-test test families docs docs-test lint bench load clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.cli
 
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -q -c constraints.txt -e '.[cli,docs]'
+	@touch $@ $(VENV)/.cli
+
 # make demo IMAGE=photo.jpg Q="What is the total?"
 demo: $(VENV)/.cli
 	$(BIN)/foveate demo --out demo.png $(if $(IMAGE),--image "$(IMAGE)") $(if $(Q),--question "$(Q)")
@@ -29,7 +33,14 @@ test: $(VENV)/.dev
 
 # every model type: about 3 minutes of CPU time
 families: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 tests/families -m families $(ARGS)
+	$(BIN)/python -m pytest -n 2 tests/families tests/training -m families $(ARGS)
+
+# the site, in site/; the second target also runs the blocks of the docs that train, load or measure, and the notebooks
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --strict
+
+docs-test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist load tests/docs -m "docs_long or not docs_long" $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

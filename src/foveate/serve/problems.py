@@ -22,6 +22,8 @@ KINDS = {
 class RequestError(FoveateError):
     """A request that is refused, or that failed.
 
+    Remedy: change the field that is named in `param`, or ask again after `Retry-After`.
+
     Args:
         message: for the client: what is wrong, where, and the remedy.
         status: HTTP status.
