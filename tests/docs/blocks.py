@@ -9,7 +9,9 @@ from pathlib import Path
 RUNS = ("python", "bash")
 """Languages of blocks that run; those of the others are data, output or drawings."""
 SHOWN = ("text", "toml", "yaml", "json", "jinja", "mermaid")
-FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w-]*)[^\n]*\n(?P<code>.*?)^(?P=indent)```\s*$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<language>[\w-]*)[^\n]*\n(?P<code>.*?)^(?P=indent)```\s*$", re.DOTALL | re.MULTILINE
+)
 COMMENT = re.compile(r"^<!--((?:(?!-->).)*)-->\n *\Z", re.DOTALL | re.MULTILINE)
 
 

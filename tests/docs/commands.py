@@ -70,7 +70,7 @@ def check_options(line: str) -> None:
             break
     command: Any = _app()
     while hasattr(command, "commands"):
-        assert words and words[0] in command.commands or words[:1] == ["--help"], f"{line}: no such command"
+        assert (words and words[0] in command.commands) or words[:1] == ["--help"], f"{line}: no such command"
         if words[0] == "--help":
             return
         command, words = command.commands[words[0]], words[1:]

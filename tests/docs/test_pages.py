@@ -12,7 +12,12 @@ from tests.docs.commands import check, check_options, commands
 from tests.docs.running import ROOT, Reader
 from tests.docs.stand_ins import fill
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "recipes" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "recipes" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 SHORT = [page for page in PAGES if any(b.runs and not b.long for b in blocks(page))]
 LONG = [page for page in PAGES if any(b.runs and b.long for b in blocks(page))]
@@ -100,7 +105,8 @@ def test_the_check_finds_what_is_not_there(line: str, message: str) -> None:
 def test_a_marker_is_read(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
-        "<!-- not run: needs a cluster -->\n```bash\na\n```\n<!-- long, background -->\n```bash\nb\n```\n```python\nc\n```\n"
+        "<!-- not run: needs a cluster -->\n```bash\na\n```\n"
+        "<!-- long, background -->\n```bash\nb\n```\n```python\nc\n```\n"
         "- x\n\n    ```text\n    d\n    ```\n"
     )
     first, second, third, fourth = blocks(page)
