@@ -35,8 +35,8 @@ def overlay(
     """The image with every token tinted by the stage that dropped it, and a legend below. An image in tiles is shown
     twice: tile by tile, and as the thumbnail that comes with them.
 
-    Tokens alive in the last layer are clear with a green frame; a merged token stands at its target. Tokens that have no
-    places (a resampler's) are only counted.
+    Tokens alive in the last layer are clear with a green frame; a merged token stands at its target. Tokens that have
+    no places (a resampler's) are only counted.
 
     Args:
         image: the picture that was asked about (any size).
