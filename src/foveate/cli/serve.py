@@ -59,7 +59,7 @@ def serve(
     )
     from foveate.serve.run import announce, server
     from foveate.serve.service import Service
-    from foveate.specs.choose import one_budget
+    from foveate.specs.grammar import one_budget
 
     sizes: dict[str, Any] = {"megabytes": max_megabytes, "megapixels": max_megapixels, "frames": max_frames}
     media = MediaOptions(tuple(image_domain), _folder(image_folder), image_private, max_images, **sizes)
@@ -83,7 +83,7 @@ def serve(
 
 def _range(text: str) -> tuple[float, float]:
     from foveate.errors import ConfigurationError
-    from foveate.specs.settings import parse_keeps
+    from foveate.specs.grammar import parse_keeps
 
     low, _, high = text.partition(":")
     try:
