@@ -14,6 +14,7 @@ from tests.families.tiny import (
     IMAGE,
     IMAGE_IDS,
     START,
+    VIDEO,
     Picture,
     add,
     noise,
@@ -69,7 +70,13 @@ def perceived(h: int, w: int, random: torch.Generator) -> Picture:
 
 
 add("fast_vlm", fast_vlm, square(16))
-add("perception_lm", perception_lm, perceived)
+
+
+def perceived_clip(h: int, w: int, random: torch.Generator) -> Picture:
+    return run(8, token=VIDEO), {"pixel_values_videos": noise(random, 1, 2, 3, 56, 56)}
+
+
+add("perception_lm", perception_lm, perceived, video=perceived_clip)
 
 
 def windows(h: int, w: int, random: torch.Generator) -> Picture:

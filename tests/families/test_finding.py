@@ -10,12 +10,14 @@ import torch
 from torch import nn
 from transformers import Blip2Config, LlamaConfig, LlamaForCausalLM, MllamaConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+import foveate
 import foveate.families as families
 from foveate.core import plugins
 from foveate.core.grid import ColumnGrid, Grid
 from foveate.core.tiles import arrangement, panels
-from foveate.errors import ConfigurationError, UnsupportedModelError
+from foveate.errors import ConfigurationError, InputError, UnsupportedModelError
 from foveate.families import adapt
 from foveate.families.base import Family
 from foveate.families.llava import Llava
@@ -23,8 +25,9 @@ from foveate.families.refusals import REFUSED
 from foveate.families.tables import ALWAYS_TESTED, TESTED
 from foveate.inference.doctor import examine
 from tests.families.test_types import FEW
-from tests.families.tiny import build
+from tests.families.tiny import IMAGE, VIDEO, build
 from tests.families.types import TABLE
+from tests.reference import Drop
 
 
 class Plugged(Family):
@@ -124,6 +127,29 @@ def test_what_is_said_to_be_tested_is() -> None:
     every_run = {TABLE[name].model_type for name in FEW}
     assert set(ALWAYS_TESTED) == every_run
     assert set(TESTED) == {entry.model_type for entry in TABLE.values()} - every_run
+
+
+def test_every_registered_type_is_tested_or_refused() -> None:
+    """A type that a new version of transformers brings belongs into one of the lists."""
+    known = {*ALWAYS_TESTED, *TESTED, *REFUSED}
+    assert sorted({*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES} - known) == []
+
+
+def test_refused_videos_are_refused_by_name() -> None:
+    entry, model = TABLE["kimi_k25"], build("kimi_k25")
+    inputs = entry.batch([[3, ("image", 2, 2), 4]])
+    inputs |= {"pixel_values_videos": inputs.pop("pixel_values"), "video_grid_thw": inputs.pop("image_grid_thw")}
+    inputs["input_ids"][inputs["input_ids"] == IMAGE] = VIDEO
+    with pytest.raises(UnsupportedModelError, match="kimi_k25.*averages the frames"), foveate.prune(model, Drop((0,))):
+        model(**inputs)
+    assert adapt(model).modalities == ("image",)
+
+
+def test_images_and_videos_on_one_token_are_asked_apart() -> None:
+    entry, model = TABLE["glm4v"], build("glm4v")
+    both = entry.batch([[3, ("image", 2, 2), 4]]) | entry.batch([[3, ("video", 2, 2), 4]])
+    with pytest.raises(InputError, match="same placeholder token"), foveate.prune(model, Drop((0,))):
+        model(**both)
 
 
 def test_tiles_lie_where_the_picture_has_them() -> None:

@@ -21,7 +21,7 @@ from tests.serve.live import body, scenes, wait_until
 
 
 @contextmanager
-def command(*more: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def command(*more: str, seconds: float = 120) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -43,7 +43,7 @@ def command(*more: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
             return False
 
     try:
-        wait_until(ready, 120)
+        wait_until(ready, seconds)
         yield address, process
     finally:
         process.kill()

@@ -21,6 +21,10 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+    LlavaNextProcessor,
     LlavaProcessor,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -40,7 +44,7 @@ from transformers import (
 from foveate import zoo
 
 IMAGE, START, END, VOCAB = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>", 576
-PLACEHOLDER = {"llava": IMAGE, "internvl": IMAGE}
+PLACEHOLDER = {"llava": IMAGE, "llava_next": IMAGE, "internvl": IMAGE}
 """What a prompt holds for an image; for the others it stands between two tokens."""
 
 TEXT: dict[str, Any] = {
@@ -77,6 +81,21 @@ def llava(tokenizer: Any) -> tuple[Any, Any]:
         image_token=IMAGE, num_additional_image_tokens=1,
     )  # fmt: skip
     return LlavaForConditionalGeneration(config), processor
+
+
+def llava_next(tokenizer: Any) -> tuple[Any, Any]:
+    tile, image = {"height": 56, "width": 56}, _ids(tokenizer)["image_token_id"]
+    pinpoints = [[56, 112], [112, 56], [112, 112]]
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(**CLIP), text_config=LlamaConfig(**TEXT), image_token_id=image,
+        image_token_index=image, image_seq_length=16, image_grid_pinpoints=pinpoints,
+    )  # fmt: skip
+    images = LlavaNextImageProcessor(size={"shortest_edge": 56}, crop_size=tile, image_grid_pinpoints=pinpoints)
+    processor = LlavaNextProcessor(
+        images, tokenizer, patch_size=14, vision_feature_select_strategy="default", image_token=IMAGE,
+        num_additional_image_tokens=1,
+    )  # fmt: skip
+    return LlavaNextForConditionalGeneration(config), processor
 
 
 def _patches(size: int) -> dict[str, Any]:
@@ -141,7 +160,7 @@ def internvl(tokenizer: Any) -> tuple[Any, Any]:
 
 
 MAKERS: dict[str, Callable[[Any], tuple[Any, Any]]] = {
-    maker.__name__: maker for maker in (llava, qwen2_vl, qwen2_5_vl, qwen3_vl, internvl)
+    maker.__name__: maker for maker in (llava, llava_next, qwen2_vl, qwen2_5_vl, qwen3_vl, internvl)
 }
 
 

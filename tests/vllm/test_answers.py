@@ -32,7 +32,7 @@ def running(folder: Path) -> Iterator[Engine]:
 
 def requests(family: str) -> list[Asked]:
     """No, one and two images of several shapes; the same image under several keeps."""
-    first, wide, tall = noise(120, 120), noise(150, 80, 1), noise(70, 140, 2)
+    first, wide, tall = noise(120, 120), noise(160, 80, 1), noise(70, 140, 2)
     question = "How many red circles are there in this picture, and which of them is the largest? "
     one, two = prompt(family, question, 1, " Answer: "), prompt(family, "A ", 1, " or B ", 1, "? " + question)
     return [

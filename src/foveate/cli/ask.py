@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from foveate.cli.compare import Column, measure, table
+from foveate.cli.options import Attention, Device, Dtype
 from foveate.cli.show import harmless
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ def ask(
     compare: Annotated[bool, typer.Option("--compare", help="Also run unpruned, side by side.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default: float32 on CPU.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto.")] = None,
-    attention: Annotated[str | None, typer.Option(help="eager, sdpa, flash_attention_2.")] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    attention: Attention = None,
 ) -> None:
     """Ask a question about images or videos and show what pruning kept and saved."""
     from foveate import zoo

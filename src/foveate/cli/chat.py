@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foveate.cli.ask import Model, Module, OneKeep, OneMethod, Url, show
+from foveate.cli.options import Attention, Device, Dtype
 from foveate.cli.show import harmless
 
 if TYPE_CHECKING:
@@ -36,9 +37,9 @@ def chat(
     module: Module = None,
     url: Url = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default: float32 on CPU.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto.")] = None,
-    attention: Annotated[str | None, typer.Option(help="eager, sdpa, flash_attention_2.")] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    attention: Attention = None,
 ) -> None:
     """Talk about images: several turns over one pruned cache, answers as they come. /help lists the commands."""
     from foveate import zoo

@@ -24,15 +24,15 @@ def opened(
         InputError: an address that may not be fetched, nothing on standard input, or frames of no video.
         ImageError, VideoError: what cannot be opened.
     """
-    from foveate.data.videos import FrameSampling, is_video, open_video
+    from foveate.data.videos import FrameSampling, check_video, is_video
     from foveate.errors import InputError
 
-    sampling = FrameSampling(frames, fps)
+    FrameSampling(frames, fps)
     found = [one for source in sources for one in _named(source)]
     if (frames or fps) and not any(map(is_video, found)):
         raise InputError("--frames and --fps are about videos, and none was given.")
     for file in filter(is_video, found):
-        open_video(file, sampling)
+        check_video(file)
     return [file if is_video(file) else _picture(file, urls) for file in found]
 
 

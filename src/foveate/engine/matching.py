@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cache
+from itertools import accumulate, islice, pairwise
 
 import torch
 from torch import Tensor
@@ -12,9 +13,9 @@ from torch import Tensor
 from foveate.core.grid import Grid
 from foveate.engine.call import Call
 from foveate.engine.layout import EncodedImage, TowerImage, assign
-from foveate.errors import InputError
+from foveate.errors import InputError, MissingTapError
 from foveate.families.base import Family
-from foveate.families.layout import ImageShape
+from foveate.families.layout import ImageShape, shape_of_runs
 
 
 @dataclass(frozen=True)
@@ -26,45 +27,92 @@ class _Pieces:
         source: which of the encoded ones it is (beams and several sequences repeat them).
         encoded: tokens of each encoded one.
         shapes: of each encoded one, where arguments tell.
+        features: each encoded one, where they were given ahead.
     """
 
     sizes: list[int]
     source: list[int]
     encoded: list[int]
     shapes: list[ImageShape] | None = None
+    features: list[Tensor] | None = None
+
+    def shape(self, family: Family, modality: str, number: int, grids: Sequence[Grid]) -> ImageShape:
+        """How the tokens of an encoded one lie.
+
+        Args:
+            grids: of the tower's images that made it, empty if unknown.
+        """
+        if self.shapes:
+            return self.shapes[number]
+        features = self.features[number] if self.features else None
+        return family.shape(modality, self.encoded[number], grids, features)
 
 
-def match_images(family: Family, call: Call, encoded: Sequence[TowerImage]) -> dict[str, list[EncodedImage]]:
+def match_images(family: Family, call: Call, calls: Sequence[Sequence[TowerImage]]) -> dict[str, list[EncodedImage]]:
     """The images of a call, per modality in the order of their placeholders.
 
     Sizes come from features that were computed ahead, else from the call's arguments, else from the tower, else from
     the runs of placeholders.
 
     Args:
-        encoded: what the tower encoded lately, in that order.
+        calls: what the tower encoded lately in each of its calls, in that order.
 
     Raises:
         InputError: features that do not fit what the tower encoded.
+        MissingTapError: several ways to tell which tiles were read for which image.
     """
+    encoded = [image for images in calls for image in images]
     pieces = {m: _pieces(family, m, call, encoded) for m in call.visual if m in call.given}
-    grids = [image.grid for image in encoded]
-    counts = {m: sum(family.tower_images(m, size, grids) for size in found.encoded) for m, found in pieces.items()}
-    total = sum(counts.values())
-    recent = list(encoded[len(encoded) - total :]) if total <= len(encoded) else []
+    shares = _shares(family, pieces, calls)
     result: dict[str, list[EncodedImage]] = {}
     for modality, found in pieces.items():
-        own, recent = recent[: counts[modality]], recent[counts[modality] :]
-        images = _encoded(family, modality, found, own)
+        images = _encoded(family, modality, found, shares[modality])
         own_images = [images[i] for i in found.source]
-        result[modality] = own_images
+        mask, video = call.visual[modality], modality == "video"
         if family.in_tiles(modality):
-            result[modality] = _joined(call.visual[modality], call.ids, own_images, modality == "video")
+            own_images = _joined(mask, call.ids, own_images, video)
+        elif any(image.shape.guessed for image in own_images):
+            own_images = _laid_out(mask, own_images, video)
+        result[modality] = own_images
+    return result
+
+
+def _shares(
+    family: Family, pieces: dict[str, _Pieces], calls: Sequence[Sequence[TowerImage]]
+) -> dict[str, list[list[TowerImage]]]:
+    """Per modality and encoded feature tensor the tower's images that made it; empty ones where nothing fits."""
+    encoded = [image for images in calls for image in images]
+    grids = [image.grid for image in encoded]
+    starts = set(accumulate((len(images) for images in calls), initial=0))
+    order = [(modality, n) for modality, found in pieces.items() for n in range(len(found.encoded))]
+    shapes = [pieces[modality].shape(family, modality, n, ()) for modality, n in order]
+
+    @cache
+    def ways(number: int, end: int) -> list[tuple[int, ...]]:
+        """How many of the images before `end` the first tensors may be made of, two ways at most of each kind."""
+        if number == 0:
+            return [(end,)]
+        counts = family.tower_counts(order[number - 1][0], shapes[number - 1], grids[:end])
+        found = [(*way, n) for n in counts if n <= end for way in ways(number - 1, end - n)]
+        return sorted(found, key=lambda way: way[0] not in starts)[:2]
+
+    found = ways(len(order), len(encoded))
+    if len(found) == 2 and found[1][0] in starts and any(image.taps for image in encoded):
+        raise MissingTapError(
+            f"Which tiles of '{family.name}' were read for which image cannot be told: {found[0][1:]} or "
+            f"{found[1][1:]} tiles would both fit. Ask about one image at a time, or use a method that needs no taps."
+        )
+    own = iter(encoded[found[0][0] :] if found else ())
+    counts = found[0][1:] if found else [0] * len(order)
+    result: dict[str, list[list[TowerImage]]] = {modality: [] for modality in pieces}
+    for (modality, _), n in zip(order, counts, strict=True):
+        result[modality].append(list(islice(own, n)))
     return result
 
 
 def _pieces(family: Family, modality: str, call: Call, encoded: Sequence[TowerImage]) -> _Pieces:
     mask = call.visual[modality]
-    total = int(mask.sum())
+    total = int(mask.numpy().sum())
     if modality in call.features:
         return _given_ahead(call, modality, mask, encoded)
     shapes = call.incoming.get(modality)
@@ -89,14 +137,14 @@ def _given_ahead(call: Call, modality: str, mask: Tensor, encoded: Sequence[Towe
     sizes = [len(feature) for feature in features]
     if len(order) < len(features):
         source = [order[id(feature)] for feature in features]
-        distinct = [len(features[source.index(number)]) for number in range(len(order))]
     elif encoded and len(features) > len(encoded) and len(features) % len(encoded) == 0:
         source = _copies(modality, mask, sizes, len(features) // len(encoded))
-        distinct = [sizes[source.index(number)] for number in range(max(source) + 1)]
     else:
-        source, distinct = list(range(len(features))), sizes
+        source = list(range(len(features)))
+    distinct = [features[source.index(number)] for number in range(max(source, default=-1) + 1)]
     fresh = call.fresh[modality]
-    return _Pieces([sizes[i] for i in fresh], [source[i] for i in fresh], distinct)
+    sizes_now, source_now = [sizes[i] for i in fresh], [source[i] for i in fresh]
+    return _Pieces(sizes_now, source_now, [len(feature) for feature in distinct], features=distinct)
 
 
 def _copies(modality: str, mask: Tensor, sizes: list[int], times: int) -> list[int]:
@@ -110,14 +158,14 @@ def _copies(modality: str, mask: Tensor, sizes: list[int], times: int) -> list[i
     return source
 
 
-def _encoded(family: Family, modality: str, found: _Pieces, own: Sequence[TowerImage]) -> list[EncodedImage]:
+def _encoded(
+    family: Family, modality: str, found: _Pieces, shares: Sequence[Sequence[TowerImage]]
+) -> list[EncodedImage]:
     """What the tower encoded, as images in the language model."""
-    result, start = [], 0
-    for number, size in enumerate(found.encoded):
-        tiles = own[start : start + family.tower_images(modality, size, [tile.grid for tile in own])]
-        start += len(tiles)
+    result = []
+    for number, (size, tiles) in enumerate(zip(found.encoded, shares, strict=True)):
         grids = [tile.grid for tile in tiles]
-        shape = found.shapes[number] if found.shapes else family.shape(modality, size, grids)
+        shape = found.shape(family, modality, number, grids)
         if shape.size != size:
             raise InputError(
                 f"An image of {shape.size} visual tokens arrived with {size} {modality} features. "
@@ -130,6 +178,17 @@ def _encoded(family: Family, modality: str, found: _Pieces, own: Sequence[TowerI
         left = tiles[0].left if len(tiles) == 1 else None  # no tower that takes tiles can be pruned
         result.append(EncodedImage(shape, taps, left=left))
     return result
+
+
+def _laid_out(mask: Tensor, images: Sequence[EncodedImage], frames: bool) -> list[EncodedImage]:
+    """Images of which only the size is known as their runs of placeholders show them."""
+    found = list(images)
+    for row, own in enumerate(assign("image", mask, [image.size for image in images])):
+        columns = mask[row].nonzero().squeeze(1).split([images[number].size for number in own])
+        for number, places in zip(own, columns, strict=True):
+            if images[number].shape.guessed and not images[number].taps:
+                found[number] = EncodedImage(shape_of_runs(places.tolist(), frames), {})
+    return found
 
 
 def _joined(mask: Tensor, ids: Tensor | None, pieces: Sequence[EncodedImage], frames: bool) -> list[EncodedImage]:

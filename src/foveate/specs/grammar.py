@@ -78,7 +78,8 @@ def split(text: str, separator: str, most: int = -1) -> list[str]:
     Raises:
         ConfigurationError: a quote or bracket that is not closed.
     """
-    parts, awaited, start = [], "", 0
+    parts: list[str] = []
+    awaited, start = "", 0
     blank = _QUOTED.sub(lambda found: " " * len(found[0]), text)
     for place, character in enumerate(blank):
         if character == '"':

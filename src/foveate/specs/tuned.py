@@ -18,7 +18,10 @@ FORMAT = "foveate.tuned/1"
 
 
 class TunedFileError(FoveateError, ValueError):
-    """A foveate.json that cannot be used."""
+    """A foveate.json that cannot be used.
+
+    Remedy: write it again with `foveate tune --write foveate.json`; it is not meant to be edited.
+    """
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ def overlay(
     """The image with every token tinted by the stage that dropped it, and a legend below. An image in tiles is shown
     twice: tile by tile, and as the thumbnail that comes with them.
 
-    Tokens alive in the last layer are clear with a green frame; a merged token stands at its target.
+    Tokens alive in the last layer are clear with a green frame; a merged token stands at its target. Tokens that have no
+    places (a resampler's) are only counted.
 
     Args:
         image: the picture that was asked about (any size).
@@ -52,7 +53,7 @@ def overlay(
     starts = [sum(grid.size for grid in group.grids[:number]) for number in range(len(group.grids))]
     grids, dropped = [group.grids[number] for number in numbers], dropped_at(group)
     layers = [step.layer for step in group.steps]
-    covers = panels(grids, image.width, image.height)
+    covers = panels(grids, image.width, image.height) if all(grid.placed for grid in grids) else [[]]
     plain = _readable(image, len(covers))
     canvases = []
     for panel in covers:
@@ -63,6 +64,8 @@ def overlay(
         canvases.append(canvas)
     first, total = starts[numbers[0]], sum(grid.size for grid in grids)
     counts = [int((dropped[first : first + total] == s).sum()) for s in range(len(layers) + 1)]
+    if not all(grid.placed for grid in grids):
+        last += " (tokens without places in the picture)"
     return with_legend(_beside(canvases), layers, counts, last)
 
 

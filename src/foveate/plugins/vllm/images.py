@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,25 +54,19 @@ class Images:
         if inputs.get(TILES) is None:
             return []
         grid = self.tower_grids(inputs)[0]
-        return [ImageShape((grid,) * int(tiles)) for tiles in inputs[TILES].flatten()]
+        return [ImageShape((grid,) * tiles, tiles=tiles) for tiles in inputs[TILES].flatten().tolist()]
 
-    def encoded(self, inputs: Mapping[str, Any]) -> list[int]:
-        """How many images (or tiles) the tower is given for every image, padding tiles included."""
-        pixels, counts = inputs.get(PIXELS), inputs.get(TILES)
-        if counts is not None:
-            return [int(count) for count in counts.flatten()]
-        if isinstance(pixels, Tensor) and pixels.dim() == 5:
-            return [pixels.shape[1]] * pixels.shape[0]
-        if isinstance(pixels, list | tuple):
-            return [len(one) if one.dim() == 4 else 1 for one in pixels]
-        return [1] * len(self.tower_grids(inputs))
+    def unpadded(self, inputs: Mapping[str, Any], shapes: Sequence[ImageShape]) -> Any:
+        """Pixels of every image without the empty tiles that make all of a prompt equally many."""
+        pixels = inputs[PIXELS]
+        return [own[: shape.tiles] for own, shape in zip(pixels, shapes, strict=True)] if _in_stacks(pixels) else pixels
 
     def tower_grids(self, inputs: Mapping[str, Any]) -> list[Grid]:
         """Grids of all images (or tiles) in one call of the tower."""
         pixels = inputs.get(PIXELS)
         if isinstance(pixels, list | tuple):
             pixels = torch.cat([one if one.dim() == 4 else one[None] for one in pixels])
-        if isinstance(pixels, Tensor) and pixels.dim() == 5:
+        if _in_stacks(pixels):
             pixels = pixels.flatten(0, 1)
         return self.family.tower_grids((), {PIXELS: pixels, GRIDS: inputs.get(GRIDS)})
 
@@ -95,3 +89,8 @@ class Images:
 def is_one_axis(config: Any) -> bool:
     """Whether positions of a model's language model are plain numbers."""
     return "mrope_section" not in (getattr(config.get_text_config(), "rope_parameters", None) or {})
+
+
+def _in_stacks(pixels: Any) -> bool:
+    """Whether every image brings a stack of tiles."""
+    return isinstance(pixels, Tensor) and pixels.dim() == 5

@@ -35,20 +35,17 @@ class PrunedModel(_Stock):
 
     Class attributes:
         supports_mrope: tells vLLM to ask for positions.
-        tower_name: attribute that holds the vision tower.
     """
 
     supports_mrope: ClassVar[bool] = True
-    tower_name: ClassVar[str]
     config: Any
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.plan = plan_of(vllm_config.model_config)
         self.carries_positions = bool(vllm_config.model_config.uses_mrope)
-        self.tower = Tower(
-            getattr(self, self.tower_name), self.plan.images.family, self.plan.settings.method.taps(self.plan.info)
-        )
+        stock = getattr(self, self.get_mm_mapping().tower_model[0].rstrip("."))
+        self.tower = Tower(stock, self.plan.images.family, self.plan.settings.method.taps(self.plan.info))
         # read by captured graphs, so it is one tensor for ever
         most = vllm_config.scheduler_config.max_num_batched_tokens
         device = vllm_config.device_config.device
@@ -61,13 +58,13 @@ class PrunedModel(_Stock):
         if kept is None:
             raise InputError("This server prunes images, which must come as pictures, not as embeddings.")
         images = self.plan.images
-        shapes, grids, counts = images.shapes(kwargs), images.tower_grids(kwargs), images.encoded(kwargs)
+        shapes, grids = images.shapes(kwargs), images.tower_grids(kwargs)
         with self.tower.reading(grids):
             features = super().embed_multimodal(**kwargs)
         tiles = list(zip(grids, self.tower.values(grids), strict=True))
         found = []
-        for number, (shape, own, count) in enumerate(zip(shapes, features, counts, strict=True)):
-            mine, tiles = tiles[:count], tiles[count:]
+        for number, (shape, own) in enumerate(zip(shapes, features, strict=True)):
+            mine, tiles = tiles[: shape.tiles], tiles[shape.tiles :]
             keep = float(share.flatten()[number])
             taps = _joined(images.family, shape, mine)
             selection = self.plan.select(shape, own[:, : self._width], taps, None if math.isnan(keep) else keep)

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from vllm.multimodal.inputs import MultiModalFieldConfig
-from vllm.multimodal.processing import PromptReplacement, PromptUpdate, PromptUpdateDetails
+from vllm.multimodal.processing import BaseProcessingInfo, PromptReplacement, PromptUpdate, PromptUpdateDetails
 
-from foveate.plugins.vllm.images import Images
+from foveate.plugins.vllm.images import PIXELS, Images
 from foveate.plugins.vllm.plan import PruningPlan
 from foveate.plugins.vllm.settings import KEEP, NAME, SALT, Settings
 
@@ -47,6 +47,11 @@ class PrunedInfo:
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         return {"image": None}
 
+    def get_supported_mm_processor_kwargs(self) -> dict[str, set[str]]:
+        """Without a model's own additions, which are for videos."""
+        found: dict[str, set[str]] = BaseProcessingInfo.get_supported_mm_processor_kwargs(self)
+        return found
+
     def get_hf_processor(self, **kwargs: object) -> Any:
         return super().get_hf_processor(**without_ours(kwargs))  # type: ignore[misc]
 
@@ -79,6 +84,7 @@ class PrunedProcessor:
         keep = plan.settings.asked(hf_processor_mm_kwargs)
         shapes = plan.images.shapes(hf_inputs)
         if shapes:
+            hf_inputs[PIXELS] = plan.images.unpadded(hf_inputs, shapes)
             hf_inputs[KEPT] = torch.tensor([plan.kept(shape, keep) for shape in shapes])
             hf_inputs[EXTENT] = torch.tensor([plan.images.extent(shape) for shape in shapes])
             hf_inputs[SHARE] = torch.full((len(shapes),), float("nan") if keep is None else keep, dtype=torch.float64)

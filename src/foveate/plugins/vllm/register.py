@@ -11,6 +11,7 @@ from foveate.plugins.vllm.settings import NAME
 
 CLASSES = {
     "LlavaForConditionalGeneration": "PrunedLlava",
+    "LlavaNextForConditionalGeneration": "PrunedLlavaNext",
     "Qwen2VLForConditionalGeneration": "PrunedQwen2VL",
     "Qwen2_5_VLForConditionalGeneration": "PrunedQwen25VL",
     "Qwen3VLForConditionalGeneration": "PrunedQwen3VL",

@@ -102,6 +102,11 @@ def check(method: Method, info: ModelInfo, one_axis: bool) -> None:
             f"{method.name} selects inside the language model (before layers {layers}), which vLLM cannot run; use a "
             "method that prunes before it, such as visionzip, or `foveate serve`."
         )
+    if method.tower_stages(info):
+        raise ConfigurationError(
+            f"{method.name} drops tokens inside the vision tower, which vLLM cannot run; use a method that prunes behind "
+            "it, such as visionzip, or `foveate serve`."
+        )
     if method.positions == "index" or (method.positions == "contiguous" and not one_axis):
         raise ConfigurationError(
             f"{method.name}: positions={method.positions!r} cannot be had on '{info.family}' in vLLM; use "
