@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,7 @@ class Dialogue:
     _ids: list[int] = field(default_factory=list, repr=False)
     _cache: FoveatedCache | None = field(default=None, repr=False)
 
-    def say(self, text: str, images: Sequence[Any] = ()) -> Iterator[str]:
+    def say(self, text: str, images: Sequence[Any] = ()) -> Generator[str, None, None]:
         """The answer to one more turn, piece by piece; `answer` when they have all come. Closing it stops the model.
 
         Args:
@@ -72,7 +72,7 @@ class Dialogue:
         tensors = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
         return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
 
-    def _pieces(self, said: list[Message], inputs: dict[str, Tensor]) -> Iterator[str]:
+    def _pieces(self, said: list[Message], inputs: dict[str, Tensor]) -> Generator[str, None, None]:
         prompt = inputs["input_ids"][0].tolist()
         cache = self._cache = self._shared(prompt)
         self._ids = prompt
