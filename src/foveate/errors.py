@@ -102,7 +102,11 @@ class DeviceError(FoveateError, ValueError):
 
 
 class ClusterError(FoveateError, RuntimeError):
-    """A Ray cluster that does not answer or lacks room, or something that failed on it."""
+    """A Ray cluster that does not answer or lacks room, or something that failed on it.
+
+    Remedy: look at the cluster (`ray status`), ask for fewer `--actors`, `--cpus` or `--gpus`, and give the command
+    again.
+    """
 
 
 class SchemaError(FoveateError, ValueError):

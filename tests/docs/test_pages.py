@@ -105,7 +105,8 @@ def test_the_check_finds_what_is_not_there(line: str, message: str) -> None:
 def test_a_marker_is_read(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
-        "<!-- not run: needs a cluster -->\n```bash\na\n```\n<!-- long, background -->\n```bash\nb\n```\n```python\nc\n```\n"
+        "<!-- not run: needs a cluster -->\n```bash\na\n```\n"
+        "<!-- long, background -->\n```bash\nb\n```\n```python\nc\n```\n"
         "- x\n\n    ```text\n    d\n    ```\n"
     )
     first, second, third, fourth = blocks(page)

@@ -71,7 +71,11 @@ def attach(
     """Put a method in force until `detach`, for every thread: the form for servers.
 
     Args:
-        model, method, keep, full_length, parameters: as in `prune`.
+        model: as in `prune`.
+        method: as in `prune`.
+        keep: as in `prune`.
+        full_length: as in `prune`.
+        parameters: as in `prune`.
 
     Returns:
         A handle; its `trace` holds the latest prefill of the current thread.

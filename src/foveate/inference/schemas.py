@@ -6,7 +6,7 @@ Which tokens may follow is llguidance's to say; here its answers meet logits.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,10 +26,12 @@ class JsonRow:
 
     Args:
         matcher: llguidance's, in its first state; used up.
+        ends: tokens that end an answer.
     """
 
-    def __init__(self, matcher: Any) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: Any, ends: Sequence[int]) -> None:
+        self._matcher, self._ends = matcher, list(ends)
+        self._ended = False
 
     def allow(self, scores: Tensor) -> Tensor:
         """Scores `[V]` with minus infinity for tokens that must not come next; unchanged once the answer has ended.
@@ -37,19 +39,23 @@ class JsonRow:
         Raises:
             SchemaError: the schema needs more work than llguidance does for one token.
         """
-        if self._matcher.is_stopped() and not self._matcher.is_error():
+        if self._ended:
             return scores
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        allowed = torch.zeros(len(scores), dtype=torch.bool)
+        if self._matcher.is_stopped() and not self._matcher.is_error():  # the document is whole
+            allowed[self._ends] = True
+        else:
+            bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+            known = torch.from_numpy(np.unpackbits(bits, bitorder="little")[: len(scores)].astype(bool))
+            allowed[: len(known)] = known
         if self._matcher.is_error():
             raise SchemaError(f"The schema cannot be followed: {_first(self._matcher.get_error())}")
-        allowed = torch.zeros(len(scores), dtype=torch.bool)
-        known = torch.from_numpy(np.unpackbits(bits, bitorder="little")[: len(scores)].astype(bool))
-        allowed[: len(known)] = known
         return scores.masked_fill(~allowed.to(scores.device), float("-inf"))
 
     def take(self, token: int) -> None:
         """This token was chosen."""
-        if not self._matcher.is_stopped():
+        self._ended = self._ended or token in self._ends
+        if not self._ended and not self._matcher.is_stopped():
             self._matcher.consume_token(token)
 
 
@@ -58,21 +64,22 @@ class JsonSchema:
 
     Args:
         matcher: llguidance's, in its first state.
+        ends: tokens that end an answer.
     """
 
-    def __init__(self, matcher: Any) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: Any, ends: Sequence[int]) -> None:
+        self._matcher, self._ends = matcher, tuple(ends)
 
     def row(self) -> JsonRow:
         """For one answer."""
-        return JsonRow(self._matcher.deep_copy())
+        return JsonRow(self._matcher.deep_copy(), self._ends)
 
     def processor(self) -> LogitsProcessor:
         """For one call of `generate`, without beams."""
-        return _Rows(self)
+        return _SchemaProcessor(self)
 
 
-class _Rows(LogitsProcessor):
+class _SchemaProcessor(LogitsProcessor):
     """The rows of one call of `generate`."""
 
     def __init__(self, schema: JsonSchema) -> None:
@@ -105,8 +112,9 @@ class SchemaCompiler:
             from llguidance import hf
         except ImportError as error:
             raise MissingExtraError("Answers by a JSON schema need llguidance: pip install 'foveate[json]'.") from error
+        self._ends = sorted(ends)
         try:
-            self._tokenizer = hf.from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=sorted(ends))
+            self._tokenizer = hf.from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=self._ends)
         except ValueError as error:
             raise SchemaError(f"This model's tokenizer does not work with JSON schemas: {error}") from error
 
@@ -138,7 +146,7 @@ class SchemaCompiler:
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
             raise SchemaError(f"The schema cannot be followed: {_first(matcher.get_error())}")
-        return JsonSchema(matcher)
+        return JsonSchema(matcher, self._ends)
 
 
 def read_schema(text: str) -> Mapping[str, Any]:

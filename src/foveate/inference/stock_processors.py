@@ -41,7 +41,7 @@ def without_videos(source: str, model_type: str, images: Any, tokenizer: Any, te
     if kind is None:
         return None
 
-    class WithoutVideos(kind):  # type: ignore[misc]
+    class WithoutVideos(kind):
         """Takes None for a part."""
 
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
