@@ -25,7 +25,7 @@ def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
     port = free_port()
-    server = block("bash", "MODEL=").replace("vllm serve", f"exec vllm serve --port {port}")
+    server = block("bash", "MODEL=").replace("vllm serve $MODEL", f"exec vllm serve $MODEL --port {port}")
     client = block("python", "openai").replace("localhost:8000", f"localhost:{port}")
     with started(["bash", "-c", server], port) as address:
         names: dict[str, object] = {}
