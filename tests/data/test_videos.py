@@ -14,7 +14,7 @@ from PIL import Image
 from foveate.data import decoding
 from foveate.data.reading import read_rows
 from foveate.data.rows import Rules
-from foveate.data.videos import Clip, FrameSampling, open_video
+from foveate.data.videos import Clip, FrameSampling, check_video, is_video, open_video
 from foveate.errors import ConfigurationError, DataError, MissingExtraError, VideoError
 from tests.clips import shade, write_clip, write_sound
 
@@ -163,3 +163,23 @@ def test_rows_that_cannot_be_used(row: dict, words: str, clip: Path) -> None:
     table.write_text(json.dumps({"question": "What?", "answer": "a"} | row) + "\n")
     with pytest.raises(DataError, match=words):
         read_rows(table, QUESTIONS)[0].load_media()
+
+
+def test_a_transport_stream_is_told_from_typescript(tmp_path: Path) -> None:
+    """Both end in `.ts`."""
+    stream = write_clip(tmp_path / "a.ts", codec="mpeg2video")
+    (tmp_path / "b.ts").write_text("G" * 188 + "export const length = 1;", encoding="utf-8")
+    assert is_video(stream)
+    assert is_video("a.ts", tmp_path)
+    assert not is_video(tmp_path / "b.ts")
+    assert not is_video("a.ts")
+
+
+def test_a_check_decodes_one_frame(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    read = decoding._frames
+    monkeypatch.setattr(decoding, "_frames", lambda c, s, wanted, *a: decoded.append(wanted) or read(c, s, wanted, *a))
+    check_video(clip)
+    assert decoded == [[0]]
+    with pytest.raises(VideoError, match="no video file"):
+        check_video("missing.mp4")

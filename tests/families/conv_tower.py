@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ class ConvTower(nn.Module):
         super().__init__()
         self.config, self.flat = config, flat
         self.conv = nn.Conv2d(3, WIDTH, 14, 14)
+        self.timm_model = SimpleNamespace(patch_embed=SimpleNamespace(patch_size=(14, 14)))
 
     def forward(self, pixel_values: Tensor, **unused: Any) -> BaseModelOutputWithPooling:
         hidden = self.conv(pixel_values)

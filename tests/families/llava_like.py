@@ -34,10 +34,12 @@ QWEN3 = {"model_type": "qwen3", **text(head_dim=16)}
 
 
 def tiles(h: int, w: int, random: torch.Generator) -> Picture:
-    """An image of 112 x 90 pixels: a thumbnail and 2 x 2 tiles, unpadded, a newline behind every row."""
-    size = (112, 90)
-    _, rows, columns = unpad_image(torch.zeros(1, 8, 8), size).shape
+    """An image of 112 x 90 pixels, or one of 50 x 112 if it is wide: a thumbnail and 2 x 2 or 1 x 2 tiles, unpadded, a
+    newline behind every row; padding behind the tiles of the second."""
+    size, down = ((50, 112), 1) if w > h else ((112, 90), 2)
+    _, rows, columns = unpad_image(torch.zeros(1, 4 * down, 8), size).shape
     pixels = noise(random, 1, 5, 3, 56, 56)
+    pixels[:, 2 * down + 1 :] = 0
     return run(16 + rows * (columns + 1)), {"pixel_values": pixels, "image_sizes": torch.tensor([size])}
 
 
@@ -49,7 +51,7 @@ def frames(tokens: int, number: int = 2) -> object:
 
 
 LLAVA = {"vision_config": CLIP, "text_config": LLAMA, **IMAGE_IDS, "image_seq_length": 16}
-NEXT = {**LLAVA, "image_grid_pinpoints": [[112, 112]]}
+NEXT = {**LLAVA, "image_grid_pinpoints": [[112, 112], [56, 112]]}
 add("llava", LLAVA, square(16))
 add("vipllava", {**LLAVA, "vision_feature_layers": [-2, -1]}, square(16))
 add("llava_next", NEXT, tiles)
@@ -57,8 +59,8 @@ add("llava_next_video", {**NEXT, **VIDEO_IDS, "spatial_pool_stride": 2}, tiles, 
 add(
     "llava_onevision",
     {
-        "vision_config": SIGLIP, "text_config": QWEN2, **IMAGE_IDS, **VIDEO_IDS, "image_grid_pinpoints": [[112, 112]],
-        "vision_feature_layer": -1,
+        "vision_config": SIGLIP, "text_config": QWEN2, **IMAGE_IDS, **VIDEO_IDS,
+        "image_grid_pinpoints": [[112, 112], [56, 112]], "vision_feature_layer": -1,
     },
     tiles, video=frames(2 * 4 + 1),
 )  # fmt: skip
@@ -92,15 +94,13 @@ add(
     intern_tiles,
 )  # fmt: skip
 add("qianfan_ocr", {"vision_config": INTERN, "text_config": QWEN3, "image_token_id": IMAGE}, square(16, 112))
-add(
-    "gemma3",
-    {
-        "vision_config": SIGLIP,
-        "text_config": text(head_dim=16, sliding_window=8, layer_types=SLIDING, query_pre_attn_scalar=16),
-        **IMAGE_IDS, "boi_token_index": START, "eoi_token_index": END, "mm_tokens_per_image": 16,
-    },
-    square(16), token_types="token_type_ids",
-)  # fmt: skip
+GEMMA3 = {
+    "vision_config": SIGLIP,
+    "text_config": text(head_dim=16, sliding_window=8, layer_types=SLIDING, query_pre_attn_scalar=16),
+    **IMAGE_IDS, "boi_token_index": START, "eoi_token_index": END, "mm_tokens_per_image": 16,
+}  # fmt: skip
+for name in ("gemma3", "shieldgemma2"):
+    add(name, GEMMA3, square(16), token_types="token_type_ids")
 add(
     "paligemma",
     {
@@ -211,6 +211,33 @@ SAM = {
     "patch_size": 16, "mlp_dim": 32, "window_size": 4, "global_attn_indexes": [1],
 }  # fmt: skip
 add("got_ocr2", {"vision_config": SAM, "text_config": QWEN2, **IMAGE_IDS, "image_seq_length": 4}, square(4, 128))
+add("pp_chart2table", {"vision_config": SAM, "text_config": QWEN2, **IMAGE_IDS, "image_seq_length": 4}, square(4, 128))
+
+
+def queries(h: int, w: int, random: torch.Generator) -> Picture:
+    """A tile and the whole picture, 144 queries each, and a separator."""
+    pixels = {"pixel_values": noise(random, 1, 3, 128, 128), "pixel_values_local": noise(random, 1, 3, 128, 128)}
+    return run(2 * 144 + 1), {**pixels, "num_local_patches": torch.tensor([1])}
+
+
+add(
+    "deepseek_ocr2",
+    {
+        "vision_config": {
+            "sam_config": {**SAM, "downsample_channels": [24, 32]},
+            "encoder_config": {
+                "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+                "num_key_value_heads": 2, "vocab_size": 8,
+            },
+        },
+        "text_config": text(
+            n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, n_shared_experts=1,
+            mlp_layer_types=["dense"] + ["sparse"] * 5, max_position_embeddings=2048,
+        ),
+        "image_token_id": IMAGE,
+    },
+    queries,
+)  # fmt: skip
 add(
     "deepseek_vl",
     {"vision_config": {**SIGLIP, "vision_use_head": False}, "text_config": LLAMA, "image_token_id": IMAGE}, square(16),

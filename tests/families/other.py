@@ -15,6 +15,7 @@ from tests.families.tiny import (
     IMAGE,
     IMAGE_IDS,
     START,
+    VIDEO,
     VOCAB,
     Picture,
     add,
@@ -74,6 +75,17 @@ def gemma4(h: int, w: int, random: torch.Generator) -> Picture:
     return run(16), {"pixel_values": noise(random, 1, 64, 588), "image_position_ids": places}
 
 
+def gemma4_clip(h: int, w: int, random: torch.Generator) -> Picture:
+    """Two frames of `h` by `w` tokens, each in a run of its own, filled up to the largest size."""
+    places = torch.stack(torch.meshgrid(torch.arange(2 * w), torch.arange(2 * h), indexing="xy"), -1).reshape(-1, 2)
+    places = F.pad(places, (0, 0, 0, 64 - len(places)), value=-1)
+    ids = [t for frame in range(2) for t in (30 + frame, *run(h * w, token=VIDEO))]
+    return ids, {
+        "pixel_values_videos": noise(random, 2, 64, 588), "video_position_ids": places.expand(2, -1, -1),
+        "num_frames_per_video": torch.tensor([2]),
+    }  # fmt: skip
+
+
 add(
     "gemma4",
     {
@@ -88,7 +100,35 @@ add(
         ),
         "audio_config": None, **BOTH_IDS, "audio_token_id": AUDIO, "boi_token_id": START, "eoi_token_id": END,
     },
-    gemma4, token_types="mm_token_type_ids",
+    gemma4, video=gemma4_clip, token_types="mm_token_type_ids",
+)  # fmt: skip
+
+
+def unified(h: int, w: int, random: torch.Generator) -> Picture:
+    """Patches of a token's size with their places, filled up."""
+    places = torch.stack(torch.meshgrid(torch.arange(w), torch.arange(h), indexing="xy"), -1).reshape(1, -1, 2)
+    places = F.pad(places, (0, 0, 0, 16 - h * w), value=-1)
+    return run(h * w), {"pixel_values": noise(random, 1, 16, 2352), "image_position_ids": places}
+
+
+def unified_clip(h: int, w: int, random: torch.Generator) -> Picture:
+    _, tensors = unified(h, w, random)
+    ids = [t for frame in range(2) for t in (30 + frame, *run(h * w, token=VIDEO))]
+    return ids, {
+        "pixel_values_videos": noise(random, 2, 16, 2352),
+        "video_position_ids": tensors["image_position_ids"].expand(2, -1, -1),
+        "num_frames_per_video": torch.tensor([2]),
+    }
+
+
+add(
+    "gemma4_unified",
+    {
+        "vision_config": {"patch_size": 14, "pooling_kernel_size": 2, "mm_embed_dim": 64, "mm_posemb_size": 16},
+        "text_config": text(head_dim=16, global_head_dim=16, sliding_window=8, layer_types=ALTERNATE),
+        "audio_config": None, **BOTH_IDS, "audio_token_id": AUDIO, "boi_token_id": START, "eoi_token_id": END,
+    },
+    unified, video=unified_clip, token_types="mm_token_type_ids",
 )  # fmt: skip
 
 
@@ -142,6 +182,28 @@ add(
 )  # fmt: skip
 
 
+def emu(h: int, w: int, random: torch.Generator) -> Picture:
+    """Words for 4 x 4 pixels each, one for the end of a line behind every row."""
+    pixels = F.pad(noise(random, 1, 3, 4 * h, 4 * w), (0, 16 - 4 * w, 0, 16 - 4 * h))
+    return run(h * (w + 1)), {"pixel_values": pixels, "image_sizes": torch.tensor([[4 * h, 4 * w]])}
+
+
+WORDS = {f"<|visual token {i:06d}|>": 60 + i for i in range(16)}
+add(
+    "emu3",
+    {
+        "text_config": text(),
+        "vq_config": {
+            "codebook_size": 16, "embed_dim": 4, "latent_channels": 4, "base_channels": 32,
+            "channel_multiplier": [1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "hidden_size": 32,
+            "temporal_downsample_factor": 2,
+        },
+        "vocabulary_map": {**WORDS, "<image>": IMAGE, "<|extra_200|>": BREAK},
+    },
+    emu,
+)  # fmt: skip
+
+
 def aria(h: int, w: int, random: torch.Generator) -> Picture:
     seen = torch.ones(1, 56, 56, dtype=torch.bool)
     return run(6), {"pixel_values": noise(random, 1, 3, 56, 56), "pixel_mask": seen}
@@ -166,6 +228,16 @@ def molmo(h: int, w: int, random: torch.Generator) -> Picture:
     }  # fmt: skip
 
 
+def molmo_clip(h: int, w: int, random: torch.Generator) -> Picture:
+    """Two frames, each in a run behind its time."""
+    pools = torch.tensor([[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]])
+    ids = [t for frame in range(2) for t in (30 + frame, *run(4))]
+    return ids, {
+        "pixel_values_videos": noise(random, 2, 16, 588), "video_token_pooling": torch.cat([pools, pools + 16]),
+        "video_grids": torch.tensor([[2, 2, 2]]),
+    }  # fmt: skip
+
+
 HEADS = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
 add(
     "molmo2",
@@ -178,7 +250,7 @@ add(
         "image_patch_id": IMAGE, "image_start_token_id": START, "image_end_token_id": END,
         "low_res_image_start_token_id": BREAK,
     },
-    molmo,
+    molmo, video=molmo_clip, token_types="mm_token_type_ids", on_image_token=True,
 )  # fmt: skip
 
 

@@ -8,6 +8,8 @@ from tests.families.tiny import (
     AUDIO,
     BOTH_IDS,
     END,
+    FILM,
+    FILM_END,
     IMAGE_IDS,
     START,
     VIDEO,
@@ -165,30 +167,40 @@ GLM_TOWER = {
     "spatial_merge_size": 2, "out_hidden_size": 64,
 }  # fmt: skip
 GLM_IDS = {
-    **BOTH_IDS, "image_start_token_id": START, "image_end_token_id": END, "video_start_token_id": 124,
-    "video_end_token_id": 125,
+    **BOTH_IDS, "image_start_token_id": START, "image_end_token_id": END, "video_start_token_id": FILM,
+    "video_end_token_id": FILM_END,
 }  # fmt: skip
 GLM_ROPE = rope(2, 1, 1, partial_rotary_factor=0.5)
 ROUTED = {
     "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 1,
     "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
 }  # fmt: skip
+
+
+def film(h: int, w: int, random: torch.Generator) -> Picture:
+    """Frames on the token of images, a time stamp behind each."""
+    _, tensors = clip_of_patches(P14, True)(h, w, random)
+    frames = [t for frame in range(2) for t in (*run(h * w), 30 + frame)]
+    return [FILM, *frames, FILM_END], tensors
+
+
 # their stock code repeats image by image for beams, which mixes up rows of more than one image
 add(
     "glm4v", {"text_config": text(**GLM_ROPE), "vision_config": GLM_TOWER, **GLM_IDS},
-    patches(P14), token_types=TYPES, beams=False,
+    patches(P14), video=film, token_types=TYPES, beams=False, on_image_token=True,
 )  # fmt: skip
-add(
-    "glm46v",
-    {
-        "text_config": {"model_type": "glm4v_text", **text(**GLM_ROPE)},
-        "vision_config": {"model_type": "glm4v_vision", **GLM_TOWER}, **GLM_IDS,
-    },
-    patches(P14), token_types=TYPES, beams=False,
-)  # fmt: skip
+for name in ("glm46v", "glmga"):
+    add(
+        name,
+        {
+            "text_config": {"model_type": "glm4v_text", **text(**GLM_ROPE)},
+            "vision_config": {"model_type": "glm4v_vision", **GLM_TOWER}, **GLM_IDS,
+        },
+        patches(P14), video=film, token_types=TYPES, beams=False, on_image_token=True,
+    )  # fmt: skip
 add(
     "glm4v_moe", {"text_config": text(head_dim=16, **ROUTED, **GLM_ROPE), "vision_config": GLM_TOWER, **GLM_IDS},
-    patches(P14), token_types=TYPES, beams=False,
+    patches(P14), video=film, token_types=TYPES, beams=False, on_image_token=True,
 )  # fmt: skip
 add(
     "glm_ocr",
@@ -196,8 +208,16 @@ add(
         "text_config": text(head_dim=16, **rope(4, 2, 2, partial_rotary_factor=1.0)), "vision_config": GLM_TOWER,
         **GLM_IDS,
     },
-    patches(P14), token_types=TYPES, beams=False,
+    patches(P14), video=film, token_types=TYPES, beams=False, on_image_token=True,
 )  # fmt: skip
+
+
+def merged_in_pairs(h: int, w: int, random: torch.Generator) -> Picture:
+    """Four frames, tokens for two."""
+    _, tensors = clip_of_patches(3 * 14 * 14, False, frames=4)(h, w, random)
+    return run(2 * h * w, token=VIDEO), tensors
+
+
 add(
     "ernie4_5_vl_moe",
     {
@@ -211,7 +231,7 @@ add(
         },
         **BOTH_IDS, "image_start_token_id": START, "image_end_token_id": END,
     },
-    patches(3 * 14 * 14), token_types=TYPES,
+    patches(3 * 14 * 14), video=merged_in_pairs, token_types=TYPES,
 )  # fmt: skip
 add(
     "paddleocr_vl",

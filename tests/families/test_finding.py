@@ -10,12 +10,14 @@ import torch
 from torch import nn
 from transformers import Blip2Config, LlamaConfig, LlamaForCausalLM, MllamaConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+import foveate
 import foveate.families as families
 from foveate.core import plugins
 from foveate.core.grid import ColumnGrid, Grid
 from foveate.core.tiles import arrangement, panels
-from foveate.errors import ConfigurationError, UnsupportedModelError
+from foveate.errors import ConfigurationError, InputError, UnsupportedModelError
 from foveate.families import adapt
 from foveate.families.base import Family
 from foveate.families.llava import Llava
@@ -23,8 +25,9 @@ from foveate.families.refusals import REFUSED
 from foveate.families.tables import ALWAYS_TESTED, TESTED
 from foveate.inference.doctor import examine
 from tests.families.test_types import FEW
-from tests.families.tiny import build
+from tests.families.tiny import IMAGE, VIDEO, build
 from tests.families.types import TABLE
+from tests.reference import Drop
 
 
 class Plugged(Family):
@@ -126,6 +129,29 @@ def test_what_is_said_to_be_tested_is() -> None:
     assert set(TESTED) == {entry.model_type for entry in TABLE.values()} - every_run
 
 
+def test_every_registered_type_is_tested_or_refused() -> None:
+    """A type that a new version of transformers brings belongs into one of the lists."""
+    known = {*ALWAYS_TESTED, *TESTED, *REFUSED}
+    assert sorted({*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES} - known) == []
+
+
+def test_refused_videos_are_refused_by_name() -> None:
+    entry, model = TABLE["kimi_k25"], build("kimi_k25")
+    inputs = entry.batch([[3, ("image", 2, 2), 4]])
+    inputs |= {"pixel_values_videos": inputs.pop("pixel_values"), "video_grid_thw": inputs.pop("image_grid_thw")}
+    inputs["input_ids"][inputs["input_ids"] == IMAGE] = VIDEO
+    with pytest.raises(UnsupportedModelError, match="kimi_k25.*averages the frames"), foveate.prune(model, Drop((0,))):
+        model(**inputs)
+    assert adapt(model).modalities == ("image",)
+
+
+def test_images_and_videos_on_one_token_are_asked_apart() -> None:
+    entry, model = TABLE["glm4v"], build("glm4v")
+    both = entry.batch([[3, ("image", 2, 2), 4]]) | entry.batch([[3, ("video", 2, 2), 4]])
+    with pytest.raises(InputError, match="same placeholder token"), foveate.prune(model, Drop((0,))):
+        model(**both)
+
+
 def test_tiles_lie_where_the_picture_has_them() -> None:
     assert arrangement(6, 1.5) == (2, 3)
     assert arrangement(6, 0.6) == (3, 2)
@@ -140,3 +166,34 @@ def test_tiles_lie_where_the_picture_has_them() -> None:
 def test_grids_by_columns() -> None:
     assert ColumnGrid(1, 2, 3).coordinates()[:, 1:].tolist() == [[0, 0], [1, 0], [0, 1], [1, 1], [0, 2], [1, 2]]
     assert torch.equal(Grid(1, 1, 3).coordinates(), ColumnGrid(1, 1, 3).coordinates())
+
+
+def test_pools_of_left_out_images_are_left_out() -> None:
+    """Molmo 2 counts the patches of all images of a call."""
+    family = adapt(build("molmo2"))
+    pools = torch.tensor([[0, 1], [2, -1], [4, 5], [6, 7], [8, 9], [10, 11]])
+    given = {
+        "pixel_values": torch.arange(3.0).view(3, 1, 1).expand(3, 4, 5),
+        "image_grids": torch.tensor([[1, 2, 0, 0]] * 3),
+        "image_token_pooling": pools,
+        "image_num_crops": torch.ones(3, dtype=torch.long),
+    }
+    taken = family.take(given, {"image": [0, 2]})
+    assert taken["pixel_values"][:, 0, 0].tolist() == [0, 2]
+    assert taken["image_token_pooling"].tolist() == [[0, 1], [2, -1], [4, 5], [6, 7]]
+    assert taken["image_grids"].shape == (2, 4)
+    assert set(family.take(given, {"image": []}).values()) == {None}
+
+
+def test_chosen_frames_of_videos_are_taken() -> None:
+    """Gemma 4 has the frames of all videos behind one another."""
+    family = adapt(build("gemma4"))
+    frames = torch.arange(5.0).view(5, 1, 1).expand(5, 4, 6)
+    given = {
+        "pixel_values_videos": frames,
+        "video_position_ids": torch.zeros(5, 4, 2, dtype=torch.long),
+        "num_frames_per_video": torch.tensor([2, 1, 2]),
+    }
+    taken = family.take(given, {"video": [0, 2]})
+    assert taken["pixel_values_videos"][:, 0, 0].tolist() == [0, 1, 3, 4]
+    assert taken["num_frames_per_video"].tolist() == [2, 2]

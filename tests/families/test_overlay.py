@@ -17,6 +17,10 @@ import foveate
 from foveate.core.method import Method, Stage
 from foveate.core.view import ModelInfo, View
 from tests.families.pictures import LAYOUTS, model_for, prompt
+from tests.families.test_types import FEW
+from tests.families.tiny import build
+from tests.families.types import TABLE
+from tests.reference import Drop
 
 SIZE = (336, 224)
 BOXES = [(0.62, 0.08, 0.92, 0.42), (0.06, 0.55, 0.36, 0.95)]
@@ -67,8 +71,23 @@ def ask(name: str, picture: Image.Image, method: Method) -> Any:
     return trace
 
 
+def layouts() -> list[Any]:
+    return [name if name in FEW else pytest.param(name, marks=pytest.mark.families) for name in LAYOUTS]
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("name", ["idefics2", "aria", "deepseek_ocr2"])
+def test_tokens_of_a_resampler_are_only_counted(name: str) -> None:
+    model, inputs = build(name), TABLE[name].batch([[3, ("image", 2, 2), 4]])
+    with foveate.prune(model, Drop((0,), 0.5)) as trace, torch.no_grad():
+        model.generate(**inputs, max_new_tokens=1)
+    drawn = np.asarray(trace.overlay(painted(None)))[: 2 * SIZE[1]]
+    assert np.abs(drawn.astype(int) - 40).max() < 6
+    assert not any(grid.placed for group in trace.last.groups for grid in group.grids)
+
+
 @pytest.mark.parametrize("box", BOXES, ids=["upper right", "lower left"])
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", layouts())
 def test_the_kept_tokens_lie_on_the_object(name: str, box: tuple[float, ...]) -> None:
     plain = Differing()
     ask(name, painted(None), plain)
@@ -79,7 +98,7 @@ def test_the_kept_tokens_lie_on_the_object(name: str, box: tuple[float, ...]) ->
     width, height = 2 * SIZE[0], 2 * SIZE[1]  # small pictures are enlarged
     page = np.asarray(drawn).astype(int)[:height]
     panels = [page[:, start : start + width] for start in range(0, page.shape[1], width + 8)]
-    assert len(panels) == (2 if name in ("llava_next", "internvl", "idefics3") else 1)
+    assert len(panels) == (2 if name in ("llava_next", "llava_onevision", "internvl", "idefics3") else 1)
     for panel in panels:
         yellow = (panel[..., 0] > 240) & (panel[..., 2] < 40)  # the object, untinted
         left, top, right, bottom = (round(share * side) for share, side in zip(box, (width, height) * 2, strict=True))

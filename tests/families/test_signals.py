@@ -6,11 +6,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 import foveate
 from foveate.core.attention import attention_rows
@@ -190,7 +192,9 @@ def test_received_attention_is_that_of_the_full_matrix(name: str) -> None:
     wanted = received(family, seen)
     if family.merge == "unpad":  # tiles are stitched and cut; thumbnails stay as they are
         side = wanted[0].shape[0]
-        firsts = wanted[:: len(wanted) // len(found)]
+        pins, sizes = family.config.image_grid_pinpoints, TABLE[name].batch(rows_of("image"))["image_sizes"]
+        tiles = [image_size_to_num_patches(size, pins, 56) for size in sizes]
+        firsts = [wanted[start] for start in accumulate(tiles[:-1], initial=0)]
         pairs = list(zip([value[:side] for _, value in found], firsts, strict=True))
     else:
         pairs = [(torch.cat([value for _, value in found]), torch.cat(wanted))]

@@ -24,8 +24,9 @@ NEW: list[Any] = [3, 4, ("image", 2, 2), 5]
 COUNTED = {"hunyuan_vl"}
 """Types with an axis of positions that counts the images of a whole batch, so that rows are not alone."""
 
-PREFIX = {"paligemma"}
-"""Types in which a prompt sees itself in both directions, so that one pass over two turns is not two passes."""
+PREFIX = ("molmo2", "paligemma")
+"""Types in which a prompt, or all its images, see each other in both directions, so that one pass over two turns is not
+two passes."""
 
 
 def conversation(entry: Any, rows: list[Any], tokens: Tensor) -> dict[str, Any]:
@@ -100,14 +101,17 @@ def test_recurrent_states_go_on_with_an_image(name: str) -> None:
 
 
 @pytest.mark.families
-def test_a_prefix_that_sees_itself_is_read_turn_by_turn() -> None:
-    model, entry = model_of("paligemma")
+@pytest.mark.parametrize("name", PREFIX)
+def test_a_prefix_that_sees_itself_is_read_turn_by_turn(name: str) -> None:
+    model, entry = model_of(name)
     rows = [list(rows_of("image")[0])]
-    whole, more, logits, trace, _, _ = two_turns("paligemma", rows, Drop((0, 3), 0.4))
+    whole, more, logits, trace, _, _ = two_turns(name, rows, Drop((0, 3), 0.4))
     seen = union(*(prefill.to_dict() for prefill in trace.prefills))
+    own = {key: len(value) for key, value in entry.batch([NEW]).items() if key not in ("input_ids", "attention_mask")}
     with masked(model, whole, seen):
         _, _, cache = generate(model, entry.batch(rows), 3)
-        alone = {**whole, "pixel_values": whole["pixel_values"][-1:]}  # what stock code can be given
+        # what stock code can be given: the new image alone
+        alone = {key: value[-own[key] :] if key in own else value for key, value in whole.items()}
         tokens, wanted, _ = generate(model, alone, 2, past_key_values=cache)
     assert torch.equal(tokens, more)
     assert close(logits, wanted) < TOLERANCE

@@ -14,6 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 LAYERS, VOCAB, IMAGE, VIDEO, START, END, BREAK, AUDIO = 6, 128, 120, 121, 122, 123, 124, 126
+FILM, FILM_END = 116, 117
 """Layers of every language model, rows of its embedding, and the special tokens among these."""
 
 Picture = tuple[list[int], dict[str, Tensor]]
@@ -36,6 +37,7 @@ class TinyType:
         frames: steps in time of its videos.
         token_types: the argument that marks visual tokens, if the type needs one.
         kind: class of the model, where the automatic class does not know it.
+        on_image_token: whether videos stand on the placeholder token of images.
         exact: whether dropping is masking; not for recurrent layers, in which a masked token still has been seen.
         beams: whether stock code can search with beams.
         joined_along: dimension along which inputs of several images are joined, where it is not the first.
@@ -50,6 +52,7 @@ class TinyType:
     frames: int = 2
     token_types: str | None = None
     kind: str | None = None
+    on_image_token: bool = False
     exact: bool = True
     beams: bool = True
     joined_along: tuple[tuple[str, int], ...] = ()
@@ -89,6 +92,11 @@ class TinyType:
         if self.token_types is None:
             return {}
         kinds = (ids == IMAGE).long() + 2 * (ids == VIDEO).long()
+        if self.on_image_token:
+            inside = (ids == FILM).cumsum(1) > (ids == FILM_END).cumsum(1)
+            kinds = torch.where(inside, 2 * kinds, kinds)
+        if self.model_type == "molmo2":
+            kinds = (ids == IMAGE).long()
         return {self.token_types: torch.zeros_like(kinds) if self.model_type == "paligemma" else kinds}
 
     def _row(self, parts: Sequence[Any], seed: int) -> tuple[Tensor, list[dict[str, Tensor]]]:

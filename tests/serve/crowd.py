@@ -80,7 +80,7 @@ async def sends_nonsense(client: httpx2.AsyncClient, number: int) -> None:
 async def crowd(address: str, clients: int) -> dict[int, str]:
     """All at once; answers of those that wait for them, by number."""
     limits = httpx2.Limits(max_connections=clients)
-    async with httpx2.AsyncClient(base_url=address, timeout=300, limits=limits) as client:
+    async with httpx2.AsyncClient(base_url=address, timeout=1800, limits=limits) as client:
         tasks = [(asks, reads_slowly, leaves, sends_nonsense, leaves)[i % 5](client, i) for i in range(clients)]
         found = await asyncio.gather(*tasks)
     return {number: text for number, text in enumerate(found) if number % 5 in (0, 1) and text is not None}

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from foveate.batch.parts import BatchError
 from foveate.errors import ConfigurationError
 from foveate.inference.loading import load
 from foveate.training.glimpse.objectives import Objective
@@ -104,21 +105,19 @@ def test_answers_of_another_model_are_not_taken(settings: GlimpseSettings, other
     data = copied(settings.data, tmp_path / "bare", bare)
     run = replace(settings, data=str(data), objective=DISTILL, arguments=ONE)
     train(run)
-    answers = (run.out / "answers.jsonl").read_text()
 
     def fresh(name: str) -> Path:
-        out = tmp_path / name
-        out.mkdir()
-        (out / "answers.jsonl").write_text(answers)
-        return out
+        shutil.copytree(run.out / "answers", tmp_path / name / "answers")
+        return tmp_path / name
 
-    with pytest.raises(ConfigurationError, match="weights was"):
+    with pytest.raises(BatchError, match="weights: .* there, .* now"):
         train(replace(run, out=fresh("model"), model=str(other)))
-    with pytest.raises(ConfigurationError, match="system message was null, is"):
+    with pytest.raises(BatchError, match="system message: None there, 'Be brief.' now"):
         train(replace(run, out=fresh("system"), system="Be brief."))
     repainted = copied(str(data), tmp_path / "repainted")
     Image.new("RGB", (112, 140), "green").save(repainted.parent / "3.png")
-    with pytest.raises(ConfigurationError, match="row 4 of other data"):
+    with pytest.raises(BatchError, match="questions: "):
         train(replace(run, out=fresh("images"), data=str(repainted)))
     train(replace(run, out=fresh("same")))
-    assert (tmp_path / "same" / "answers.jsonl").read_text() == answers
+    part = "answers/part-000000.parquet"
+    assert (tmp_path / "same" / part).stat().st_mtime_ns == (run.out / part).stat().st_mtime_ns, "asked again"

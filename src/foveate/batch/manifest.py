@@ -36,7 +36,7 @@ class Pictures:
 
     def row(self, index: int) -> dict[str, Any]:
         name = self.names[index]
-        return {"video" if is_video(name) else "image": name}
+        return {"video" if is_video(name, self.folder) else "image": name}
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _table(source: Path) -> Table:
     names = sorted(
         file.relative_to(source).as_posix()
         for file in source.rglob("*")
-        if file.suffix.lower() in (*PICTURES, *SUFFIXES) and not file.name.startswith(".") and file.is_file()
+        if not file.name.startswith(".") and file.is_file() and (file.suffix.lower() in PICTURES or is_video(file))
     )
     if not names:
         raise DataError(

@@ -21,17 +21,22 @@ OF_UNKNOWN_SIZE = {"nonzero", "unique", "masked_select", "argwhere"}
 FACTORIES = {"arange", "tensor", "zeros", "ones", "full", "empty", "as_tensor", "from_numpy"}
 """Functions that make a tensor on the host unless they are told a device."""
 
+VIEWS = {torch.ops.aten._unsafe_view, torch.ops.aten.lift_fresh}
+"""Views whose schema does not say so."""
+
 
 @dataclass
 class Counts:
     """What was counted.
 
     Attributes:
-        operations: those that reach the dispatcher, views included.
+        operations: those that reach the dispatcher and compute, copy or fill.
+        views: those that only look at a tensor in another way: nothing is launched for them.
         waits: calls for which the host would wait for a device with a queue of its own.
     """
 
     operations: int = 0
+    views: int = 0
     waits: int = 0
 
 
@@ -115,7 +120,10 @@ class _Operations(TorchDispatchMode):
         self.counts, self.host = counts, host
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts.operations += 1
+        if func.is_view or func.overloadpacket in VIEWS:
+            self.counts.views += 1
+        else:
+            self.counts.operations += 1
         found = func(*args, **(kwargs or {}))
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if given and all(tensor in self.host for tensor in given):

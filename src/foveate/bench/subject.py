@@ -12,7 +12,7 @@ from torch import Tensor
 from foveate import zoo
 from foveate.bench.job import Job
 from foveate.data.images import open_image
-from foveate.data.videos import FrameSampling, open_video
+from foveate.data.videos import FrameSampling, check_video
 from foveate.errors import ConfigurationError
 from foveate.families import presets, prompts
 from foveate.inference.answer import Asker
@@ -53,7 +53,7 @@ def prepare(job: Job, device: str | None = None) -> Workload:
     image = None if job.image is None else open_image(job.image)  # before anything takes time
     wish = FrameSampling(job.frames) if job.frames else None
     if job.video is not None:
-        open_video(job.video, wish)
+        check_video(job.video)
     dtype = None if job.dtype == "auto" else job.dtype
     asker = Asker.load(job.model, job.new_tokens, dtype=dtype, device=device, attn_implementation=job.attention)
     if job.video is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from foveate.cli.options import Address, Attention, Cpus, Device, Dtype, Gpus, OnRay, check_ray, make_cluster
 from foveate.cli.show import harmless, make_progress
 
 if TYPE_CHECKING:
@@ -33,39 +34,39 @@ def batch(
     part: Annotated[int, typer.Option(min=1, help="Rows per file: the most that a kill loses.")] = 256,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask the first rows only.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    schema: Annotated[Path | None, typer.Option(help="JSON schema that every answer follows.")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="At the end also write answers.parquet.")] = False,
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Compute parts again in which a row failed.")
     ] = False,
-    ray: Annotated[bool, typer.Option("--ray", help="Let actors of a Ray cluster answer.")] = False,
-    address: Annotated[str | None, typer.Option(help="Of a running cluster; default: one on this machine.")] = None,
+    ray: OnRay = False,
+    address: Address = None,
     actors: Annotated[int, typer.Option(min=1, help="With --ray: models at a time.")] = 1,
-    cpus: Annotated[float, typer.Option(min=0, help="With --ray: CPUs of each actor.")] = 1,
-    gpus: Annotated[float, typer.Option(min=0, help="With --ray: GPUs of each actor.")] = 0,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default: float32 on CPU.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto.")] = None,
-    attention: Annotated[str | None, typer.Option(help="eager, sdpa, flash_attention_2.")] = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
+    dtype: Dtype = None,
+    device: Device = None,
+    attention: Attention = None,
 ) -> None:
     """Ask a prompt about every row; answers and errors go to parquet files. Continues where it stopped."""
     from foveate import zoo
-    from foveate.errors import InputError
     from foveate.files.outputs import check_packages
     from foveate.specs.settings import one_setting
 
     check_packages("foveate batch", "batch", "pyarrow")
     from foveate.batch.job import BatchJob, run
 
+    name = model or zoo.DEFAULT
     job = BatchJob(
-        model or zoo.DEFAULT, source, out, prompt, one_setting(method, keep), size, part, max_new_tokens, limit, dtype,
-        device, attention,
+        name, source, out, prompt, one_setting(method, keep, name), size, part, max_new_tokens, limit, dtype,
+        device, attention, None if schema is None else _read(schema),
     )  # fmt: skip
     start: Callable[..., BatchDone] = run
+    check_ray(ray, address=address, actors=actors != 1, gpus=gpus)
     if ray:
-        from foveate.batch.distributed import Cluster, run_distributed
+        from foveate.batch.distributed import run_distributed
 
-        start = partial(run_distributed, cluster=Cluster(address, actors, cpus, gpus))
-    elif address or actors != 1 or gpus:
-        raise InputError("--address, --actors and --gpus are for --ray; add it, or leave them out.")
+        start = partial(run_distributed, cluster=make_cluster(address, cpus, gpus), actors=actors)
     with make_progress(elapsed=True) as progress:
         task = progress.add_task(f"{job.model} on {harmless(str(source))}", total=None)
         done = start(
@@ -77,3 +78,15 @@ def batch(
     rows = done.parts.rows
     typer.echo(f"{rows} rows, {done.computed} of them computed now, {done.errors} with an error")
     typer.echo(f"{done.parts.merge().resolve() if merge else f'{out.resolve()}: {len(done.parts)} parts'}")
+
+
+def _read(file: Path) -> str:
+    from foveate.errors import SchemaError
+    from foveate.inference.schemas import read_schema
+
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SchemaError(f"--schema {file} cannot be read ({type(error).__name__}).") from error
+    read_schema(text)  # what is no JSON shows before a model is loaded
+    return text

@@ -6,15 +6,17 @@ from typing import Annotated
 
 import typer
 
+from foveate.cli.options import Attention, Device, Dtype
+
 
 def page(
     model: Annotated[str | None, typer.Option(help="Folder, Hub id or zoo name; default: the zoo model.")] = None,
     method: Annotated[str, typer.Option(help="The method that is chosen at first.")] = "vitcop",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of 127.0.0.1; 0: a free one.")] = 7860,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default: float32 on CPU.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto.")] = None,
-    attention: Annotated[str | None, typer.Option(help="eager, sdpa, flash_attention_2.")] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    attention: Attention = None,
 ) -> None:
     """Ask a picture a question in the browser: unpruned and pruned side by side, and what was dropped where."""
     from foveate import zoo
@@ -22,12 +24,12 @@ def page(
 
     check_packages("foveate page", "page", "gradio")
     from foveate.inference.answer import Asker
-    from foveate.methods import find
     from foveate.page.app import Page, launch
+    from foveate.specs.settings import setting
 
-    chosen = find(method).name
     name = model or zoo.DEFAULT
+    chosen = setting(method, model=name)
     asker = Asker.load(name, max_new_tokens, dtype=dtype, device=device, attn_implementation=attention)
-    blocks = launch(Page(asker, name), port, chosen)
+    blocks = launch(Page(asker, name, chosen), port)
     typer.echo(f"{blocks.local_url} (for browsers of this machine; Ctrl-C ends it)")
     blocks.block_thread()

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from foveate.cli.options import Address, Attention, Cpus, Device, Dtype, Gpus, OnRay, check_ray, make_cluster
+
+if TYPE_CHECKING:
+    from foveate.cluster.connection import Cluster
+    from foveate.serve.job import ServeJob
 
 
 def serve(
@@ -36,30 +42,26 @@ def serve(
     max_megabytes: Annotated[float, typer.Option(min=0.01, help="Size of one image or video.")] = 20,
     max_megapixels: Annotated[float, typer.Option(min=0.01, help="Size of one image or frame.")] = 20,
     max_body: Annotated[float, typer.Option(min=0.01, help="Megabytes of a whole request.")] = 40,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default: float32 on CPU.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto.")] = None,
-    attention: Annotated[str | None, typer.Option(help="eager, sdpa, flash_attention_2.")] = None,
+    ray: OnRay = False,
+    replicas: Annotated[str, typer.Option(help="With --ray: copies of the model, N or LEAST:MOST.")] = "1",
+    autoscaling: Annotated[
+        list[str], typer.Option(metavar="FIELD=VALUE", help="With --ray: of Ray Serve's AutoscalingConfig.")
+    ] = [],  # noqa: B006
+    address: Address = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
+    dtype: Dtype = None,
+    device: Device = None,
+    attention: Attention = None,
 ) -> None:
     """Serve one model over HTTP with OpenAI's protocol, pruned, with requests joining the batch as they come."""
-    from dataclasses import replace
-
     from foveate import zoo
     from foveate.files.outputs import check_packages
-    from foveate.inference.answer import Asker
 
     check_packages("foveate serve", "serve", "fastapi", "uvicorn", "prometheus_client", "httpx2")
-    from foveate.serve.choices import MethodChoices
-    from foveate.serve.options import (
-        MediaOptions,
-        ServeOptions,
-        check_exposure,
-        default_kv_bytes,
-        parse_size,
-        read_keys,
-    )
-    from foveate.serve.run import announce, server
-    from foveate.serve.service import Service
-    from foveate.specs.choose import one_budget
+    from foveate.serve.job import ServeJob
+    from foveate.serve.options import MediaOptions, ServeOptions, check_exposure, parse_size, read_keys
+    from foveate.specs.grammar import one_budget
 
     sizes: dict[str, Any] = {"megabytes": max_megabytes, "megapixels": max_megapixels, "frames": max_frames}
     media = MediaOptions(tuple(image_domain), _folder(image_folder), image_private, max_images, **sizes)
@@ -67,23 +69,47 @@ def serve(
         "host": host, "port": port, "name": name or model or zoo.DEFAULT, "methods": tuple(allow_method),
         "keep_range": _range(keep_range), "rows": max_rows, "queue": max_queue, "most_new_tokens": max_new_tokens,
         "new_tokens": min(new_tokens, max_new_tokens), "seconds": time_limit, "patience": patience, "workers": workers,
-        "body_megabytes": max_body, "media": media,
+        "body_megabytes": max_body, "media": media, "kv_bytes": None if kv_memory is None else parse_size(kv_memory),
     }  # fmt: skip
     options = ServeOptions(**given, keys=read_keys(api_key_file) if api_key_file is not None else ())
     check_exposure(options, anonymous)
-    weight = None if kv_memory is None else parse_size(kv_memory)
-    asker = Asker.load(model or zoo.DEFAULT, dtype=dtype, device=device, attn_implementation=attention)
-    weight = default_kv_bytes(asker.model.device) if weight is None else weight
-    own: dict[str, Any] = {"keep": one_budget(keep) if keep else None} | ({"module": module} if module else {})
-    choices = MethodChoices(asker.model, method, allowed=options.methods, keep_range=options.keep_range, **own)
-    service = Service(asker, choices, replace(options, kv_bytes=weight))
-    typer.echo(announce(service.options, str(choices.default or "none"), weight))
+    budget = one_budget(keep) if keep else None
+    job = ServeJob(model or zoo.DEFAULT, method, options, budget, module, dtype, device, attention)
+    check_ray(ray, replicas=replicas != "1", autoscaling=autoscaling, address=address, gpus=gpus)
+    if ray:
+        _run_replicas(job, make_cluster(address, cpus, gpus), replicas, autoscaling)
+    else:
+        _run(job)
+
+
+def _run(job: ServeJob) -> None:
+    from foveate.serve.run import announce, server
+
+    service = job.load()
+    typer.echo(announce(service.options, str(service.method or "none")))
     server(service).run()
+
+
+def _run_replicas(job: ServeJob, cluster: Cluster, replicas: str, autoscaling: list[str]) -> None:
+    from foveate.errors import ConfigurationError
+    from foveate.serve.replicas import Scaling, run_replicas
+    from foveate.serve.run import announce
+
+    low, _, high = replicas.partition(":")
+    pairs = [text.partition("=") for text in autoscaling]
+    if not (low.isdecimal() and (high or low).isdecimal()) or not all(sep and value for _, sep, value in pairs):
+        raise ConfigurationError("Write --replicas N or LEAST:MOST, and --autoscaling FIELD=VALUE.")
+    scaling = Scaling(int(low), int(high or low), {name: value for name, _, value in pairs})
+
+    def ready() -> None:
+        typer.echo(f"{replicas} replicas of this: {announce(job.options, job.method)}")
+
+    run_replicas(job, cluster, scaling, ready)
 
 
 def _range(text: str) -> tuple[float, float]:
     from foveate.errors import ConfigurationError
-    from foveate.specs.settings import parse_keeps
+    from foveate.specs.grammar import parse_keeps
 
     low, _, high = text.partition(":")
     try:

@@ -56,6 +56,7 @@ def glimpse(
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     attention: Annotated[str, typer.Option(help="Backend of the base; distillation: sdpa or eager.")] = "sdpa",
     start: Annotated[str | None, typer.Option(help="Go on from this module instead of a fresh one.")] = None,
+    shard: Annotated[bool, typer.Option("--shard", help="Divide the base model among the processes.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")] = False,
     weights: Weights = None,
     arguments: Pairs = None,
@@ -81,6 +82,7 @@ def glimpse(
         start=start,
         module={name: value(text) for name, text in pairs(module, "--module").items()},
         arguments=pairs(arguments, "--set"),
+        shard=shard,
         resume=resume,
     )
     _report(out, train(settings))
@@ -96,11 +98,15 @@ def leave_group() -> None:
         distributed.destroy_process_group()
 
 
+def say(text: str) -> None:
+    """A line about the whole run, by one of several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(text)
+
+
 def _report(out: Path, metrics: dict[str, float]) -> None:
-    if os.environ.get("RANK", "0") != "0":  # one of several processes speaks
-        return
     kept = f"; kept {metrics['eval_kept']:.1%} of the visual tokens" if "eval_kept" in metrics else ""
-    typer.echo(f"module in {out}{kept}")
+    say(f"module in {out}{kept}")
 
 
 def _objective(kind: ObjectiveKind, keep_target: float, weights: list[str] | None) -> Any:

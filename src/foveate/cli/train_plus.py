@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from foveate.cli.train_glimpse import BoxFormats, leave_group, pairs, value
+from foveate.cli.train_glimpse import BoxFormats, leave_group, pairs, say, value
 from foveate.errors import ConfigurationError
 from foveate.files.outputs import check_folder, check_packages
 
@@ -40,6 +40,7 @@ def plus(
     box_format: Annotated[BoxFormats, typer.Option(help="Boxes in the table.")] = BoxFormats.pixel,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable rows out and count them.")] = False,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    shard: Annotated[bool, typer.Option("--shard", help="Divide the base model among the processes.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")] = False,
     full: Annotated[bool, typer.Option("--full", help="No adapter: train the language model itself.")] = False,
     lora: Annotated[list[str] | None, typer.Option("--lora", help="NAME=VALUE, any field of LoraConfig.")] = None,
@@ -54,7 +55,9 @@ def plus(
             raise ConfigurationError(f"--config describes the whole schedule; write {', '.join(other)} into it")
         from foveate.training.plus.schedule import read, run
 
-        typer.echo(f"model in {run(read(config, out))}")
+        folder = run(read(config, out))
+        leave_group()
+        say(f"model in {folder}")
         return
     if model is None or data is None or out is None:
         raise ConfigurationError("give --model, --data and --out, or a whole schedule with --config")
@@ -76,11 +79,12 @@ def plus(
         system=system,
         lora=None if full else {name: value(text) for name, text in pairs(lora, "--lora").items()},
         arguments=pairs(arguments, "--set"),
+        shard=shard,
         resume=resume,
     )
     train(settings)
     leave_group()
-    typer.echo(f"{'model' if full else 'adapter'} in {out}")
+    say(f"{'model' if full else 'adapter'} in {out}")
 
 
 def _rewards(given: list[str] | None) -> dict[str, float]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,9 +23,18 @@ class Grid(NamedTuple):
         return self.t * self.h * self.w
 
     def coordinates(self, device: torch.device | str = "cpu") -> Tensor:
-        """`[t*h*w, 3]` (frame, row, column) in raster order."""
-        axes = [torch.arange(n, device=device) for n in self]
-        return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
+        """`[t*h*w, 3]` (frame, row, column) in the order of the tokens."""
+        found = torch.from_numpy(self.raster())
+        return found if torch.device(device).type == "cpu" else found.to(device)
+
+    def raster(self) -> npt.NDArray[np.int64]:
+        """`[t*h*w, 3]` the same on the host, in the order of the tokens."""
+        return np.ascontiguousarray(np.indices(self).reshape(3, -1).T)
+
+    @property
+    def placed(self) -> bool:
+        """Whether each token stands for a part of the picture."""
+        return True
 
     @property
     def by_columns(self) -> bool:
@@ -36,9 +47,19 @@ class Grid(NamedTuple):
         Windows of `side` x `side` tokens are cut from the top left corner of a frame; those at the right and
         bottom edge may be smaller. This is how Qwen2.5-VL's tower cuts its attention windows.
         """
-        frame, row, col = self.coordinates().unbind(1)
+        frame, row, col = self.raster().T
         down, across = -(-self.h // side), -(-self.w // side)
-        return (frame * down + row // side) * across + col // side
+        return torch.from_numpy((frame * down + row // side) * across + col // side)
+
+
+class Unplaced(Grid):
+    """Tokens that stand for no part of a picture: learned queries have read all of it."""
+
+    __slots__ = ()
+
+    @property
+    def placed(self) -> bool:
+        return False
 
 
 class ColumnGrid(Grid):
@@ -50,9 +71,9 @@ class ColumnGrid(Grid):
     def by_columns(self) -> bool:
         return True
 
-    def coordinates(self, device: torch.device | str = "cpu") -> Tensor:
+    def raster(self) -> npt.NDArray[np.int64]:
         """`[t*h*w, 3]` (frame, row, column) in the order of the tokens."""
-        return super().coordinates(device).view(*self, 3).transpose(1, 2).reshape(-1, 3)
+        return np.ascontiguousarray(super().raster().reshape(*self, 3).swapaxes(1, 2).reshape(-1, 3))
 
 
 def frame_numbers(grids: Sequence[Grid], index: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -83,14 +85,14 @@ def places(grids: Sequence[Grid], images: Sequence[tuple[int, int | None]], devi
         start += count
         size, boxes = covers(own, across)
         longest = max(longest, *size)
-        parts += [_within(grid, box, size, device) for grid, box in zip(own, boxes, strict=True)]
-    return torch.cat(parts), longest
+        parts += [_within(grid, box, size) for grid, box in zip(own, boxes, strict=True)]
+    return torch.from_numpy(np.concatenate(parts)).to(device), longest
 
 
-def _within(grid: Grid, box: Box, size: tuple[int, int], device: torch.device) -> Tensor:
+def _within(grid: Grid, box: Box, size: tuple[int, int]) -> npt.NDArray[np.float32]:
     """Places of a grid's tokens in a cover of so many rows and columns."""
-    frame, row, column = grid.coordinates(device).float().unbind(1)
+    frame, row, column = grid.raster().T.astype(np.float32)
     down, right = (box.bottom - box.top) * size[0] / grid.h, (box.right - box.left) * size[1] / grid.w
     row = box.top * size[0] + row * down + (down - 1) / 2
     column = box.left * size[1] + column * right + (right - 1) / 2
-    return torch.stack([frame, row, column], dim=1)
+    return np.stack([frame, row, column], axis=1)

@@ -22,16 +22,25 @@ from foveate.data.rendered import Scenes
 from foveate.data.rows import Row, Rows, Rules, Stored
 from foveate.data.tables import Table, read_table
 from foveate.data.videos import FrameSampling
-from foveate.errors import DataError, FoveateError
+from foveate.errors import DataError, FoveateError, ImageError
 
 Progress = Callable[[Iterable[Row | str], int], Iterable[Row | str]]
 """Takes what goes through it and how many there will be (a progress bar)."""
+
+Sizes = tuple[tuple[int, int], ...]
+Divided = Callable[[Callable[[int], Sizes | str], Sequence[int], Progress | None], list[Sizes | str]]
+"""Results of a function for every number, in order, of which several processes find a share each."""
 
 _SHOWN = 5
 
 
 def read_rows(
-    source: str | Path, rules: Rules, limit: int | None = None, start: int = 0, progress: Progress | None = None
+    source: str | Path,
+    rules: Rules,
+    limit: int | None = None,
+    start: int = 0,
+    progress: Progress | None = None,
+    divided: Divided | None = None,
 ) -> Rows:
     """Rows of a table, or of the built-in scenes.
 
@@ -39,6 +48,7 @@ def read_rows(
         source: `scenes:SPLIT` (`scenes` is `scenes:train`), a `.jsonl`, `.json` (lines or an array) or `.parquet` file,
             or a folder that `datasets.Dataset.save_to_disk` wrote.
         limit: at most so many rows, bad ones included, from row `start` (counted from 0) on.
+        divided: opens images for several processes, each of which calls this; None: they are opened here.
 
     Raises:
         DataError: unreadable table, no usable row, or (unless `skip_bad`) bad rows, with their numbers.
@@ -51,7 +61,7 @@ def read_rows(
     table = read_table(Path(source))
     stop = len(table) if limit is None else min(len(table), start + limit)
     indices = range(min(start, stop), stop)
-    results = list(_checked(table, indices, rules, progress))
+    results = list(_checked(table, indices, rules, progress, divided))
     bad = [f"row {result}" for result in results if isinstance(result, str)]
     rows = [result for result in results if isinstance(result, Row)]
     refuse(str(source), bad, len(results), rules.skip_bad)
@@ -76,22 +86,43 @@ def refuse(name: str, bad: Sequence[str], total: int, skip_bad: bool) -> None:
     )
 
 
-def _checked(table: Table, indices: range, rules: Rules, progress: Progress | None) -> Iterator[Row | str]:
+def _checked(
+    table: Table, indices: range, rules: Rules, progress: Progress | None, divided: Divided | None
+) -> Iterator[Row | str]:
     """Each row, or its number and what is wrong with it."""
+    known: list[Sizes | str] | None = None
+    if divided is not None and rules.opens_images:
+        known, progress = divided(lambda index: _sizes(table, index), indices, progress), None
 
-    def one(index: int) -> Row | str:
+    def one(place: int) -> Row | str:
         try:
-            return read_row(table, index, rules)
+            return read_row(table, indices[place], rules, None if known is None else known[place])
         except FoveateError as error:
-            return f"{table.number(index)}: {error}"
+            return f"{table.number(indices[place])}: {error}"
 
-    with ThreadPoolExecutor(None if rules.opens_images else 1) as pool:  # images are decoded, in threads
-        results = pool.map(one, indices)
+    opens = rules.opens_images and known is None
+    with ThreadPoolExecutor(None if opens else 1) as pool:  # images are decoded, in threads
+        results = pool.map(one, range(len(indices)))
         yield from results if progress is None else progress(results, len(indices))
 
 
-def read_row(table: Table, index: int, rules: Rules) -> Row:
+def _sizes(table: Table, index: int) -> Sizes | str:
+    """Sizes of the images of a row, each opened once, or what is wrong with them."""
+    try:
+        return _opened(_sources(table.row(index), "image")[1], table)
+    except FoveateError as error:
+        return str(error)
+
+
+def _opened(sources: Sequence[Any], table: Table) -> Sizes:
+    return tuple(open_image(source, folder=table.folder).size for source in sources)
+
+
+def read_row(table: Table, index: int, rules: Rules, known: Sizes | str | None = None) -> Row:
     """One row of a table.
+
+    Args:
+        known: the sizes of its images, or what is wrong with them, where they have been opened elsewhere.
 
     Raises:
         DataError, BoxError, ImageError: what is wrong with it, without its number.
@@ -104,7 +135,9 @@ def read_row(table: Table, index: int, rules: Rules) -> Row:
     if not sources and not videos:
         raise DataError(f"there is no image (column `image` or `images`) and no video; {_there_are(columns)}")
     question, answers = _question(columns, rules.needs_question), _answers(columns, rules.needs_answer)
-    sizes = tuple(open_image(s, folder=table.folder).size for s in sources) if rules.opens_images else ()
+    if isinstance(known, str):
+        raise ImageError(known)
+    sizes = (_opened(sources, table) if known is None else known) if rules.opens_images else ()
     return Row(
         number=number,
         images=tuple(_image(table, index, name, place, value) for place, value in enumerate(sources)),

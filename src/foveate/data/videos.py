@@ -17,8 +17,9 @@ from foveate.data.decoding import MAX_FRAMES, DecodingLimits, Sampler, opened, r
 from foveate.data.images import decode_uri, is_address, is_data_uri, open_image
 from foveate.errors import ConfigurationError, MissingExtraError, VideoError
 
-SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".ogv", ".wmv", ".flv", ".3gp")
+SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ogv", ".wmv", ".flv", ".3gp")
 """Of files that are videos where a picture could stand as well."""
+TRANSPORT = ".ts"
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,9 +118,32 @@ def open_video(
         return Clip(*read_frames(container, sampler or FrameSampling(), name, limits), name)
 
 
-def is_video(source: Any) -> bool:
-    """Whether a file's name says that it is a video."""
-    return isinstance(source, str | PathLike) and Path(source).suffix.lower() in SUFFIXES
+def check_video(source: Any) -> None:
+    """Raise early for what `open_video` cannot open: it is opened, and its first frame decoded.
+
+    Raises:
+        VideoError, MissingExtraError: as `open_video`, but for a file that is cut off behind its first frame.
+    """
+    open_video(source, lambda total, fps: [0])
+
+
+def is_video(source: Any, folder: Path | None = None) -> bool:
+    """Whether a file's name says that it is a video. Files in `.ts` may hold TypeScript; they must begin like an MPEG
+    transport stream.
+
+    Args:
+        folder: what a relative path is relative to.
+    """
+    if not isinstance(source, str | PathLike):
+        return False
+    path = Path(source) if folder is None else folder / source
+    if path.suffix.lower() != TRANSPORT:
+        return path.suffix.lower() in SUFFIXES
+    try:
+        with path.open("rb") as file:
+            return file.read(189)[::188] == b"GG"  # a packet of 188 bytes, and the beginning of the next
+    except OSError:
+        return False
 
 
 def is_frame(value: Any) -> bool:

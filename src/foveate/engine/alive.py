@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,14 @@ class Block(NamedTuple):
     padded: bool
 
 
+class _Chosen(NamedTuple):
+    """What a stage leaves of a group: which of its `N` tokens, `[m]`."""
+
+    group: Group
+    selection: Selection
+    left: Tensor
+
+
 @dataclass
 class Alive:
     """Tokens alive in this forward pass.
@@ -35,7 +44,8 @@ class Alive:
         valid: `[B, n]` bool on the device, None if nothing is padding.
         counts: real tokens per row (on the host).
         drops: how often tokens were dropped so far.
-        probe: number of probe tokens at the end of every row.
+        appended: number of probe tokens behind every unpruned row.
+        probe: how many of them are alive.
     """
 
     layout: Layout
@@ -43,7 +53,9 @@ class Alive:
     valid: Tensor | None
     counts: list[int]
     drops: int = 0
+    appended: int = 0
     probe: int = 0
+    _known: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     @classmethod
     def start(cls, layout: Layout, device: torch.device) -> Alive:
@@ -66,10 +78,11 @@ class Alive:
 
     def places(self, group: Group, tokens: Tensor) -> Tensor:
         """`[n]` where tokens of the group (of its `N`, all alive) stand in the current sequence."""
-        columns = group.columns[tokens]
-        if self.index is None:
-            return columns
-        return torch.searchsorted(self.index[group.row].contiguous(), columns.contiguous())
+        return self._standing(group.row, group.columns[tokens])
+
+    def _standing(self, row: int, columns: Tensor) -> Tensor:
+        """Where columns of the unpruned row that are alive stand in the current sequence."""
+        return columns if self.index is None else torch.searchsorted(self.index[row].contiguous(), columns.contiguous())
 
     def visual(self, row: int, device: torch.device) -> Tensor:
         """`[n]` bool: which current tokens of a row are visual."""
@@ -86,52 +99,50 @@ class Alive:
         index = self.index.clamp(min=0).to(device)
         return Later(whole.queries.to(device).gather(1, index), whole.hidden.to(device).gather(1, index))
 
-    def drop(self, selections: Sequence[Selection], probe: int = 0) -> Packed | None:
+    def drop(self, selections: Sequence[Selection], survivors: Sequence[Tensor], probe: int = 0) -> Packed | None:
         """Apply one selection per group; returns how to re-pack the batch, or None if nothing changes.
 
         Args:
+            survivors: `[m]` per group, which of its `N` tokens the selection leaves.
             probe: how many probe tokens stay; all or none.
         """
         if self.probe == probe and all(selection.is_identity for selection in selections):
             return None
-        by_row: list[list[tuple[Group, Selection]]] = [[] for _ in range(self.layout.rows)]
-        for group, selection in zip(self.layout.groups, selections, strict=True):
-            by_row[group.row].append((group, selection))
-        packed = pack([self._row(row, chosen, self.probe - probe) for row, chosen in enumerate(by_row)])
+        by_row: list[list[_Chosen]] = [[] for _ in range(self.layout.rows)]
+        for chosen in map(_Chosen, self.layout.groups, selections, survivors):
+            by_row[chosen.group.row].append(chosen)
+        packed = pack([self._row(row, chosen, probe) for row, chosen in enumerate(by_row)])
         self._update(packed)
         self.probe = probe
-        for group, selection in zip(self.layout.groups, selections, strict=True):
-            group.alive = group.alive[selection.index]
+        for group, left in zip(self.layout.groups, survivors, strict=True):
+            group.alive = left
         return packed
 
-    def _row(self, row: int, chosen: list[tuple[Group, Selection]], cut: int) -> Selection:
-        """Selection over the whole row: all text, the chosen visual tokens, no padding; `cut` tokens fewer at
-        the end."""
-        device = self.layout.groups[0].columns.device
-        n = self.length
-        keep = torch.ones(n, dtype=torch.int8, device=device)
-        if self.valid is not None:
-            keep = self.valid[row].to(torch.int8)
-        places = [self.places(group, group.alive) for group, _ in chosen]
-        for place, (_, selection) in zip(places, chosen, strict=True):
-            keep[place] = 0
-            keep[place[selection.index]] = 1
-            self.counts[row] -= selection.n - len(selection)
-        if cut:
-            keep[-cut:] = 0
-            self.counts[row] -= cut
-        # a stable sort lists the survivors in order; their number is known, so nothing has to be copied back
-        index = keep.argsort(descending=True, stable=True)[: self.counts[row]]
-        merged = [
-            (place, s.index, s.merge) for place, (_, s) in zip(places, chosen, strict=True) if s.merge is not None
+    def _row(self, row: int, chosen: list[_Chosen], probe: int) -> Selection:
+        """Selection over the whole row: all that is no group's, the chosen visual tokens, no padding."""
+        own = [group.columns[left] for group, _, left in chosen]
+        columns = torch.cat([self._others(row, probe), *own]).sort().values
+        self.counts[row] = len(columns)
+        index = self._standing(row, columns)
+        merges = [
+            Merge(
+                torch.searchsorted(columns, left[selection.merge.target]),
+                selection.merge.segment,
+                self.places(group, group.alive[selection.merge.source]),
+                selection.merge.weight,
+            )
+            for (group, selection, _), left in zip(chosen, own, strict=True)
+            if selection.merge is not None
         ]
-        if not merged:
-            return Selection(n, index)
-        rank = keep.long().cumsum(0) - 1
-        return Selection(n, index, _join([
-            Merge(rank[place[kept[merge.target]]], merge.segment, place[merge.source], merge.weight)
-            for place, kept, merge in merged
-        ]))  # fmt: skip
+        return Selection(self.length, index, _join(merges) if merges else None)
+
+    def _others(self, row: int, probe: int) -> Tensor:
+        """`[o]` columns of a row's real tokens that no method chooses among, and of so many probe tokens."""
+        if (row, probe) not in self._known:
+            start = self.layout.length - self.appended
+            columns = np.concatenate([self.layout.others[row], np.arange(start, start + probe)])
+            self._known[row, probe] = torch.from_numpy(columns)
+        return self._known[row, probe].to(self.layout.groups[0].columns.device)
 
     def _update(self, packed: Packed) -> None:
         index = packed.index if self.index is None else self.index.gather(1, packed.index)
@@ -150,9 +161,10 @@ def before_method(groups: Sequence[Group], trace: PrefillTrace) -> list[Selectio
     if not any(steps for group in groups for steps in group.left):
         return None
     left = [Selection.from_mask(_in_features(group)[group.alive]) for group in groups]
-    trace.record(IN_TOWER, [group.alive for group in groups], left)
-    for group, selection in zip(groups, left, strict=True):
-        group.alive = group.alive[selection.index]
+    survivors = [group.alive[selection.index] for group, selection in zip(groups, left, strict=True)]
+    trace.record(IN_TOWER, [group.alive for group in groups], survivors, left)
+    for group, alive in zip(groups, survivors, strict=True):
+        group.alive = alive
     return left
 
 

@@ -278,7 +278,10 @@ def select_columns(cache: FoveatedCache, layer: int, columns: Tensor, valid: Ten
 
 def take_columns(states: Tensor, columns: Tensor) -> Tensor:
     """`[B, H, n, d]` and `[B, m]` -> `[B, H, m, d]`."""
-    columns = columns.to(states.device)[:, None, :, None]
+    columns = columns.to(states.device)
+    if len(columns) == 1:
+        return states.index_select(2, columns[0])
+    columns = columns[:, None, :, None]
     return states.gather(2, columns.expand(-1, states.shape[1], -1, states.shape[3]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +15,10 @@ from foveate.core.selection import Packed, resolve
 from foveate.core.view import View
 from foveate.engine.align import aligned
 from foveate.engine.alive import Alive, Block, before_method, held_now, with_tower
-from foveate.engine.cache import FoveatedCache, Kept, select_columns
+from foveate.engine.cache import FoveatedCache, Kept
 from foveate.engine.capture import AttentionCall
 from foveate.engine.deepstack import Deepstack
+from foveate.engine.earlier import EarlierLayers
 from foveate.engine.layer_masks import LayerMasks
 from foveate.engine.layout import Group, Layout
 from foveate.engine.masks import Later
@@ -60,11 +62,9 @@ class ForwardPass:
         self.stages = {stage.layer: stage for stage in stages}
         self.columns: list[Tensor | None] = []  # of the unpruned rows, that each layer was given
         self.entered: list[Block] = []  # what each layer was given in this pass
-        # the same of layers that others take keys from; their past columns
         self.lent: dict[int, tuple[Block, int]] = {}  # of layers that lend their keys; their past columns
         self.rotary: Any = None  # rotary embeddings of renumbered survivors
         self.probe = method.probe(family.info) if method is not None and self.stages else None
-        self.appended = 0  # probe tokens
         self.later: dict[int, Later] = {}
         if isinstance(method, Replay) and self.stages:
             found = {k: method.later(layout, k) for k in range(family.info.layers)}
@@ -74,6 +74,7 @@ class ForwardPass:
         self._reads = {k: family.info.reading_layer(k) for k, stage in self.stages.items() if stage.reads != "nothing"}
         self._heard: HeardLayer | None = None
         self._masks = LayerMasks(self)
+        self._earlier = EarlierLayers(self)
         self._aligned: dict[tuple[int, int], tuple[Any, Any]] = {}
 
     @property
@@ -99,7 +100,7 @@ class ForwardPass:
         if self.mask is not None:
             self.mask = F.pad(self.mask, (0, tokens), value=True)
         alive.counts = [count + tokens for count in alive.counts]
-        alive.probe = self.appended = tokens
+        alive.probe = alive.appended = tokens
 
     # -- selecting ---------------------------------------------------------------------------------------
 
@@ -125,17 +126,18 @@ class ForwardPass:
             left = before_method(groups, self.trace) if layer == BEFORE_LLM else None
             choices = [self.method.select_all(self._view(stage, group, rows)) for group in groups]
             selections = resolve(choices, [len(g.alive) for g in groups], self.method.name)
-            self.trace.record(layer, [g.alive for g in groups], selections)
+            survivors = [g.alive[s.index] for g, s in zip(groups, selections, strict=True)]
+            self.trace.record(layer, [g.alive for g in groups], survivors, selections)
             if left is not None:
                 selections = with_tower(groups, left, selections)
             if self.probe is not None and layer > max(self.probe.reads):
                 self.probe = None  # it has read all it should
-            packed = self.alive.drop(selections, probe=self.alive.probe if self.probe else 0)
+            packed = self.alive.drop(selections, survivors, self.alive.probe if self.probe else 0)
         if self._reads.get(layer) not in [self._reads[later] for later in self._reads if later > layer]:
             self._heard = None
         if packed is not None and stage.compact_earlier and self.cache is not None:
             for earlier in range(layer):
-                self._compact(earlier)
+                self._earlier.compact(earlier)
         return packed
 
     def _view(self, stage: Stage, group: Group, rows: dict[int, RowState]) -> View:
@@ -149,7 +151,7 @@ class ForwardPass:
             entered=len(group.visible),
             source=GroupSource(
                 group,
-                self.alive.places(group, group.alive),
+                partial(self.alive.places, group, group.alive),
                 rows[group.row],
                 self.readings,
                 needs_stand_ins(self.family, self.method),
@@ -260,31 +262,12 @@ class ForwardPass:
 
     # -- bookkeeping -------------------------------------------------------------------------------------
 
-    def _compact(self, layer: int) -> None:
-        """Remove from an earlier layer's block the tokens that are no longer alive."""
-        cache = self.cache
-        assert cache is not None
-        if not cache.shrinks(layer):
-            return  # recurrent layers have no tokens, windows are bounded as they are
-        index, length, _ = self.entered[layer]
-        now = self.alive.index
-        assert now is not None
-        past = cache.physical_length(layer) - length
-        places = now.clamp(min=0) if index is None else torch.searchsorted(index.contiguous(), now.contiguous())
-        before = torch.arange(past, device=now.device).expand(now.shape[0], -1)
-        columns = torch.cat([before, past + places.clamp(max=length - 1)], dim=1)
-        valid = self.alive.valid
-        if valid is not None:
-            valid = torch.cat([torch.ones_like(before, dtype=torch.bool), valid], dim=1)
-        select_columns(cache, layer, columns, valid)
-        self.entered[layer] = Block(now, self.alive.length, valid is not None)
-
     def finish(self) -> None:
         """After the last layer: tell the cache what its layers hold."""
         cache = self.cache
         if cache is None or not any(block.columns is not None for block in self.entered):
             return
-        until = self.layout.past + self.layout.length - self.appended
+        until = self.layout.past + self.layout.length - self.alive.appended
         made: dict[tuple[int, int], Kept] = {}
         kept: list[Kept | None] = []
         for layer, block in enumerate(self.entered):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from foveate.engine.cache import FoveatedCache
 from foveate.engine.call import Call, Kind
 from foveate.engine.layout import assign
-from foveate.errors import InputError
+from foveate.errors import InputError, UnsupportedModelError
 from foveate.families.base import Family
+from foveate.families.refusals import NO_VIDEO
 
 Kwargs = dict[str, Any]
 
@@ -52,12 +54,12 @@ def read_call(family: Family, kwargs: Kwargs) -> tuple[Call, Kwargs]:
     ids = kwargs.get("input_ids")
     if isinstance(ids, Tensor):
         ids, call.padded = _to_host(ids, call.mask)
-    call.visual, call.ids = placeholders(family, ids, kwargs.get("inputs_embeds"))
+    call.visual, call.ids = placeholders(family, call.given, ids, kwargs.get("inputs_embeds"))
     seen = cache_.conversation.images() if isinstance(cache_, FoveatedCache) else None
     call.fresh = fresh_images(call.visual, call.sizes, seen)
     unsized = [m for m in call.given if m not in call.sizes and m in call.visual]
     # some models are given their images at every step; those of unknown size are new if they have placeholders
-    if any(call.fresh.values()) or any(bool(call.visual[modality].any()) for modality in unsized):
+    if any(call.fresh.values()) or any(call.visual[modality].numpy().any() for modality in unsized):
         call.kind = Kind.PREFILL
     if all(len(call.fresh[modality]) == len(given) for modality, given in call.sizes.items()):
         return call, kwargs
@@ -71,22 +73,32 @@ def _to_host(ids: Tensor, mask: Any) -> tuple[Tensor, bool | None]:
     """`[B, n]` ids on the host, and whether a plain mask of that shape has padding, with one synchronisation."""
     if not isinstance(mask, Tensor) or mask.shape != ids.shape or mask.device != ids.device:
         return ids.cpu(), None
+    if ids.device.type == "cpu":
+        return ids, not mask.numpy().all()
     both = torch.stack([ids, mask.to(ids.dtype)]).cpu()
-    return both[0], not bool(both[1].all())
+    return both[0], not both[1].numpy().all()
 
 
-def placeholders(family: Family, ids: Tensor | None, embeds: Tensor | None) -> tuple[dict[str, Tensor], Tensor | None]:
+def placeholders(
+    family: Family, modalities: Sequence[str], ids: Tensor | None, embeds: Tensor | None
+) -> tuple[dict[str, Tensor], Tensor | None]:
     """Per modality, `[B, n]` bool on the host: where visual tokens stand; and the ids, which are there already. One
-    synchronisation, if there are embeddings only."""
+    synchronisation, if there are embeddings only.
+
+    Args:
+        modalities: that the call brings.
+    """
     given = embeds if ids is None else ids
     if given is None:
         return {}, None
+    marks = family.placeholders(modalities)
     if ids is not None:
-        return {modality: ids == token for modality, token in family.token_ids.items()}, ids
+        known = ids.numpy()
+        return {modality: torch.from_numpy(known == token) for modality, token in marks.items()}, ids
     table: Any = family.parts.base.get_input_embeddings()  # type: ignore[operator]
-    tokens = torch.tensor(list(family.token_ids.values()), device=given.device)
+    tokens = torch.tensor(list(marks.values()), device=given.device)
     masks = [(given == row).all(-1) for row in table(tokens)]
-    return dict(zip(family.token_ids, torch.stack(masks).cpu(), strict=True)), None
+    return dict(zip(marks, torch.stack(masks).cpu(), strict=True)), None
 
 
 def encoded_features(family: Family, outputs: Any) -> dict[str, list[Tensor]]:
@@ -171,11 +183,23 @@ def _features(output: Any) -> Any:
     return deep[0][1] if deep and isinstance(deep[0][0], int) else None
 
 
-def check_placeholders(call: Call) -> None:
-    """Raise `InputError` early, where the sizes of the images are known before they are encoded."""
+def check_placeholders(family: Family, call: Call) -> None:
+    """Raise early, where the sizes of the images are known before they are encoded.
+
+    Raises:
+        InputError: images and placeholders do not match.
+        UnsupportedModelError: videos that this family's stock code cannot read.
+    """
+    if "video" in call.given and (reason := NO_VIDEO.get(family.name)):
+        raise UnsupportedModelError(f"Videos of '{family.name}' cannot be pruned: {reason}.")
+    if family.shares_token and len(call.given) > 1:
+        raise InputError(
+            f"Images and videos of '{family.name}' stand on the same placeholder token, so stock code cannot take both "
+            "in one call. Ask about them in conversations of their own."
+        )
     for modality, given in call.sizes.items():
         mask = call.visual.get(modality)
-        if mask is None or (given and not bool(mask.any()) and call.fresh[modality]):
+        if mask is None or (given and not mask.numpy().any() and call.fresh[modality]):
             raise InputError(
                 f"{len(given)} {modality}(s) were given, but the prompt has no {modality} placeholder tokens: "
                 f"{modality.capitalize()} features and {modality} tokens do not match, so there is nothing to prune. "

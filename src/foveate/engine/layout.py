@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from foveate.errors import InputError
 from foveate.families.layout import ImageShape
 from foveate.trace.records import TowerStep
 
+Integers = npt.NDArray[np.int64]
 Left = tuple[TowerStep, ...]
 """What the tower did to an image, nothing if it left everything."""
 
@@ -50,12 +53,10 @@ class EncodedImage:
         return self.shape.size
 
     @property
-    def columns_first(self) -> Tensor:
+    def columns_first(self) -> Integers:
         """`[size]` its tokens, those of the grids first, then those that always stay."""
-        fixed = torch.tensor(self.shape.fixed, dtype=torch.long)
-        chosen = torch.ones(self.size, dtype=torch.bool)
-        chosen[fixed] = False
-        return torch.cat([chosen.nonzero().squeeze(1), fixed])
+        fixed = np.array(self.shape.fixed, dtype=np.int64)
+        return np.concatenate([np.setdiff1d(np.arange(self.size), fixed), fixed])
 
 
 @dataclass
@@ -113,6 +114,7 @@ class Layout:
         visual: `[B, length]` bool on the host: placeholders, hidden ones included.
         valid: `[B, length]` bool on the host, or None if nothing is padding.
         groups: all groups of all rows in which something can be chosen.
+        others: per row, columns of the real tokens that are in no group or always stay.
         spans: per row, (first, past the last) column of every image.
         pieces: per row, feature tensors of every image.
         memo: scratch space of the method.
@@ -123,6 +125,7 @@ class Layout:
     visual: Tensor
     valid: Tensor | None
     groups: list[Group]
+    others: list[Integers] = field(default_factory=list)
     spans: list[list[tuple[int, int]]] = field(default_factory=list)
     pieces: list[list[int]] = field(default_factory=list)
     memo: dict[Any, Any] = field(default_factory=dict)
@@ -158,14 +161,17 @@ def build_layout(
         modality: assign(modality, mask, [image.size for image in images.get(modality, ())])
         for modality, mask in visual.items()
     }
-    union = torch.stack(list(visual.values())).any(0)
+    masks = list(visual.values())
+    union = masks[0] if len(masks) == 1 else torch.stack(masks).any(0)
     layout = Layout(union.shape[1], past, union, valid, [])
     for row in range(union.shape[0]):
-        found: list[tuple[Tensor, EncodedImage]] = []
+        found: list[tuple[Integers, EncodedImage]] = []
         for modality, mask in visual.items():
             own = [images[modality][number] for number in owners[modality][row]]
-            columns = mask[row].nonzero().squeeze(1).split([image.size for image in own])
-            found += zip(columns, own, strict=True)
+            columns, start = np.flatnonzero(mask[row].numpy()), 0
+            for image in own:
+                found.append((columns[start : start + image.size], image))
+                start += image.size
         found.sort(key=lambda pair: int(pair[0][0]))
         layout.spans.append([(int(columns[0]), int(columns[-1]) + 1) for columns, _ in found])
         layout.pieces.append([image.pieces for _, image in found])
@@ -184,7 +190,7 @@ def assign(modality: str, mask: Tensor, sizes: Sequence[int]) -> list[list[int]]
         InputError: a row cannot be filled exactly, or images are left over.
     """
     rows, number = [], 0
-    for row, left in enumerate(mask.sum(1).tolist()):
+    for row, left in enumerate(mask.numpy().sum(1).tolist()):
         own = []
         while left > 0:
             if number == len(sizes) or sizes[number] > left:
@@ -214,29 +220,32 @@ def placeholder_mismatch(modality: str, mask: Tensor, sizes: Sequence[int], row:
 
 
 def _row_groups(
-    layout: Layout, row: int, found: Sequence[tuple[Tensor, EncodedImage]], per: Per, device: torch.device
+    layout: Layout, row: int, found: Sequence[tuple[Integers, EncodedImage]], per: Per, device: torch.device
 ) -> list[Group]:
     bundles = [found] if per == "prompt" and found else [[pair] for pair in found]
-    shown = torch.ones(layout.length, dtype=torch.bool) if layout.valid is None else layout.valid[row]
-    last = int(shown.nonzero()[-1]) if bool(shown.any()) else -1
+    shown = np.ones(layout.length, bool) if layout.valid is None else layout.valid[row].numpy()
+    last, others = max(np.flatnonzero(shown), default=-1), shown.copy()
     groups: list[Group] = []
     for number, bundle in enumerate(bundles):
         encoded = [image for _, image in bundle]
         ordered = [own[image.columns_first] for own, image in bundle]
         chosen = [len(own) - len(image.shape.fixed) for own, image in bundle]
-        columns = torch.cat(
+        columns = np.concatenate(
             [own[:n] for own, n in zip(ordered, chosen, strict=True)]
             + [own[n:] for own, n in zip(ordered, chosen, strict=True)]
         )
-        total = sum(chosen)
-        taps = {tap: torch.cat([image.taps[tap] for image in encoded]) for tap in encoded[0].taps}
-        stays = (columns == last) | (torch.arange(len(columns)) >= total)
-        free = (shown[columns] & ~stays).nonzero().squeeze(1).to(device)
-        fixed = (shown[columns] & stays).nonzero().squeeze(1).to(device)
+        taps = encoded[0].taps
+        if len(encoded) > 1:
+            taps = {tap: torch.cat([image.taps[tap] for image in encoded]) for tap in taps}
+        stays = (columns == last) | (np.arange(len(columns)) >= sum(chosen))
+        free, fixed = np.flatnonzero(shown[columns] & ~stays), np.flatnonzero(shown[columns] & stays)
         if len(free):
             grids = tuple(grid for image in encoded for grid in image.shape.grids)
             counts = tuple(len(image.shape.grids) for image in encoded)
             across = tuple(image.shape.across for image in encoded)
             left = tuple(image.left for image in encoded)
-            groups.append(Group(row, number, grids, columns.to(device), taps, free, fixed, free, counts, across, left))
+            others[columns[free]] = False
+            places, visible, always = (torch.from_numpy(own).to(device) for own in (columns, free, fixed))
+            groups.append(Group(row, number, grids, places, taps, visible, always, visible, counts, across, left))
+    layout.others.append(np.flatnonzero(others))
     return groups

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, islice, pairwise
 
 import torch
 from torch import Tensor
@@ -12,9 +12,12 @@ from torch import Tensor
 from foveate.core.grid import Grid
 from foveate.engine.call import Call
 from foveate.engine.layout import EncodedImage, TowerImage, assign
-from foveate.errors import InputError
+from foveate.errors import InputError, MissingTapError
 from foveate.families.base import Family
-from foveate.families.layout import ImageShape
+from foveate.families.layout import ImageShape, shape_of_runs
+
+MARKS = 2
+"""The marks that end a frame and begin the next one, where each has some."""
 
 
 @dataclass(frozen=True)
@@ -26,45 +29,102 @@ class _Pieces:
         source: which of the encoded ones it is (beams and several sequences repeat them).
         encoded: tokens of each encoded one.
         shapes: of each encoded one, where arguments tell.
+        features: each encoded one, where they were given ahead.
     """
 
     sizes: list[int]
     source: list[int]
     encoded: list[int]
     shapes: list[ImageShape] | None = None
+    features: list[Tensor] | None = None
+
+    def shape(self, family: Family, modality: str, number: int, grids: Sequence[Grid] = ()) -> ImageShape:
+        """How the tokens of an encoded one lie.
+
+        Args:
+            grids: of the tower's images that made it, empty if unknown.
+        """
+        if self.shapes:
+            return self.shapes[number]
+        features = self.features[number] if self.features else None
+        return family.shape(modality, self.encoded[number], grids, features)
 
 
-def match_images(family: Family, call: Call, encoded: Sequence[TowerImage]) -> dict[str, list[EncodedImage]]:
+def match_images(family: Family, call: Call, calls: Sequence[Sequence[TowerImage]]) -> dict[str, list[EncodedImage]]:
     """The images of a call, per modality in the order of their placeholders.
 
     Sizes come from features that were computed ahead, else from the call's arguments, else from the tower, else from
     the runs of placeholders.
 
     Args:
-        encoded: what the tower encoded lately, in that order.
+        calls: what the tower encoded lately in each of its calls, in that order.
 
     Raises:
         InputError: features that do not fit what the tower encoded.
+        MissingTapError: several ways to tell which tiles were read for which image.
     """
+    encoded = [image for images in calls for image in images]
     pieces = {m: _pieces(family, m, call, encoded) for m in call.visual if m in call.given}
-    grids = [image.grid for image in encoded]
-    counts = {m: sum(family.tower_images(m, size, grids) for size in found.encoded) for m, found in pieces.items()}
-    total = sum(counts.values())
-    recent = list(encoded[len(encoded) - total :]) if total <= len(encoded) else []
+    shapes = {m: [found.shape(family, m, n) for n in range(len(found.encoded))] for m, found in pieces.items()}
+    shares = _shares(family, shapes, calls)
     result: dict[str, list[EncodedImage]] = {}
     for modality, found in pieces.items():
-        own, recent = recent[: counts[modality]], recent[counts[modality] :]
-        images = _encoded(family, modality, found, own)
+        images = _encoded(family, modality, found, shapes[modality], shares[modality])
         own_images = [images[i] for i in found.source]
-        result[modality] = own_images
+        mask, video = call.visual[modality], modality == "video"
         if family.in_tiles(modality):
-            result[modality] = _joined(call.visual[modality], call.ids, own_images, modality == "video")
+            own_images = _joined(mask, call.ids, own_images, video)
+        elif any(image.shape.guessed for image in own_images):
+            own_images = _laid_out(mask, own_images, video)
+        result[modality] = own_images
     return result
+
+
+def _shares(
+    family: Family, shapes: dict[str, list[ImageShape]], calls: Sequence[Sequence[TowerImage]]
+) -> dict[str, list[list[TowerImage]]]:
+    """Per modality and encoded feature tensor the tower's images that made it; empty ones where nothing fits."""
+    encoded = [image for images in calls for image in images]
+    order = [(modality, shape) for modality, found in shapes.items() for shape in found]
+    counts = _counts(family, order, [image.grid for image in encoded], [len(images) for images in calls])
+    if len(counts) > 1 and any(image.taps for image in encoded):
+        raise MissingTapError(
+            f"Which tiles of '{family.name}' were read for which image cannot be told: {counts[0]} or "
+            f"{counts[1]} tiles would both fit. Ask about one image at a time, or use a method that needs no taps."
+        )
+    chosen = counts[0] if counts else (0,) * len(order)
+    own = iter(encoded[len(encoded) - sum(chosen) :])
+    result: dict[str, list[list[TowerImage]]] = {modality: [] for modality in shapes}
+    for (modality, _), n in zip(order, chosen, strict=True):
+        result[modality].append(list(islice(own, n)))
+    return result
+
+
+def _counts(
+    family: Family, order: Sequence[tuple[str, ImageShape]], grids: Sequence[Grid], calls: Sequence[int]
+) -> list[tuple[int, ...]]:
+    """How many of the tower's latest images each feature tensor is made of: the ways that begin with a call of the
+    tower, else one that does not; two at most.
+
+    Args:
+        calls: images in each call of the tower.
+    """
+    ways: dict[int, list[tuple[int, ...]]] = {len(grids): [()]}
+    for modality, shape in reversed(order):
+        longer: dict[int, list[tuple[int, ...]]] = {}
+        for end, found in ways.items():
+            for n in family.tower_counts(modality, shape, grids[:end]):
+                if n <= end:
+                    longer.setdefault(end - n, []).extend((n, *way) for way in found)
+        ways = {start: found[:2] for start, found in longer.items()}
+    starts = set(accumulate(calls, initial=0))
+    whole = [way for start, found in ways.items() if start in starts for way in found]
+    return whole[:2] or [way for found in ways.values() for way in found][:1]
 
 
 def _pieces(family: Family, modality: str, call: Call, encoded: Sequence[TowerImage]) -> _Pieces:
     mask = call.visual[modality]
-    total = int(mask.sum())
+    total = int(mask.numpy().sum())
     if modality in call.features:
         return _given_ahead(call, modality, mask, encoded)
     shapes = call.incoming.get(modality)
@@ -89,14 +149,14 @@ def _given_ahead(call: Call, modality: str, mask: Tensor, encoded: Sequence[Towe
     sizes = [len(feature) for feature in features]
     if len(order) < len(features):
         source = [order[id(feature)] for feature in features]
-        distinct = [len(features[source.index(number)]) for number in range(len(order))]
     elif encoded and len(features) > len(encoded) and len(features) % len(encoded) == 0:
         source = _copies(modality, mask, sizes, len(features) // len(encoded))
-        distinct = [sizes[source.index(number)] for number in range(max(source) + 1)]
     else:
-        source, distinct = list(range(len(features))), sizes
+        source = list(range(len(features)))
+    distinct = [features[source.index(number)] for number in range(max(source, default=-1) + 1)]
     fresh = call.fresh[modality]
-    return _Pieces([sizes[i] for i in fresh], [source[i] for i in fresh], distinct)
+    sizes_now, source_now = [sizes[i] for i in fresh], [source[i] for i in fresh]
+    return _Pieces(sizes_now, source_now, [len(feature) for feature in distinct], features=distinct)
 
 
 def _copies(modality: str, mask: Tensor, sizes: list[int], times: int) -> list[int]:
@@ -110,14 +170,24 @@ def _copies(modality: str, mask: Tensor, sizes: list[int], times: int) -> list[i
     return source
 
 
-def _encoded(family: Family, modality: str, found: _Pieces, own: Sequence[TowerImage]) -> list[EncodedImage]:
-    """What the tower encoded, as images in the language model."""
-    result, start = [], 0
-    for number, size in enumerate(found.encoded):
-        tiles = own[start : start + family.tower_images(modality, size, [tile.grid for tile in own])]
-        start += len(tiles)
+def _encoded(
+    family: Family,
+    modality: str,
+    found: _Pieces,
+    shapes: Sequence[ImageShape],
+    shares: Sequence[Sequence[TowerImage]],
+) -> list[EncodedImage]:
+    """What the tower encoded, as images in the language model.
+
+    Args:
+        shapes: of each, as far as they are known without the tower.
+        shares: the tower's images that made each.
+    """
+    result = []
+    for number, (size, shape, tiles) in enumerate(zip(found.encoded, shapes, shares, strict=True)):
         grids = [tile.grid for tile in tiles]
-        shape = found.shapes[number] if found.shapes else family.shape(modality, size, grids)
+        if shape.guessed:
+            shape = found.shape(family, modality, number, grids)
         if shape.size != size:
             raise InputError(
                 f"An image of {shape.size} visual tokens arrived with {size} {modality} features. "
@@ -132,10 +202,22 @@ def _encoded(family: Family, modality: str, found: _Pieces, own: Sequence[TowerI
     return result
 
 
+def _laid_out(mask: Tensor, images: Sequence[EncodedImage], frames: bool) -> list[EncodedImage]:
+    """Images of which only the size is known as their runs of placeholders show them."""
+    found = list(images)
+    for row, own in enumerate(assign("image", mask, [image.size for image in images])):
+        columns = mask[row].nonzero().squeeze(1).split([images[number].size for number in own])
+        for number, places in zip(own, columns, strict=True):
+            if images[number].shape.guessed and not images[number].taps:
+                found[number] = EncodedImage(shape_of_runs(places.tolist(), frames), {})
+    return found
+
+
 def _joined(mask: Tensor, ids: Tensor | None, pieces: Sequence[EncodedImage], frames: bool) -> list[EncodedImage]:
     """Tiles (or frames) that belong to one image (or video) as one.
 
     The token in front of the last run of a row says that an image ends with that run, as do all runs behind such a one.
+    A video goes on where no more than the marks around a frame stand between two runs.
     """
     if ids is None or not pieces:
         return list(pieces)
@@ -152,7 +234,8 @@ def _joined(mask: Tensor, ids: Tensor | None, pieces: Sequence[EncodedImage], fr
         for i in own:
             column = int(columns[start])
             run = int(_run_start(mask[number], column))
-            if closed and run != last_run:
+            end = int(columns[start - 1]) + 1 if start else -MARKS - 1
+            if run != last_run and (column - end > MARKS if frames else closed):
                 groups.append([])
                 starts.append([])
             groups[-1].append(pieces[i])

@@ -177,7 +177,7 @@ def _layout(
     valid = None if mask is None else mask[:, past:].cpu()
     if session.method is not None:
         inputs.check_padding_side(valid, caching)
-    images = match_images(session.family, call, session.local.encoded)
+    images = match_images(session.family, call, [encoded.images for encoded in session.local.tower_calls])
     per = session.method.per if session.method else "image"
     layout = build_layout(call.visual, valid, images, past, per, device)
     for tap in session.taps:

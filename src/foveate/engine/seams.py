@@ -65,7 +65,7 @@ def before_base(session: Session, module: nn.Module, args: tuple[Any, ...], kwar
     call, kept = read_call(session.family, behind)
     if session.method is not None:
         if call.kind is Kind.PREFILL:
-            check_placeholders(call)
+            check_placeholders(session.family, call)
         elif given.get("inputs_embeds") is not None and given.get("input_ids") is None:
             _warn_about_embeddings(given)
     if call.kind is Kind.PLAIN and hasattr(module, "rope_deltas") and session.family.has_axes:
@@ -147,7 +147,7 @@ def after_text(session: Session, module: nn.Module, args: Any, output: Any) -> N
 
 def _restore_length(forward: ForwardPass, output: Any) -> None:
     """Hidden states at the unpruned length."""
-    length = forward.layout.length - forward.appended
+    length = forward.layout.length - forward.alive.appended
     output.last_hidden_state = scatter(output.last_hidden_state, forward.alive.index, length)
     states = output.get("hidden_states")
     if states is None:

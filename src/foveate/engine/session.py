@@ -87,11 +87,6 @@ class ThreadState(threading.local):
         self.tapping = Stopwatch()
         self.trace: Trace | None = None
 
-    @property
-    def encoded(self) -> list[TowerImage]:
-        """Images in the order in which they were encoded."""
-        return [image for call in self.tower_calls for image in call.images]
-
     def remember(self, call: TowerCall) -> None:
         """Keep what a tower call read; forget old calls whose features nobody holds any more."""
         self.tower_calls = [found for found in self.tower_calls if not found.used] + [call]

@@ -50,16 +50,21 @@ class GroupSource:
     """Readings about one group of visual tokens; a `core.view.Source`.
 
     Attributes:
-        place: `[n]` where its living tokens stand in the row.
+        standing: returns `[n]`, where its living tokens stand in the row.
         readings: of the probe, by layer.
         stand_ins: whether features stand in for what the tower cannot give.
     """
 
     group: Group
-    place: Tensor
+    standing: Callable[[], Tensor]
     row: RowState
     readings: Mapping[int, Reading] = field(default_factory=dict)
     stand_ins: bool = False
+
+    @cached_property
+    def place(self) -> Tensor:
+        """`[n]` where its living tokens stand in the row."""
+        return self.standing()
 
     def hidden(self) -> Tensor:
         return self.row.hidden[self.place]
@@ -81,7 +86,7 @@ class GroupSource:
         if layer not in self.readings:
             raise MissingTapError(f"No probe was read in layer {layer}; name the layer in `Probe.reads`.")
         columns = self.group.columns[self.group.alive]
-        device = self.place.device
+        device = self.row.hidden.device
         return self.readings[layer].at(self.group.row, columns.to(device), log_probabilities).to(device)
 
     def tap(self, tap: Tap) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 from foveate.core.grid import Grid
 
@@ -17,12 +18,14 @@ class ImageShape:
         fixed: places, among all its tokens, of those that always stay: newlines, separators, class tokens.
         across: tiles side by side, if it is cut into equal ones and that is known.
         tiles: images of the tower that it is made of.
+        guessed: whether nothing but the number of its tokens was known.
     """
 
     grids: tuple[Grid, ...]
     fixed: tuple[int, ...] = ()
     across: int | None = None
     tiles: int = 1
+    guessed: bool = field(default=False, compare=False)
 
     @property
     def size(self) -> int:
@@ -47,7 +50,33 @@ def shape_of(size: int, grids: Sequence[Grid], exact: bool) -> ImageShape:
                 return ImageShape(tuple(grids), tuple([0] * ends + newlines + [size - 1] * ends))
     if grids and (exact or total == size):
         return ImageShape(tuple(grids))
-    return ImageShape((square(size),))
+    return ImageShape((square(size),), guessed=True)
+
+
+def shape_of_runs(places: Sequence[int], frames: bool) -> ImageShape:
+    """The shape of an image of which only the places of its tokens in the prompt are known: one token between runs of
+    equal length ends a row, more of them end a tile or frame.
+
+    Args:
+        frames: whether equal tiles are frames of a video.
+    """
+    lengths, gaps = [1], []
+    for before, after in pairwise(places):
+        if after == before + 1:
+            lengths[-1] += 1
+        else:
+            lengths.append(1)
+            gaps.append(after - before - 1)
+    parts: list[list[int]] = [[lengths[0]]]
+    for gap, length in zip(gaps, lengths[1:], strict=True):
+        if gap == 1 and length == parts[-1][0]:
+            parts[-1].append(length)
+        else:
+            parts.append([length])
+    grids = [square(part[0]) if len(part) == 1 else Grid(1, len(part), part[0]) for part in parts]
+    if frames and len(set(grids)) == 1:
+        grids = [Grid(len(grids), *grids[0][1:])]
+    return ImageShape(tuple(grids))
 
 
 def square(n: int) -> Grid:

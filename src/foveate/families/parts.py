@@ -11,10 +11,10 @@ from torch import nn
 from foveate.errors import UnsupportedModelError
 from foveate.families.refusals import layer_refusal, type_refusal
 
-TOWERS = ("vision_tower", "vision_model", "visual", "image_tower", "vision_encoder")
-"""Names that transformers gives to a vision tower beside the language model."""
+TOWERS = ("vision_tower", "vision_model", "visual", "image_tower", "vision_encoder", "embed_vision")
+"""Names that transformers gives to a vision tower beside the language model, or to what stands in its place."""
 
-JOINTS = (*TOWERS, "vision_embed_tokens", "vqmodel", "embed_vision", "embed_tokens_extend")
+JOINTS = (*TOWERS, "vision_embed_tokens", "vqmodel", "embed_tokens_extend")
 """What else marks the module that joins images and text."""
 
 BLOCKS = ("layers", "blocks", "layer", "encoder_layers", "resblocks")

@@ -5,22 +5,28 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from foveate.core.grid import Grid
+from foveate.core.grid import Grid, Unplaced
+from foveate.core.host import listed
 from foveate.core.view import ModelInfo
 from foveate.errors import UnsupportedModelError
 from foveate.families.layout import ImageShape, shape_of
 from foveate.families.parts import Parts, find_parts, layer_facts
+from foveate.families.refusals import NO_VIDEO
 from foveate.families.tables import (
     BY_ROW,
     CLASS_TOKEN_LAST,
+    ENCODED_IN_FRAMES,
     ENCODES_LATE,
     IN_FRAMES,
     MERGES,
+    ONE_TOKEN,
+    RESAMPLED,
     TILED,
     Merge,
     merge_factor,
@@ -36,6 +42,9 @@ PIXEL_NAMES = {
     "video": ("pixel_values_videos",),
 }
 """Arguments that bring images or videos."""
+
+BESIDE = ("image_sizes", "spatial_shapes", "pixel_attention_mask")
+"""Arguments that come with an entry an image beside the pixels."""
 
 GRID_NAMES = {"image": "image_grid_thw", "video": "video_grid_thw"}
 CLASS_TOKENS = ("class_embedding", "cls_token")
@@ -71,6 +80,24 @@ class Probed:
                 f"configuration (one of {', '.join(TOKEN_NAMES['image'])}), so visual tokens cannot be told from text."
             )
         return found
+
+    def placeholders(self, given: Sequence[str]) -> dict[str, int]:
+        """Placeholder token id per modality in a call that brings the modalities `given`."""
+        if self.shares_token:
+            return dict.fromkeys(given, self.token_ids["image"])
+        return self.token_ids
+
+    @property
+    def shares_token(self) -> bool:
+        """Whether videos stand on the placeholder token of images."""
+        return self.name in ONE_TOKEN
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What can be pruned: `image`, `video`."""
+        known = "video" in self.token_ids or self.shares_token
+        takes = known and "pixel_values_videos" in self.arguments and self.name not in NO_VIDEO
+        return ("image", "video") if takes else ("image",)
 
     # -- facts -------------------------------------------------------------------------------------------
 
@@ -170,7 +197,8 @@ class Probed:
             pixels = next(name for name in PIXEL_NAMES[modality] if kwargs.get(name) is not None)
             grid = GRID_NAMES[modality]
             if kwargs.get(grid) is None:
-                taken[pixels] = kwargs[pixels][numbers] if numbers else None
+                own = [pixels, *(name for name in BESIDE if kwargs.get(name) is not None and modality == "image")]
+                taken |= {name: kwargs[name][numbers] if numbers else None for name in own}
                 continue
             parts = kwargs[pixels].split(kwargs[grid].prod(-1).tolist())
             taken[pixels] = torch.cat([parts[i] for i in numbers]) if numbers else None
@@ -210,7 +238,7 @@ class Probed:
         return [grid.size * self.factor**2 for grid in grids]
 
     def _merged(self, thw: Tensor) -> list[Grid]:
-        return [Grid(t, h // self.factor, w // self.factor) for t, h, w in thw.tolist()]
+        return [Grid(t, h // self.factor, w // self.factor) for t, h, w in listed(thw)]
 
     @cached_property
     def factor(self) -> int:
@@ -232,23 +260,29 @@ class Probed:
         """Whether features come per tile (or frame), several of which make an image (or video)."""
         return self.name in (TILED if modality == "image" else IN_FRAMES)
 
-    def tower_images(self, modality: str, size: int, grids: Sequence[Grid]) -> int:
-        """How many images of the tower make a feature tensor of `size` tokens.
+    def tower_counts(self, modality: str, shape: ImageShape, grids: Sequence[Grid]) -> Sequence[int]:
+        """Of how many images of the tower a feature tensor of this shape may be made.
 
         Args:
-            grids: of what the tower encoded lately.
+            grids: of what the tower encoded up to it, its own last.
         """
-        if not self.in_tiles(modality) or not grids or size % grids[-1].size:
-            return 1
-        return size // grids[-1].size  # tiles have one size
+        if self.in_tiles(modality) or (modality == "video" and self.name in ENCODED_IN_FRAMES):
+            sizes = accumulate(grid.size for grid in reversed(grids))
+            return [n for n, size in enumerate(sizes, 1) if size == shape.size] or [1]
+        return [1]
 
-    def shape(self, modality: str, size: int, grids: Sequence[Grid]) -> ImageShape:
+    def shape(self, modality: str, size: int, grids: Sequence[Grid], features: Tensor | None = None) -> ImageShape:
         """How the tokens of one feature tensor lie.
 
         Args:
             size: its tokens.
             grids: of the tower's images that made it, empty if unknown.
+            features: `[size, D]`, where they are known.
         """
+        if modality == "video" and len(set(grids)) == 1:
+            grids = [Grid(sum(grid.t for grid in grids), *grids[0][1:])]
+        if self.name in RESAMPLED:
+            return ImageShape((Unplaced(1, 1, size),))
         return shape_of(size, grids, exact=self.merge != "none")
 
     def join(self, shape: ImageShape, grids: Sequence[Grid], values: Sequence[Tensor]) -> Tensor:

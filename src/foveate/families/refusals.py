@@ -20,17 +20,42 @@ BYPASS = (
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("mllama", "mllama_text_model", "idefics", "blip", "git"), CROSS),
     **dict.fromkeys(
-        ("florence2", "pix2struct", "udop", "vision-encoder-decoder", "trocr", "donut-swin", "bart"), ENCODER_DECODER
+        (
+            "florence2",
+            "pix2struct",
+            "udop",
+            "vision-encoder-decoder",
+            "trocr",
+            "donut-swin",
+            "bart",
+            "pp_formulanet",
+            "t5gemma2",
+        ),
+        ENCODER_DECODER,
     ),
     **dict.fromkeys(("pi0", "pi0_fast", "smolvla", "diffusion_gemma"), DIFFUSION),
-    **dict.fromkeys(("mistral_large4", "glm5_next", "dots3_note"), INDEXED),
+    **dict.fromkeys(("mistral_large4", "glm5_next", "dots3_note", "qwen4_exp"), INDEXED),
     **dict.fromkeys(("blip-2", "instructblip", "instructblipvideo"), BYPASS),
     "nemotron_h_omni": "it prunes video tokens itself and shortens `input_ids` on the way (EVS)",
     "kosmos-2": "its images stand at positions given by a mask of their own, not at placeholder tokens",
     "kosmos-2.5": "its images stand at positions given by a mask of their own, not at placeholder tokens",
     **dict.fromkeys(("inkling_mm_model", "inkling2"), RELATIVE),
+    "evolla": "it reads proteins, not images",
+    "mistral4": "it reads no images: the automatic class builds a language model alone",
+    "unlimited_ocr": (
+        "its cache keeps the first pass as a reference and slides over the answer, told apart by lengths that dropping "
+        "would change"
+    ),
 }
 """Model type -> why it cannot be pruned. `git` concatenates its image in front of the text without placeholders."""
+
+NO_VIDEO: dict[str, str] = {
+    "kimi_k25": (
+        "its stock code averages the frames of a video and then cuts the result into as many pieces as before, which "
+        "fails for more than one frame"
+    ),
+}
+"""Model type -> why its videos cannot be pruned although its images can."""
 
 REFUSED["git"] = "it puts the image in front of the text itself, so the prompt has no placeholder tokens"
 

@@ -14,7 +14,7 @@ MERGES: dict[str, Merge] = {
         (
             "llava", "vipllava", "video_llava", "paligemma", "shieldgemma2", "janus", "deepseek_vl", "internvl",
             "qianfan_ocr", "idefics3", "smolvlm", "aya_vision", "cohere2_vision", "ovis2", "llama4",
-            "lfm2_vl", "paddleocr_vl", "gemma3", "gemma4", "mistral3", "lighton_ocr", "pp_chart2table", "minicpmv4_6",
+            "lfm2_vl", "paddleocr_vl", "gemma3", "gemma4", "mistral3", "lighton_ocr", "minicpmv4_6",
             "minicpmv4_7", "minicpm_ocr", "granite_docling",
             "muse_glimmer", "muse_spark", "hunyuan_vl", "kimi_k25",
         ),
@@ -35,18 +35,27 @@ MERGES: dict[str, Merge] = {
 
 TILED = frozenset(
     ("internvl", "qianfan_ocr", "idefics3", "smolvlm", "aya_vision", "cohere2_vision", "llama4",
-     "got_ocr2", "lfm2_vl", "ovis2", "granite_docling")
+     "got_ocr2", "pp_chart2table", "lfm2_vl", "ovis2", "granite_docling", "perception_lm")
 )  # fmt: skip
 """Types whose tower and projector give a feature per *tile*; an image is all tiles up to the one that closes it."""
 
 BY_ROW = frozenset(("idefics2", "idefics3", "smolvlm", "granite_docling"))
 """Types whose features come in one piece for each row of the batch, all tiles of all its images behind one another."""
 
+RESAMPLED = frozenset(("idefics2", "aria"))
+"""Types whose tokens are learned queries that have read the whole picture (or tile), so that they have no places."""
+
 ENCODES_LATE = frozenset(("phi4_multimodal", "chameleon"))
 """Types whose language model encodes images itself, so that nothing of them is known before it runs."""
 
-IN_FRAMES = frozenset(("video_llava",))
+IN_FRAMES = frozenset(("video_llava", "perception_lm", "minicpmv4_6", "minicpmv4_7", "minicpm_ocr"))
 """Types whose videos come as a feature per frame."""
+
+ENCODED_IN_FRAMES = frozenset(("glm4v", "glm46v", "glm4v_moe", "glm_ocr", "glmga", "gemma4", "gemma4_unified"))
+"""Types whose tower is given a video's frames as images, of which one feature is made."""
+
+ONE_TOKEN = frozenset(("glm4v", "glm46v", "glm4v_moe", "glm_ocr", "glmga", "molmo2"))
+"""Types whose videos stand on the placeholder token of images."""
 
 CLASS_TOKEN_LAST = frozenset(("llama4",))
 """Towers that put the class token behind the patches."""
@@ -62,15 +71,21 @@ ALWAYS_TESTED = (
 
 TESTED = (
     "aria", "aya_vision", "chameleon", "cohere2_vision", "cohere_compass", "cosmos3_edge", "cosmos3_omni",
-    "deepseek_vl", "deepseek_vl_hybrid", "ernie4_5_vl_moe", "exaone4_5", "fast_vlm", "fuyu", "gemma3n", "glm46v",
-    "glm4v", "glm4v_moe", "glm_ocr", "got_ocr2", "granite4_vision", "granite_docling", "hunyuan_vl",
-    "hyperclovax_vision_v2", "idefics2", "janus", "kimi_k25", "lfm2_vl", "lfm3_vl", "lighton_ocr",
-    "llava_next_video", "llava_onevision", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "minimax_m3_vl", "molmo2",
-    "muse_glimmer", "muse_spark", "ovis2", "paddleocr_vl", "paligemma", "perception_lm", "phi4_multimodal",
-    "qianfan_ocr", "qwen2_5_omni_thinker", "qwen2_5_vl", "qwen3_5_moe", "qwen3_omni_moe_thinker", "qwen3_vl_moe",
-    "smolvlm", "step3p7", "video_llama_3", "vipllava",
+    "deepseek_ocr2", "deepseek_vl", "deepseek_vl_hybrid", "emu3", "ernie4_5_vl_moe", "exaone4_5", "fast_vlm", "fuyu",
+    "gemma3n", "gemma4_unified", "glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga", "got_ocr2", "granite4_vision",
+    "granite_docling", "hunyuan_vl", "hyperclovax_vision_v2", "idefics2", "janus", "kimi_k25", "lfm2_vl", "lfm3_vl",
+    "lighton_ocr", "llava_next_video", "llava_onevision", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7",
+    "minimax_m3_vl", "molmo2", "muse_glimmer", "muse_spark", "ovis2", "paddleocr_vl", "paligemma", "perception_lm",
+    "phi4_multimodal", "pp_chart2table", "qianfan_ocr", "qwen2_5_omni_thinker", "qwen2_5_vl", "qwen3_5_moe",
+    "qwen3_omni_moe_thinker", "qwen3_vl_moe", "shieldgemma2", "smolvlm", "step3p7", "video_llama_3", "vipllava",
 )  # fmt: skip
 """Those that `make families` tests too."""
+
+NEEDS_TORCHVISION = (
+    "cohere2_vision", "gemma4_unified", "kimi_k25", "lfm2_vl", "llama4", "minicpm_ocr", "minimax_m3_vl", "molmo2",
+    "muse_glimmer", "muse_spark", "perception_lm", "phi4_multimodal", "step3p7",
+)  # fmt: skip
+"""Types of which transformers has no image processor but one that needs torchvision."""
 
 FACTORS = (
     ("vision_config", "spatial_merge_size"),

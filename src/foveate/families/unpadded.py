@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -85,22 +86,27 @@ class Unpadded(Family):
             rows, columns = int(h // ratio), int(w // ratio)
         return Stitched(down, across, h, w, rows, columns)
 
-    def _candidates(self) -> Iterator[Stitched]:
-        """Every way in which a picture may be stitched: one of its sides has no padding."""
+    @cached_property
+    def _candidates(self) -> list[Stitched]:
+        """Every way in which a picture may be stitched: one of its sides has no padding, and fewer tiles would not do.
+        Those of few tiles come first."""
         tile, own = side(self.config.vision_config.image_size), self._side
-        yield Stitched(0, 0, 0, 0, 0, 0)
-        for tall, wide in self.config.image_grid_pinpoints:
-            down, across = tall // tile, wide // tile
+        pins = sorted({(tall // tile, wide // tile) for tall, wide in self.config.image_grid_pinpoints}, key=math.prod)
+        found = [Stitched(0, 0, 0, 0, 0, 0)]
+        for number, (down, across) in enumerate(pins):
             full_h, full_w = down * own, across * own
-            for h in range(full_h, 0, -2):  # padding is the same on both sides
-                yield self._scaled(down, across, h, full_w)
-            for w in range(full_w - 2, 0, -2):
-                yield self._scaled(down, across, full_h, w)
+            sizes = [(h, full_w) for h in range(full_h, 0, -2)]  # padding is the same on both sides
+            sizes += [(full_h, w) for w in range(full_w - 2, 0, -2)]
+            for h, w in sizes:
+                if not any(h <= d * own and w <= a * own and d * a < down * across for d, a in pins[:number]):
+                    found.append(self._scaled(down, across, h, w))
+        return found
 
-    def _of_size(self, size: int, grids: Sequence[Grid]) -> Stitched:
-        """The picture of `size` tokens; of several that fit, one of as many tiles as the tower encoded."""
-        found = [picture for picture in self._candidates() if picture.tokens(self._side) == size]
-        fitting = [picture for picture in found if picture.down * picture.across + 1 == len(grids)]
+    def _of_size(self, size: int, features: Tensor | None) -> Stitched:
+        """The picture of `size` tokens; of several that fit, that of as many rows as features have newlines."""
+        found = [picture for picture in self._candidates if picture.tokens(self._side) == size]
+        rows = None if features is None else self._rows(features)
+        fitting = [picture for picture in found if max(picture.rows, 1) == rows]
         if not found:
             raise InputError(
                 f"No picture has {size} visual tokens on '{self.name}'. Chunked prefill (`prefill_chunk_size`) cannot "
@@ -108,13 +114,24 @@ class Unpadded(Family):
             )
         return (fitting or found)[0]
 
+    def _rows(self, features: Tensor) -> int | None:
+        """How many newlines stand behind the thumbnail, one if there is only that; None without such an embedding."""
+        newline = getattr(self.parts.base, "image_newline", None)
+        if newline is None or newline.shape[-1:] != features.shape[-1:]:
+            return None
+        return int((features[self._side**2 :] == newline.to(features)).all(-1).sum())
+
+    def _like(self, shape: ImageShape) -> list[Stitched]:
+        """All pictures whose tokens lie so."""
+        rows, columns = shape.grids[-1][1:] if len(shape.grids) > 1 else (0, 0)
+        return [picture for picture in self._candidates if (picture.rows, picture.columns) == (rows, columns)]
+
     # -- what the engine asks ----------------------------------------------------------------------------
 
-    def tower_images(self, modality: str, size: int, grids: Sequence[Grid]) -> int:
+    def tower_counts(self, modality: str, shape: ImageShape, grids: Sequence[Grid]) -> Sequence[int]:
         if modality == "video":
-            return size // self._frame.size
-        picture = self._of_size(size, grids)
-        return 1 + picture.down * picture.across
+            return [shape.grids[0].t]
+        return sorted({1 + picture.down * picture.across for picture in self._like(shape)})
 
     @property
     def _frame(self) -> Grid:
@@ -123,9 +140,9 @@ class Unpadded(Family):
         half = math.ceil(self._side / stride) if self._most_tiles is not None else self._side // stride
         return Grid(1, half, half)
 
-    def shape(self, modality: str, size: int, grids: Sequence[Grid]) -> ImageShape:
+    def shape(self, modality: str, size: int, grids: Sequence[Grid], features: Tensor | None = None) -> ImageShape:
         if modality == "image":
-            return self._shape(self._of_size(size, grids))
+            return self._shape(self._of_size(size, features))
         frames, newline = divmod(size, self._frame.size)
         grid = Grid(frames, *self._frame[1:])
         return ImageShape((grid,), tuple(range(grid.size, grid.size + newline)))
@@ -154,8 +171,9 @@ class Unpadded(Family):
         """`[N, D]` of `[tiles, side, side, D]`: the thumbnail, then the tiles stitched, cut and scaled."""
         parts = [squares[0].flatten(0, 1)]
         if len(shape.grids) > 1:
-            picture = self._of_size(shape.size, [Grid(1, 1, 1)] * len(squares))
-            tiles = squares[1:].unflatten(0, (picture.down, picture.across))
+            cut = [(p.down * p.across, p) for p in self._like(shape) if p.down * p.across < len(squares)]
+            count, picture = max(cut, key=lambda pair: pair[0])  # padding may come behind the tiles
+            tiles = squares[1 : count + 1].unflatten(0, (picture.down, picture.across))
             whole = tiles.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)  # [D, rows, columns]
             top, left = ((full - cut) // 2 for full, cut in zip(whole.shape[1:], (picture.h, picture.w), strict=True))
             whole = whole[:, top : top + picture.h, left : left + picture.w]

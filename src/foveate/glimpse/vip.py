@@ -37,6 +37,7 @@ class Segments:
         token_of_slot = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.long)
         token_of_slot[slot_of_token] = torch.arange(len(ids))
         ragged = int(counts.min()) != self.shape[1]
+        self.in_order = not ragged and bool((token_of_slot[1:] > token_of_slot[:-1]).all())
         filled = torch.arange(self.shape[1]) < counts[:, None]
         self.slot_of_token = slot_of_token.to(device, non_blocking=True)
         self.token_of_slot = token_of_slot.to(device, non_blocking=True)
@@ -44,11 +45,11 @@ class Segments:
 
     def pack(self, x: Tensor) -> Tensor:
         """[N, ...] -> [segments, longest, ...]; free slots repeat token 0 and are masked as keys."""
-        return x[self.token_of_slot].unflatten(0, self.shape)
+        return (x if self.in_order else x[self.token_of_slot]).unflatten(0, self.shape)
 
     def unpack(self, x: Tensor) -> Tensor:
         """[segments, longest, ...] -> [N, ...]."""
-        return x.flatten(0, 1)[self.slot_of_token]
+        return x.flatten(0, 1) if self.in_order else x.flatten(0, 1)[self.slot_of_token]
 
 
 def rotary_2d(positions: Tensor, dim: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
@@ -83,8 +84,8 @@ class ConditionalAttention(nn.Module):
     def forward(self, u: Tensor, cond: Tensor, rotary: tuple[Tensor, Tensor], segments: Segments) -> Tensor:
         """u [N, f], cond [N, c] -> [N, f]."""
         joint = torch.cat([u, cond], dim=-1)
-        q = _rotate(self.q_proj(joint).unflatten(-1, (self.heads, -1)), *rotary)
-        k = _rotate(self.k_proj(joint).unflatten(-1, (self.heads, -1)), *rotary)
+        both = torch.cat([self.q_proj(joint), self.k_proj(joint)], dim=-1)
+        q, k = _rotate(both.unflatten(-1, (2 * self.heads, -1)), *rotary).chunk(2, dim=1)
         v = self.v_proj(u).unflatten(-1, (self.heads, -1))
         q, k, v = (segments.pack(x).transpose(1, 2) for x in (q, k, v))
         # Values as wide as keys: fused kernels want it, and the others materialise the N x N matrix.

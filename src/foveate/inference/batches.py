@@ -12,6 +12,7 @@ from transformers.video_utils import VideoMetadata
 from foveate.data.videos import Clip, FrameSampling, open_video
 from foveate.errors import FoveateError, InputError
 from foveate.families import adapt
+from foveate.families.base import Family
 from foveate.inference.chats import open_chat, user
 from foveate.inference.placeholders import check_chat, placeholders
 from foveate.inference.processor import REFUSALS, ImageTextProcessor
@@ -30,6 +31,22 @@ def encode(
 ) -> dict[str, Tensor]:
     """Model inputs of whole conversations, padded on the left, on the model's device and in its dtype.
 
+    Args and errors: as `prepared`.
+    """
+    found = prepared(adapt(model), processor, chats, remote, local)
+    return {name: value.to(model.device, in_dtype(value, model.dtype)) for name, value in found.items()}
+
+
+def in_dtype(value: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a model of this dtype takes an input: what is no fraction stays as it is."""
+    return dtype if value.is_floating_point() else value.dtype
+
+
+def prepared(
+    family: Family, processor: Any, chats: Sequence[Any], remote: bool = False, local: bool = True
+) -> dict[str, Tensor]:
+    """Model inputs of whole conversations as the processor makes them, padded on the left, on the CPU.
+
     Every processor gets opened pictures, so that they look alike whichever it is.
 
     Args:
@@ -41,7 +58,7 @@ def encode(
     """
     if not chats:
         raise InputError("There is no conversation to prepare.")
-    marks = placeholders(adapt(model), processor.tokenizer)
+    marks = placeholders(family, processor.tokenizer)
     opened = [open_chat(chat, remote, local, sampler(processor)) for chat in chats]
     for chat in opened:
         check_chat(chat, marks)
@@ -59,11 +76,7 @@ def encode(
         raise
     except REFUSALS as error:
         raise InputError(f"The processor cannot prepare the conversation: {error}") from error
-    return {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
-        for name, value in inputs.items()
-        if isinstance(value, Tensor)
-    }
+    return {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
 
 
 def sampler(processor: Any) -> Any:

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
 from foveate.data.videos import Clip, is_frame, open_video
 from foveate.errors import FoveateError, InputError
 from foveate.families.base import Family
 from foveate.inference import options
 from foveate.inference.chats import is_batch, open_chat, open_picture
+from foveate.inference.stock_processors import pil_image_processor, without_videos
 from foveate.inference.video_processor import VideoProcessor
 from foveate.inference.video_prompts import replacement, timing
 
@@ -26,7 +26,8 @@ REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError)
 def load_processor(source: str, family: Family) -> Any:
     """`AutoProcessor` where it works; else image-only processing from the same files.
 
-    Processors of models that also take videos cannot be built without torchvision.
+    Processors of models that also take videos cannot be built without torchvision. Ours stands in where we can prepare
+    the videos; elsewhere it is the stock one without that part.
 
     Raises:
         Exception: whatever transformers raises where the parts are not there either.
@@ -39,9 +40,12 @@ def load_processor(source: str, family: Family) -> Any:
     except (ImportError, ValueError, OSError, TypeError):
         pass  # torchvision is missing, or no processor configuration: the parts may still be there
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-    images = _pil_image_processor(source)
+    images = pil_image_processor(source)
     videos = VideoProcessor.load(source) if "video" in family.token_ids else None
     template = tokenizer.chat_template or _legacy_template(Path(source)) or family.default_template
+    stock = without_videos(source, family.name, images, tokenizer, template) if videos is None else None
+    if stock is not None and _fits(stock, family):
+        return stock
     return ImageTextProcessor(images, tokenizer, family, template, videos)
 
 
@@ -51,16 +55,6 @@ def _fits(processor: Any, family: Family) -> bool:
         return False
     token = getattr(processor, "image_token_id", None)
     return token in (None, family.token_ids["image"]) and getattr(processor, "patch_size", 1) is not None
-
-
-def _pil_image_processor(source: str) -> Any:
-    """The image processor that needs no torchvision."""
-    try:
-        return AutoImageProcessor.from_pretrained(source, backend="pil")
-    except (ImportError, TypeError):  # before 5.2x the automatic class itself wanted torchvision
-        described, _ = transformers.ImageProcessingMixin.get_image_processor_dict(source)
-        name = described["image_processor_type"].removesuffix("Fast").removesuffix("Pil")
-        return getattr(transformers, f"{name}Pil").from_pretrained(source)
 
 
 def _legacy_template(folder: Path) -> str | None:
@@ -182,7 +176,13 @@ class ImageTextProcessor(ProcessorMixin):
     def replace_image_token(self, image_inputs: Mapping[str, Any], image_idx: int, **kwargs: Any) -> str:
         """The marker as often as the `image_idx`-th image has tokens."""
         tensors = BatchFeature(dict(image_inputs), tensor_type="pt")
-        return self.image_token * self.family.incoming(dict(tensors))["image"][image_idx].size
+        shapes = self.family.incoming(dict(tensors)).get("image")
+        if shapes is None:
+            raise InputError(
+                f"How many tokens an image has in {self.family.name} models is not known; install torchvision, and "
+                "foveate loads the model's own processor."
+            )
+        return self.image_token * shapes[image_idx].size
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
         """As a stock processor's, for images from anywhere (see `chats.open_chat`).

@@ -66,7 +66,7 @@ def density_peaks(
     # not stable on purpose: equal peaks (several infinite ones) then get the labels of the published code
     centres = (-(delta * rho)).argsort()[: max(1, int(fraction * n))]
     labels = _follow(parent, centres)
-    return torch.where(labels < 0, distances(x, x[centres]).argmin(1), labels) if complete else labels
+    return torch.where(labels < 0, rows.to(centres).argmin(1), labels) if complete else labels
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -92,6 +92,12 @@ class _Rows:
         dist = distances(_part(self.x, block), self.x)
         dist.diagonal(block.start).zero_()
         return dist
+
+    def to(self, columns: Tensor) -> Tensor:
+        """`[n, c]` distances of all rows to some."""
+        if self.kept is not None and len(self.kept) == 1:
+            return self.kept[0][:, columns]
+        return distances(self.x, self.x[columns])
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         for number, block in enumerate(self.blocks):

@@ -66,10 +66,11 @@ def max_min(x: Tensor, count: int, start: Tensor | None = None) -> Tensor:
     features = unit(x)
     chosen = [most_isolated(features) if start is None else start[:count]]
     left = count - len(chosen[0])
-    covered = torch.full((len(x),), -float("inf"), device=x.device)
+    covered = None
     while left > 0:
         new = chosen[-1]
-        covered = torch.maximum(covered, coverage(features, new)).index_fill_(0, new, float("inf"))
+        near = coverage(features, new)
+        covered = (near if covered is None else torch.maximum(covered, near)).index_fill_(0, new, float("inf"))
         found = next_round(features, covered, left)
         chosen.append(found)
         left -= len(found)
@@ -79,7 +80,8 @@ def max_min(x: Tensor, count: int, start: Tensor | None = None) -> Tensor:
 def coverage(features: Tensor, chosen: Tensor) -> Tensor:
     """`[n]` largest similarity of every token to one of the chosen, with bounded memory."""
     step = max(1, CHUNK_BYTES // (4 * len(features)))
-    return torch.stack([(features @ features[part].T).amax(1) for part in chosen.split(step)]).amax(0)
+    parts = [(features @ features[part].T).amax(1) for part in chosen.split(step)]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).amax(0)
 
 
 def next_round(features: Tensor, covered: Tensor, most: int) -> Tensor:
@@ -88,18 +90,19 @@ def next_round(features: Tensor, covered: Tensor, most: int) -> Tensor:
     Args:
         covered: `[n]` similarity to the nearest chosen token; infinite for those.
     """
-    candidates, limit = torch.arange(len(covered), device=covered.device), covered.new_full((1,), float("inf"))
+    own, open_, limit, candidates = features, covered, [], None
     if len(covered) > CANDIDATES:
         least = covered.topk(CANDIDATES + 1, largest=False)
-        limit = least.values[-1:]
+        limit = [least.values[-1:]]
         # in the order of tokens, and with the first of equals among them, as a search through all would go
         first = (covered == least.values[0]).to(torch.uint8).argmax().view(1)
         candidates = torch.cat([first, least.indices[:-1]]).sort().values
-    own, m = features[candidates], len(candidates)
-    again = torch.cat([candidates.new_zeros(1, dtype=torch.bool), candidates[1:] == candidates[:-1]])
-    open_ = covered[candidates].masked_fill(again, float("inf"))  # a candidate that stands there twice
-    host = torch.cat([(own @ own.T).flatten(), open_, limit]).cpu().numpy()  # the one wait of a round
-    similarity, closest, bound = host[: m * m].reshape(m, m), host[m * m : -1], host[-1]
+        twice = torch.cat([candidates.new_zeros(1, dtype=torch.bool), candidates[1:] == candidates[:-1]])
+        own, open_ = features[candidates], covered[candidates].masked_fill(twice, float("inf"))
+    m = len(own)
+    host = torch.cat([(own @ own.T).flatten(), open_, *limit]).cpu().numpy()  # the one wait of a round
+    similarity, closest = host[: m * m].reshape(m, m), host[m * m :][:m]
+    bound = host[-1] if limit else np.inf
     order: list[int] = []
     while len(order) < most:
         token = int(closest.argmin())
@@ -108,8 +111,8 @@ def next_round(features: Tensor, covered: Tensor, most: int) -> Tensor:
         order.append(token)
         np.maximum(closest, similarity[token], out=closest)
         closest[token] = np.inf
-    found: Tensor = candidates[torch.tensor(order, device=candidates.device)]
-    return found
+    found = torch.tensor(order, device=covered.device)
+    return found if candidates is None else candidates[found]
 
 
 def greedy_map(x: Tensor, quality: Tensor, count: int) -> Tensor:

@@ -15,6 +15,7 @@ from foveate.core.method import Method
 from foveate.core.selection import Choice, Merge, Selection
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
+from foveate.maths.shares import spread
 from foveate.maths.similarity import unit
 
 
@@ -30,7 +31,9 @@ class FastVID(Method):
     larger of `1 / (m + 1)` and `own`.
 
     Frames are compared by the mean of their projected features (the paper: by a feature of the whole frame that its
-    towers give), and attention is what `Tap("received")` reads. An image is one frame, a segment by itself.
+    towers give), and attention is what `Tap("received")` reads. An image is one frame, a segment by itself. Where a
+    tower cannot be read, the order in which max-min diversity chooses projected features stands in for the attention
+    (`Method.takes_features`); the trace says so.
 
     Args:
         keep: share of the tokens that remain, in (0, 1], or their number per video.
@@ -59,6 +62,10 @@ class FastVID(Method):
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
         return (self._received,)
+
+    @property
+    def takes_features(self) -> bool:
+        return True
 
     @property
     def _received(self) -> Tap:
@@ -108,19 +115,6 @@ class FastVID(Method):
             weight = torch.full((len(own) + 1,), (1 - keep) / max(len(own), 1), device=hidden.device)
             weight[0] = keep if len(own) else 1.0
             yield anchor.view(1), torch.cat([anchor.view(1), own]), weight
-
-
-def spread(count: int, sizes: Sequence[int]) -> list[int]:
-    """`count` in about equal parts, none larger than its size; the first ones get what is left over."""
-    numbers = [0] * len(sizes)
-    while (missing := min(count, sum(sizes)) - sum(numbers)) > 0:
-        room = [place for place, size in enumerate(sizes) if numbers[place] < size]
-        each = missing // len(room)
-        if not each:  # one more for the first of those that have least
-            room, each = sorted(room, key=lambda place: numbers[place])[:missing], 1
-        for place in room:
-            numbers[place] = min(sizes[place], numbers[place] + each)
-    return numbers
 
 
 def density(x: Tensor, neighbours: int = 4) -> Tensor:

@@ -12,6 +12,7 @@ from foveate.core.method import Method
 from foveate.core.selection import Choice, Selection
 from foveate.core.view import View
 from foveate.errors import ConfigurationError
+from foveate.maths.shares import apportion
 from foveate.maths.similarity import rank_within, unit
 
 WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
@@ -57,7 +58,9 @@ class VidCom2(Method):
         share = torch.softmax((unique - unique.amax()) / self.temperature, 0)
         scale = (1 + share - share.mean()) * (self.budget.ratio_of(len(view)) if self.published else count / len(view))
         wanted = torch.minimum(scale * size, size.float())
-        numbers = wanted.round().long().clamp(min=1) if self.published else whole(wanted, size, count)
+        numbers = wanted.round().long().clamp(min=1)
+        if not self.published:
+            numbers = torch.tensor(apportion(count, wanted.tolist(), size.tolist()), device=size.device)
         kept = rank_within(-(video + own), frame, len(size)) < numbers[frame]
         return Selection.from_mask(kept)
 
@@ -76,14 +79,3 @@ def kernels(difference: Tensor) -> Tensor:
     """`[n]` sum of Gaussian kernels of differences `[n, d]`."""
     squared = difference.square().sum(-1)
     return torch.stack([torch.exp(-squared / (2 * width)) for width in WIDTHS]).sum(0)
-
-
-def whole(wanted: Tensor, size: Tensor, count: int) -> Tensor:
-    """Whole numbers `[f]` that sum to `count`, near `wanted`, never more than `size`: the largest remainders round up,
-    and what full frames cannot take goes to those that are short of most."""
-    numbers = torch.minimum(wanted.floor().long(), size)
-    while (missing := count - int(numbers.sum())) > 0:
-        room = numbers < size
-        order = torch.where(room, wanted - numbers, -float("inf")).argsort(descending=True, stable=True)
-        numbers[order[: min(missing, int(room.sum()))]] += 1
-    return numbers

@@ -36,6 +36,7 @@ def build(service: Service) -> FastAPI:
         service.preparation.close()
 
     app = FastAPI(title="foveate", version=__version__, lifespan=life)
+    app.state.service = service
     _add_errors(app, service)
     _add_chat(app, service)
     _add_models(app, service)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from foveate.serve.generation import Report
@@ -15,9 +17,10 @@ class Metrics:
 
     Args:
         scheduler: whose state the gauges show.
+        inside: how many requests have a place.
     """
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, inside: Callable[[], int]) -> None:
         own = self.registry = CollectorRegistry()
         self.requests = Counter("foveate_requests", "Requests by HTTP status", ["status"], registry=own)
         self.cancelled = Counter("foveate_cancelled", "Requests whose client left", registry=own)
@@ -33,6 +36,7 @@ class Metrics:
         self.prompts = Counter("foveate_prompt_tokens", "Tokens of the unpruned prompts", registry=own)
         self.tokens = Counter("foveate_completion_tokens", "Tokens of the answers", registry=own)
         for name, text, read in (
+            ("foveate_inside", "Requests that were let in: prepared, waiting or answered", inside),
             ("foveate_rows", "Answers that are being generated", lambda: scheduler.running),
             ("foveate_waiting", "Requests that wait for a place", lambda: scheduler.waiting),
             ("foveate_kv_bytes", "Keys and values held", lambda: scheduler.held_bytes),

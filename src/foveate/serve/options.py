@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -83,8 +83,13 @@ class ServeOptions:
     patience: float = 30.0
     workers: int = 2
     body_megabytes: float = 40.0
-    keys: tuple[str, ...] = ()
+    keys: tuple[str, ...] = field(default=(), repr=False)
     media: MediaOptions = MediaOptions()
+
+    @property
+    def longest(self) -> float:
+        """Seconds that a request which was let in can take to its last byte; so long a shutdown waits."""
+        return self.seconds + 2 * self.patience
 
     @property
     def most_body(self) -> int:

@@ -23,7 +23,7 @@ def server(service: Service, log_level: str = "info") -> uvicorn.Server:
         build(service),
         host=options.host,
         port=options.port,
-        timeout_graceful_shutdown=int(options.seconds + 2 * options.patience),
+        timeout_graceful_shutdown=int(options.longest),
         timeout_keep_alive=5,
         server_header=False,
         log_level=log_level,
@@ -62,14 +62,15 @@ def running(service: Service, seconds: float = 60) -> Iterator[str]:
             raise RuntimeError("the server did not end")
 
 
-def announce(options: ServeOptions, method: str, weight: int) -> str:
+def announce(options: ServeOptions, method: str) -> str:
     """What is said when the server starts."""
     where = f"http://{options.host}:{options.port}"
     sources = "data URIs" + "".join(
         f", {name}" for name in (*options.media.domains, *([str(options.media.folder)] if options.media.folder else []))
     )
+    memory = "a share of the memory" if options.kv_bytes is None else f"{options.kv_bytes / 2**30:.2f} GiB"
     return (
         f"{options.name} at {where}/v1 ({where}/docs). Pruning: {method}. At once: {options.rows} answers, "
-        f"{weight / 2**30:.2f} GiB of keys and values; {options.queue} more requests may wait. "
+        f"{memory} for keys and values; {options.queue} more requests may wait. "
         f"Pictures from {sources}. {'A key is asked for.' if options.keys else 'No key is asked for.'}"
     )

@@ -27,16 +27,20 @@ class Service:
         choices: which pruning requests may choose.
         options: of the server.
 
+    Attributes:
+        method: the server's own.
+        inside: requests that have a place.
+
     Raises:
         ConfigurationError: the checkpoint asks for a generation that the server does not offer.
     """
 
     def __init__(self, asker: Asker, choices: MethodChoices, options: ServeOptions) -> None:
-        self.options = options
+        self.options, self.method = options, choices.default
         self.scheduler = Scheduler(asker.model, asker.processor.tokenizer, options.rows, options.kv_bytes)
         self.preparation = Preparation(asker, choices, options)
-        self.metrics = Metrics(self.scheduler)
         self.inside = 0
+        self.metrics = Metrics(self.scheduler, lambda: self.inside)
         self._typical = 1.0  # seconds of a request, smoothed
 
     @contextlib.contextmanager

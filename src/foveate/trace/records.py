@@ -126,10 +126,12 @@ class PrefillTrace:
     vision: Stopwatch = field(default_factory=Stopwatch)
     tapping: Stopwatch = field(default_factory=Stopwatch)
 
-    def record(self, layer: int, alive: Sequence[Tensor], selections: Sequence[Selection]) -> None:
-        """Note a stage: which tokens of each group were alive before it, and what was chosen among them."""
-        for traced, before, selection in zip(self.groups, alive, selections, strict=True):
-            after, merge = before[selection.index], selection.merge
+    def record(
+        self, layer: int, alive: Sequence[Tensor], survivors: Sequence[Tensor], selections: Sequence[Selection]
+    ) -> None:
+        """Note a stage: which tokens of each group were alive before and after it, and what was chosen among them."""
+        for traced, before, after, selection in zip(self.groups, alive, survivors, selections, strict=True):
+            merge = selection.merge
             merged = None if merge is None else (after[merge.entry_target], before[merge.source])
             traced.steps.append(Step(layer, after, merged, selection))
 

@@ -48,8 +48,13 @@ def _check_together(arguments: Any) -> None:
     """Several processes that do not know of each other would each train a model of their own, in silence.
 
     Raises:
-        ConfigurationError: a launcher started several, and the arguments do not join them.
+        ConfigurationError: a launcher started several, and the arguments do not join them, or FSDP on a CPU.
     """
+    if arguments.fsdp and not torch.accelerator.is_available():
+        raise ConfigurationError(
+            "fsdp: on a CPU accelerate divides no model and would train whole copies without a word; leave it out "
+            "(`foveate train glimpse --shard` divides the base model on any device)"
+        )
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1 and arguments.world_size != processes:
         raise ConfigurationError(

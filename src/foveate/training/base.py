@@ -19,7 +19,8 @@ _CONFIG = "adapter_config.json"
 def load_base(settings: RunSettings) -> tuple[Any, Any]:
     """The base model, on the CPU (the Trainer knows which device belongs to this process), and its processor.
 
-    Weights are read straight into their places: at no time are there two copies.
+    At no time are there two copies of the weights; where their dtype is that of the file, it is mapped, so that all
+    processes of a machine share one.
 
     Raises:
         CheckpointError: nothing there, or an adapter that does not fit its model.

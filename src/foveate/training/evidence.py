@@ -24,18 +24,43 @@ ImageBoxes = Sequence[Sequence[Box]]
 """Normalised boxes of each image of a prompt."""
 
 
-def evidence(boxes: ImageBoxes, view: View) -> Tensor:
-    """`[n]` bool: the tokens of a prompt that its boxes touch."""
-    images = view.images or ((1, None),) * len(view.grids)
+PlacedImage = tuple[Sequence[Grid], int | None]
+"""An image as it lies in the prompt: its grids, and its tiles side by side (None: unknown)."""
+
+
+def images_of(grids: Sequence[Grid], images: Sequence[tuple[int, int | None]]) -> list[PlacedImage]:
+    """The images of a prompt.
+
+    Args:
+        grids: of all of them.
+        images: number of grids of each, and its tiles side by side; empty: every grid is an image.
+    """
+    found, start = list[PlacedImage](), 0
+    for count, across in images or ((1, None),) * len(grids):
+        found.append((grids[start : start + count], across))
+        start += count
+    return found
+
+
+def evidence(boxes: ImageBoxes, images: Sequence[PlacedImage], row: int) -> Tensor:
+    """`[n]` bool: the tokens of a prompt that its boxes touch, image after image.
+
+    Args:
+        row: of the batch, for messages.
+
+    Raises:
+        ConfigurationError: boxes for another number of images.
+    """
     if len(boxes) != len(images):
         raise ConfigurationError(
-            f"row {view.row} has {len(images)} image(s), but boxes for {len(boxes)}; give one list per image."
+            f"row {row} has {len(images)} image(s), but boxes for {len(boxes)}; give one list per image."
         )
-    masks, start = list[Tensor](), 0
-    for own, (count, across) in zip(boxes, images, strict=True):
-        masks += touched(own, view.grids[start : start + count], across)
-        start += count
-    return torch.cat(masks).to(view.device)[view.index]
+    return torch.cat([mask for own, image in zip(boxes, images, strict=True) for mask in touched(own, *image)])
+
+
+def _within(boxes: ImageBoxes, view: View) -> Tensor:
+    """The same for what a view shows of a prompt."""
+    return evidence(boxes, images_of(view.grids, view.images), view.row).to(view.device)[view.index]
 
 
 def touched(boxes: Sequence[Box], grids: Sequence[Grid], across: int | None = None) -> list[Tensor]:
@@ -98,7 +123,7 @@ class EvidenceBoxes(Method):
     def select(self, view: View) -> Choice:
         if view.row >= len(self.boxes):
             raise ConfigurationError(f"EvidenceBoxes has boxes for {len(self.boxes)} rows, the batch has more.")
-        return evidence(self.boxes[view.row], view)
+        return _within(self.boxes[view.row], view)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +143,7 @@ class RowwiseGlimpse(GlimpsePrune):
     def select(self, view: View) -> Choice:
         boxes = None if self.boxes is None else self.boxes[view.row]
         if boxes is not None:
-            return evidence(boxes, view)
+            return _within(boxes, view)
         budget = self.budget
         if self.thresholds is not None:
             budget = replace(budget, threshold=self.thresholds[view.row])

@@ -17,6 +17,7 @@ from foveate.errors import DataError, InputError
 from foveate.families.base import Family
 from foveate.inference.placeholders import check_text, placeholders
 from foveate.inference.processor import REFUSALS
+from foveate.training.processes import is_first
 
 Size = tuple[int, int]
 
@@ -27,8 +28,8 @@ def stderr() -> Console:
 
 
 def tracked(results: Iterable[Row | str], total: int) -> Iterable[Row | str]:
-    """Show how many rows have been checked."""
-    return track(results, "checking data", total, console=stderr())
+    """Show how many rows have been checked, in the first process."""
+    return track(results, "checking data", total, console=stderr(), disable=not is_first())
 
 
 def check_for(family: Family, processor: Any, rows: Rows, skip_bad: bool, system: str | None = None) -> Rows:

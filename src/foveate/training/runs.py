@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,10 +22,10 @@ from foveate.data.rows import Rows, Rules
 from foveate.errors import ConfigurationError, OutputError
 from foveate.files.atomic import write_text
 from foveate.files.outputs import check_folder, check_packages
-from foveate.inference.weights import fingerprint
 from foveate.training.checkpoints import last_checkpoint
 from foveate.training.curves import draw
-from foveate.training.identity import compare, record, table_digest
+from foveate.training.identity import compare, differences, record, table_digest
+from foveate.training.processes import divided, from_first, gathered, is_first, together
 from foveate.training.rows import stderr, tracked
 
 SUMMARY = "training.json"
@@ -53,6 +52,7 @@ _FREE = {
     "model",
     "data",
     "start",
+    "shard",
 }
 """Settings that are not compared by name: they may change, or their content is compared."""
 
@@ -69,6 +69,7 @@ class RunSettings:
         eval_data: as `data`, held out; `eval_limit` takes the first rows only. The best checkpoint on it is the result.
         patience: stop after so many evaluations without a better one; None: never.
         dtype: of the base model; `auto`: the checkpoint's on an accelerator, float32 on a CPU.
+        shard: divide the frozen base model among the processes, see `sharding`.
         resume: go on from the last complete checkpoint in `out`, if there is one.
     """
 
@@ -85,6 +86,7 @@ class RunSettings:
     patience: int | None = None
     dtype: str = "auto"
     attention: str = "sdpa"
+    shard: bool = False
     resume: bool = False
 
 
@@ -102,11 +104,11 @@ def with_evaluation(settings: RunSettings, given: dict[str, Any], metric: str) -
             raise ConfigurationError("stopping early needs held-out data: give --eval-data")
         return given
     given = {"eval_strategy": "steps", "eval_steps": given["save_steps"], **given}
-    together = given["eval_strategy"] == "steps" and int(given["save_steps"]) % int(given["eval_steps"]) == 0
-    if settings.patience is not None and not together:
+    aligned = given["eval_strategy"] == "steps" and int(given["save_steps"]) % int(given["eval_steps"]) == 0
+    if settings.patience is not None and not aligned:
         raise ConfigurationError("stopping early needs save_steps to be a multiple of eval_steps")
-    best = {"load_best_model_at_end": together, "metric_for_best_model": metric}
-    return {**best, "greater_is_better": "loss" not in metric, **given} if together else given
+    best = {"load_best_model_at_end": aligned, "metric_for_best_model": metric}
+    return {**best, "greater_is_better": "loss" not in metric, **given} if aligned else given
 
 
 def begin(
@@ -120,13 +122,27 @@ def begin(
         names: see `check_resumed`.
     """
     check_packages("Training", "train", "matplotlib")
-    checkpoint = place(settings, weights)
-    rows = read_rows(settings.data, rules, settings.limit, first, tracked)
-    check_resumed(settings, checkpoint, arguments, names)
+    checkpoint = from_first(lambda: place(settings, weights))
+    check_same(settings.data)
+    rows = read_rows(settings.data, rules, settings.limit, first, tracked, divided)
+    with together():
+        check_resumed(settings, checkpoint, arguments, names)
     set_seed(arguments.seed)
-    if arguments.process_index == 0:
+    if is_first():
         stderr().print(batch_line(arguments, len(rows)), markup=False, highlight=False)
     return checkpoint, rows
+
+
+def check_same(data: str) -> None:
+    """Refuse a table that is not the same for all processes.
+
+    Raises:
+        ConfigurationError: naming it.
+    """
+    with together():
+        digest = table_digest(data)
+    if len(set(gathered(digest))) > 1:
+        raise ConfigurationError(f"{data} is not the same file for all processes; copy it to all machines")
 
 
 def batch_line(arguments: Any, rows: int) -> str:
@@ -206,20 +222,24 @@ def check_resumed(settings: RunSettings, checkpoint: Path | None, arguments: Any
     _compare_or_record(settings.out / STARTED, checkpoint, started)
 
 
-def check_weights(settings: RunSettings, checkpoint: Path | None, **models: Any) -> None:
-    """The same for the models that were loaded, by name; None: there is none.
+def check_weights(settings: RunSettings, checkpoint: Path | None, **models: str | None) -> None:
+    """The same for the models that were loaded: their `fingerprint` by name; None: there is none.
 
     Raises:
-        ConfigurationError: a model has other weights than when the run was started.
+        ConfigurationError: a model has other weights than when the run was started, or in another process.
     """
-    found = {name: None if model is None else fingerprint(model) for name, model in models.items()}
-    _compare_or_record(settings.out / STARTED, checkpoint, {"weights": found})
+    for rank, other in enumerate(gathered(models)):
+        if found := differences(other, models):
+            raise ConfigurationError(
+                f"process {rank} has loaded other weights ({'; '.join(found)} here); give all machines the same files"
+            )
+    _compare_or_record(settings.out / STARTED, checkpoint, {"weights": models})
 
 
 def _compare_or_record(path: Path, checkpoint: Path | None, values: dict[str, Any]) -> None:
     if checkpoint is not None:
         compare(path, values)
-    elif os.environ.get("RANK", "0") == "0":
+    elif is_first():
         record(path, values)
 
 

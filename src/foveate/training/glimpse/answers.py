@@ -1,60 +1,67 @@
-"""Answers for questions that have none: what the unpruned base model says, remembered in a file."""
+"""Answers for questions that have none: what the unpruned base model says, part by part, shared by all processes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from rich.progress import track
 
+from foveate.batch.parts import BatchFolder, Record
 from foveate.data.rows import Row, Rows
-from foveate.errors import ConfigurationError, DataError
-from foveate.files.atomic import write_text
+from foveate.errors import DataError
 from foveate.inference.answer import GREEDY, Asker
-from foveate.inference.weights import fingerprint
 from foveate.training.glimpse.collate import Collator
-from foveate.training.identity import differences, plain, row_digest
+from foveate.training.identity import plain, row_digest
+from foveate.training.processes import divided, from_first, gathered, is_first, together, world
 from foveate.training.rows import stderr
+from foveate.training.sharding import is_sharded
+
+PART = 32
+"""Rows that a killed process asks again at most."""
 
 
 def fill_answers(
-    base: Any,
+    asker: Asker,
     collator: Collator,
     examples: Rows,
-    store: Path,
+    folder: Path,
+    weights: str | None,
     *,
-    max_new_tokens: int = 64,
-    batch_size: int = 8,
+    batch: int = 8,
+    part: int = PART,
 ) -> Sequence[Row]:
     """Examples with every missing answer replaced by the base model's own greedy answer.
 
-    Answers are appended to `store` (JSON lines) batch by batch, so that an interrupted run goes on where it
-    stopped. An example for which the model says nothing is left out.
+    Every process asks its share of the parts that `folder` does not hold yet, each a file that appears whole: an
+    interrupted run goes on where it stopped, also with another number of processes. An example for which the model
+    says nothing is left out.
+
+    Args:
+        asker: the base model.
+        weights: `fingerprint` of the base model.
+        batch: rows that are asked at a time.
+        part: rows of a file.
 
     Raises:
-        ConfigurationError: the store holds answers of another model, about other images, or asked otherwise.
+        BatchError: the folder holds answers of another model, to other questions or images, or asked otherwise.
         DataError: the model says nothing to any question.
+        ProcessError: another process failed.
     """
     if examples.answered:
         return examples
-    asker = Asker(base, collator.processor, max_new_tokens)
-    missing = {i: row for i in range(len(examples)) if not (row := examples[i]).answers}
-    with ThreadPoolExecutor() as pool:
-        keys = dict(zip(missing, pool.map(row_digest, missing.values()), strict=True))
-    answers = AnswerStore.open(store, _circumstances(asker, collator))
-    todo = [i for i, row in missing.items() if not answers.knows(row, keys[i])]
-    for start in track(range(0, len(todo), batch_size), "asking the base model", console=stderr(), disable=not todo):
-        batch = todo[start : start + batch_size]
-        inputs = collator.prompts([missing[i] for i in batch])
-        found = asker.answer({name: x.to(base.device) for name, x in inputs.items()})
-        answers.add([(missing[i], keys[i], answer.text) for i, answer in zip(batch, found, strict=True)])
-    texts = {i: answers.texts[row.number] for i, row in missing.items()}
-    filled = (_answered(examples[i], texts.get(i)) for i in range(len(examples)))
+    rows = [row for row in examples if not row.answers]
+    asking = _Asking(asker, collator, rows, divided(row_digest, rows), batch)
+    spec = plain(_circumstances(asking, weights) | {"rows a file": part})
+    texts = _answers(asking, BatchFolder(folder, spec, len(rows), part))
+    given = dict(zip((row.number for row in rows), texts, strict=True))
+    filled = (_answered(row, given.get(row.number)) for row in examples)
     answered = [example for example in filled if example.answer]
     if not answered:
         raise DataError("the base model gave no answer to any question; check model, images and system message")
@@ -63,87 +70,78 @@ def fill_answers(
 
 def _answered(example: Row, answer: str | None) -> Row:
     """With the base model's answer, where one was missing and it gave one."""
-    return replace(example, answers=(answer,)) if answer else example
+    return replace(example, answers=(answer,)) if answer and not example.answers else example
 
 
-def _circumstances(asker: Asker, collator: Collator) -> dict[str, Any]:
-    """Everything besides image and question that an answer depends on."""
-    template = getattr(collator.processor, "chat_template", None) or collator.tokenizer.chat_template
-    return plain(
-        {
-            "weights": fingerprint(asker.model),
-            "system message": collator.system,
-            "chat template": hashlib.sha256(str(template).encode()).hexdigest()[:16],
-            "image processor": collator.processor.image_processor.to_dict(),
-            "generation": {**GREEDY, "max_new_tokens": asker.max_new_tokens},
-        }
-    )
-
-
-@dataclass
-class AnswerStore:
-    """Answers given so far, in a file whose first line says how they were asked for.
+@dataclass(frozen=True)
+class _Asking:
+    """Rows without answers, and what answers them.
 
     Attributes:
-        texts: answer by number of the row.
-        keys: `row_digest` by number of the row.
+        keys: `row_digest` of each row.
+        batch: rows that are asked at a time.
     """
 
-    path: Path
-    texts: dict[int, str] = field(default_factory=dict)
-    keys: dict[int, str] = field(default_factory=dict)
+    asker: Asker
+    collator: Collator
+    rows: Sequence[Row]
+    keys: Sequence[str]
+    batch: int
 
-    @classmethod
-    def open(cls, path: Path, circumstances: dict[str, Any]) -> AnswerStore:
-        """Read a file, or begin one. A last line cut off by a kill is dropped, from the file too.
-
-        Raises:
-            ConfigurationError: naming what differs from the circumstances of the answers in it.
-        """
-        answers = cls(path)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        whole = [row for line in lines if (row := _row(line)) is not None]
-        if whole:
-            if found := differences(whole[0].get("asked", {}), circumstances):
-                raise ConfigurationError(
-                    f"{path} holds answers that were asked for otherwise: {'; '.join(found)}. Ask again in another "
-                    "folder, or remove the file."
-                )
-            for row in whole[1:]:
-                answers.texts[row["row"]], answers.keys[row["row"]] = row["answer"], row["key"]
-        else:
-            whole = [{"asked": circumstances}]
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in whole))
-        return answers
-
-    def knows(self, row: Row, key: str) -> bool:
-        """Whether this question has been asked.
-
-        Raises:
-            ConfigurationError: another question, or one about other images, was asked under its number.
-        """
-        if row.number not in self.keys:
-            return False
-        if self.keys[row.number] != key:
-            raise ConfigurationError(
-                f"{self.path} holds an answer to row {row.number} of other data: its question or its images were not "
-                f"those of {row.where}. Ask again in another folder, or remove the file."
-            )
-        return True
-
-    def add(self, found: Sequence[tuple[Row, str, str]]) -> None:
-        """Remember answers to questions with these keys."""
-        with self.path.open("a", encoding="utf-8") as file:
-            for row, key, text in found:
-                self.texts[row.number], self.keys[row.number] = text, key
-                entry = {"row": row.number, "key": key, "question": row.question, "answer": text}
-                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    def records(self, part: range, size: int) -> list[Record]:
+        """What the model says to the rows of a part; asked as often as for one of `size` rows, if it is divided."""
+        starts = range(part.start, part.stop, self.batch)
+        times = -(-size // self.batch) if is_sharded(self.asker.model) else len(starts)
+        found = list[Record]()
+        for start in (starts[time % len(starts)] for time in range(times)):
+            indices = range(start, min(start + self.batch, part.stop))
+            inputs = self.collator.prompts([self.rows[i] for i in indices])
+            answers = self.asker.answer({name: x.to(self.asker.model.device) for name, x in inputs.items()})
+            for index, answer in zip(indices, answers, strict=True):
+                record = {"row": self.rows[index].number, "id": self.keys[index], "prompt": self.rows[index].question}
+                found.append(record | {"answer": answer.text, "stop": answer.stop, "error": None})
+        return found[: len(part)]
 
 
-def _row(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    known = isinstance(row, dict) and ("asked" in row or {"row", "key", "answer"} <= row.keys())
-    return row if known else None
+def _circumstances(asking: _Asking, weights: str | None) -> dict[str, Any]:
+    """Everything that the answers depend on."""
+    collator = asking.collator
+    template = getattr(collator.processor, "chat_template", None) or collator.tokenizer.chat_template
+    return {
+        "weights": weights,
+        "system message": collator.system,
+        "chat template": hashlib.sha256(str(template).encode()).hexdigest()[:16],
+        "image processor": collator.processor.image_processor.to_dict(),
+        "generation": {**GREEDY, "max_new_tokens": asking.asker.max_new_tokens},
+        "questions": hashlib.sha256(json.dumps(asking.keys).encode()).hexdigest()[:16],
+    }
+
+
+def _answers(asking: _Asking, parts: BatchFolder) -> list[str]:
+    """An answer for every row, in order. In each round, every process asks one part."""
+    rank, count = world()
+    own = dict[int, list[str]]()
+    with ExitStack() as stack:
+        with together():
+            if is_first():
+                stack.enter_context(parts.held())
+        missing = from_first(parts.missing)
+        rounds = range(0, len(missing), count)
+        for start in track(rounds, "asking the base model", console=stderr(), disable=not (missing and is_first())):
+            with together():
+                turn = missing[start : start + count]
+                if rank < len(turn) or is_sharded(asking.asker.model):  # then all must ask, whatever comes of it
+                    part = turn[rank % len(turn)]
+                    records = asking.records(parts.range(part), len(parts.range(0)))
+                    own[part] = [record["answer"] for record in records]
+                if rank < len(turn):
+                    parts.commit(part, records)
+        known = from_first(lambda: {part: _read(parts, part) for part in range(len(parts)) if part not in missing})
+    for found in gathered(own):  # other machines may not see these files yet
+        known |= found
+    return [text for part in range(len(parts)) for text in known[part]]
+
+
+def _read(parts: BatchFolder, part: int) -> list[str]:
+    found: list[str] = pq.read_table(parts.path(part), columns=["answer"])["answer"].to_pylist()
+    return found

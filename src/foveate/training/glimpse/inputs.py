@@ -19,6 +19,7 @@ from foveate.engine.encode import encode
 from foveate.engine.layout import Layout
 from foveate.errors import InputError, UnsupportedModelError
 from foveate.families.base import Family
+from foveate.training.evidence import PlacedImage, images_of
 from foveate.training.losses import IGNORE
 
 
@@ -34,7 +35,7 @@ class PromptBatch:
         glimpses: g.
         columns: for each row, `[N_b]` the columns of its visual tokens in raster order, image after image.
         conds: one `[N, vision_hidden]` per VIP layer; N is the number of visual tokens of the batch, row by row.
-        grids: merged grids of the images, row by row.
+        images: for each row, its images.
     """
 
     arguments: dict[str, Any]
@@ -44,7 +45,12 @@ class PromptBatch:
     glimpses: int
     columns: list[Tensor]
     conds: list[Tensor]
-    grids: list[Grid]
+    images: list[list[PlacedImage]]
+
+    @property
+    def grids(self) -> list[Grid]:
+        """Merged grids of all images, row by row."""
+        return [grid for own in self.images for grids, _ in own for grid in grids]
 
     @property
     def counts(self) -> list[int]:
@@ -127,7 +133,7 @@ def prepare(family: Family, batch: Mapping[str, Tensor], blocks: Sequence[int], 
         glimpses=glimpses,
         columns=columns,
         conds=[torch.cat([group.taps[tap] for group in layout.groups]) for tap in taps],
-        grids=[grid for group in layout.groups for grid in group.grids],
+        images=[images_of(group.grids, list(zip(group.images, group.across, strict=True))) for group in layout.groups],
     )
 
 

@@ -15,22 +15,26 @@ from foveate.core.view import Tap
 from foveate.errors import ConfigurationError, UnsupportedModelError
 from foveate.families import adapt
 from foveate.glimpse.module import GlimpseModule
+from foveate.training.evidence import ImageBoxes, evidence
 from foveate.training.glimpse.inputs import PromptBatch, prepare
 from foveate.training.glimpse.objectives import Objective, Shares, accuracies, decide, distilled, located, look
 from foveate.training.glimpse.passes import LanguageModel
 from foveate.training.glimpse.plans import Read
+from foveate.training.sharding import leave_alone
 
 
 @dataclass(frozen=True)
 class Outcome:
     """A batch's loss terms (unweighted), their weighted sum, and the logits they came from.
 
-    `logits[b]` is [output rows, N_b] for the image tokens of row b; the last row decides.
+    `logits[b]` is [output rows, N_b] for the image tokens of row b; the last row decides. `masks` are the evidence
+    masks, [N_b] bool each, if there are any.
     """
 
     prompts: PromptBatch
     read: Read
     logits: list[Tensor]
+    masks: Sequence[Tensor] | None
     terms: dict[str, Tensor]
     total: Tensor
 
@@ -56,6 +60,7 @@ class GlimpseForTraining(nn.Module):
         self.base = base.requires_grad_(False).eval()
         self.module = module
         self.objective = objective or Objective()
+        leave_alone(self, lambda name, _: not name.startswith("base."))
         head = base.get_output_embeddings()  # type: ignore[operator]
         if head is None:
             raise UnsupportedModelError(
@@ -144,26 +149,34 @@ class GlimpseForTraining(nn.Module):
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
 
     def outcome(
-        self, ref_masks: Sequence[Tensor] | None = None, shares: Shares | None = None, **batch: Tensor
+        self,
+        ref_masks: Sequence[Tensor] | None = None,
+        shares: Shares | None = None,
+        boxes: Sequence[ImageBoxes] | None = None,
+        **batch: Tensor,
     ) -> Outcome:
         """Loss terms of a batch.
 
         Args:
-            ref_masks: evidence masks per row, [N_b] bool in raster order; needed for localization.
+            ref_masks: evidence masks per row, [N_b] bool in raster order; localization needs them, or boxes.
             shares: see `Objective.total`.
+            boxes: per row, normalised evidence boxes of each image.
             batch: arguments of the base model's forward, with `labels` (-100 outside the answer).
         """
         objective, module = self.objective, self.module
-        if objective.uses_boxes and ref_masks is None:
+        if objective.uses_boxes and ref_masks is None and boxes is None:
             raise ConfigurationError("the localization loss needs evidence boxes; set its weight to 0 without")
         prompts = prepare(self._frozen.family, batch, module.config.vision_blocks, module.config.le_length)
+        if ref_masks is None and boxes is not None:
+            placed = enumerate(zip(boxes, prompts.images, strict=True))
+            ref_masks = [evidence(own, images, row).to(prompts.valid.device) for row, (own, images) in placed]
         read = self._read(prompts)
         logits, terms = look(self._frozen, module, prompts, read, objective)
         if objective.uses_boxes and ref_masks is not None:
             terms |= located(logits, ref_masks, objective)
         if objective.distillation:
             terms |= distilled(self._frozen, prompts, read, logits, objective, drawn=self.training)
-        return Outcome(prompts, read, logits, terms, objective.total(terms, shares))
+        return Outcome(prompts, read, logits, ref_masks, terms, objective.total(terms, shares))
 
     def _read(self, prompts: PromptBatch) -> Read:
         """What all passes of a step go on behind."""
@@ -174,7 +187,11 @@ class GlimpseForTraining(nn.Module):
         return self._frozen.read(prompts, answers, until, split)
 
     def forward(
-        self, ref_masks: Sequence[Tensor] | None = None, shares: Shares | None = None, **batch: Tensor
+        self,
+        ref_masks: Sequence[Tensor] | None = None,
+        shares: Shares | None = None,
+        boxes: Sequence[ImageBoxes] | None = None,
+        **batch: Tensor,
     ) -> dict[str, Tensor]:
         """The loss, and what it is made of.
 
@@ -184,13 +201,13 @@ class GlimpseForTraining(nn.Module):
             `accuracy_unpruned`: whether greedy decoding would give the answer, with and without pruning (if the
             attention backend takes additive masks).
         """
-        outcome = self.outcome(ref_masks, shares, **batch)
+        outcome = self.outcome(ref_masks, shares, boxes, **batch)
         keep = decide(outcome.logits, self.module.config)
         result = {"loss": outcome.total}
         result |= {name: term.detach().float().expand(len(keep)) for name, term in outcome.terms.items()}
         result["kept"] = torch.stack([k.float().mean() for k in keep])
-        if ref_masks is not None:
-            pairs = zip(keep, ref_masks, strict=True)
+        if outcome.masks is not None:
+            pairs = zip(keep, outcome.masks, strict=True)
             result["recall"] = torch.stack([(k & m).sum() / m.sum().clamp(min=1) for k, m in pairs])
         if not self.training and self._takes_masks:
             result |= accuracies(self._frozen, outcome.prompts, outcome.read, keep)

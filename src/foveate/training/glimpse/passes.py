@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.engine.capture import AttentionCall, Listening
+from foveate.engine.capture import LISTENER, AttentionCall, Listening
 from foveate.errors import MissingTapError, UnsupportedModelError
 from foveate.families.base import Family
 from foveate.training.glimpse.inputs import PromptBatch
 from foveate.training.glimpse.plans import Gated, Kwargs, LayerPlan, LayersDone, PromptCache, PromptReading, Read
 from foveate.training.losses import IGNORE
+from foveate.training.sharding import left, listening
 
 KEYWORD = "foveate_plan"
 
@@ -121,7 +122,13 @@ def _before(index: int) -> Callable[[nn.Module, tuple[Any, ...], Kwargs], Any]:
         plan: LayerPlan | None = kwargs.pop(KEYWORD, None)
         if plan is None:
             return args, kwargs
-        hidden = plan.enter(index, args[0] if args else kwargs.pop("hidden_states"), kwargs)
+        try:
+            hidden = plan.enter(index, args[0] if args else kwargs.pop("hidden_states"), kwargs)
+        except LayersDone:
+            left(layer)
+            raise
+        if LISTENER in kwargs:
+            kwargs[LISTENER] = listening(layer, kwargs[LISTENER])
         return (hidden, *args[1:]), kwargs
 
     return hook

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import TrainingArguments
 
 from foveate import zoo
@@ -14,6 +16,8 @@ from foveate.errors import ConfigurationError
 from foveate.families import adapt
 from foveate.glimpse.module import WEIGHTS, GlimpseModule
 from foveate.glimpse.official import load_module
+from foveate.inference.answer import Asker
+from foveate.inference.weights import fingerprint
 from foveate.training.arguments import parse_arguments
 from foveate.training.base import load_base
 from foveate.training.glimpse.answers import fill_answers
@@ -21,8 +25,19 @@ from foveate.training.glimpse.collate import Collator
 from foveate.training.glimpse.model import GlimpseForTraining
 from foveate.training.glimpse.objectives import Objective
 from foveate.training.glimpse.trainer import GlimpseTrainer
+from foveate.training.processes import divided, together
 from foveate.training.rows import check_for, tracked
-from foveate.training.runs import RunSettings, begin, check_resumed, check_weights, run, with_evaluation, write_summary
+from foveate.training.runs import (
+    RunSettings,
+    begin,
+    check_resumed,
+    check_same,
+    check_weights,
+    run,
+    with_evaluation,
+    write_summary,
+)
+from foveate.training.sharding import check_not_wrapped, mesh_of, place, shard, warm_up
 
 PUBLISHED = {
     "learning_rate": 1e-4,
@@ -71,16 +86,21 @@ def train(settings: GlimpseSettings) -> dict[str, float]:
         FoveateError: anything the user can mend: data, models, settings, an output folder in use.
     """
     arguments = training_arguments(settings)
+    check_not_wrapped(arguments)
     checkpoint, data = begin(settings, arguments, WEIGHTS, _rules(settings))
     eval_data = _held_out(settings)  # before the models: a bad row shall not cost minutes
-    model, collator, start = _load_models(settings)
-    check_weights(settings, checkpoint, base=model.base, start=start)
-    data = check_for(collator.family, collator.processor, data, settings.skip_bad, settings.system)
-    if eval_data is not None:
-        eval_data = check_for(collator.family, collator.processor, eval_data, settings.skip_bad)
-    model.to(arguments.device)
-    with arguments.main_process_first(desc="answers"):  # the others then find them in the file
-        examples = fill_answers(model.base, collator, data, settings.out / "answers.jsonl")
+    mesh = mesh_of(arguments.device) if settings.shard else None
+    with together():
+        model, collator, weights = _load_models(settings, arguments.device, mesh)
+    warm_up(model.base)
+    check_weights(settings, checkpoint, **weights)
+    with together():
+        data = check_for(collator.family, collator.processor, data, settings.skip_bad, settings.system)
+        if eval_data is not None:
+            eval_data = check_for(collator.family, collator.processor, eval_data, settings.skip_bad)
+    examples = fill_answers(
+        Asker(model.base, collator.processor), collator, data, settings.out / "answers", weights["base"]
+    )
     with model:
         trainer = GlimpseTrainer(
             model,
@@ -120,10 +140,14 @@ def _held_out(settings: GlimpseSettings) -> Rows | None:
     if settings.eval_data is None:
         return None
     rules = replace(_rules(settings), needs_answer=True)
-    return read_rows(settings.eval_data, rules, settings.eval_limit, progress=tracked)
+    check_same(settings.eval_data)
+    return read_rows(settings.eval_data, rules, settings.eval_limit, progress=tracked, divided=divided)
 
 
-def _load_models(settings: GlimpseSettings) -> tuple[GlimpseForTraining, Collator, GlimpseModule | None]:
+def _load_models(
+    settings: GlimpseSettings, device: torch.device, mesh: DeviceMesh | None
+) -> tuple[GlimpseForTraining, Collator, dict[str, str | None]]:
+    """The models, on their device, and the fingerprints of those that were loaded."""
     if settings.start is not None and settings.module:
         raise ConfigurationError("a module to start from brings its own configuration; give only one of both")
     base, processor = load_base(settings)
@@ -131,9 +155,13 @@ def _load_models(settings: GlimpseSettings) -> tuple[GlimpseForTraining, Collato
         module = load_module(settings.start).float()
     else:
         module = GlimpseModule.for_model(base, **{"base_model": settings.model, **settings.module})
+    weights = {"base": fingerprint(base), "start": None if settings.start is None else fingerprint(module)}
     # Zoo models only know prompts with the system message that they were trained with.
     from_zoo = zoo.resolve(settings.model) != settings.model
     system = zoo.SYSTEM if settings.system is None and from_zoo else settings.system
     collator = Collator(adapt(base), processor, system=system, with_boxes=settings.objective.uses_boxes)
+    if mesh is not None:
+        shard(base, mesh)
     model = GlimpseForTraining(base, module, settings.objective)
-    return model, collator, None if settings.start is None else module
+    place(model, device)
+    return model, collator, weights

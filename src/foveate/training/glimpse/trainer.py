@@ -18,10 +18,7 @@ from foveate.glimpse.module import WEIGHTS, GlimpseModule
 from foveate.training.glimpse.model import GlimpseForTraining
 from foveate.training.glimpse.objectives import TOKEN_MEANS, Shares
 from foveate.training.losses import IGNORE
-
-PREFIX = "module."
-"""Where the module's parameters are in the state dict of `GlimpseForTraining`."""
-
+from foveate.training.sharding import place
 
 _SHOWN = ("recall", "accuracy", "accuracy_unpruned")
 
@@ -43,6 +40,9 @@ class GlimpseTrainer(Trainer):
     def glimpse(self) -> GlimpseModule:
         """The module that learns."""
         return self.accelerator.unwrap_model(self.model).module
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        place(model, device)  # parts of a divided base are where they belong
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The micro-batches of a step, after counting the answer tokens and samples of all of them on all processes."""
@@ -94,15 +94,9 @@ class GlimpseTrainer(Trainer):
         return {name: float(np.mean(x)) for name, x in zip(self._names, prediction.predictions, strict=True)}
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write the module alone; `state_dict` is the whole model's, gathered, where it is sharded."""
-        if not self.args.should_save:
-            return
-        module = self.glimpse
-        if state_dict:
-            own = {k.removeprefix(PREFIX): v for k, v in state_dict.items() if k.startswith(PREFIX)}
-            module = GlimpseModule(module.config)
-            module.load_state_dict(own)
-        module.save_pretrained(output_dir or self.args.output_dir)
+        """Write the module alone."""
+        if self.args.should_save:
+            self.glimpse.save_pretrained(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         path = Path(resume_from_checkpoint) / WEIGHTS

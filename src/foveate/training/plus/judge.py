@@ -30,7 +30,11 @@ score: <number from 0 to 1>"""
 
 
 class JudgeError(FoveateError, RuntimeError):
-    """The judge cannot be reached, or refuses to work."""
+    """The judge cannot be reached, or refuses to work.
+
+    Remedy: check `--judge-url`, `--judge-model` and `OPENAI_API_KEY`, then go on with `--resume`; nothing is judged
+    twice.
+    """
 
 
 @dataclass
@@ -80,7 +84,9 @@ class Judge:
         )
         if self.cache is not None:
             Path(self.cache).parent.mkdir(parents=True, exist_ok=True)
-        self._replies = sqlite3.connect(self.cache or ":memory:", check_same_thread=False)
+        self._replies = sqlite3.connect(  # other processes write to it too
+            self.cache or ":memory:", timeout=60.0, check_same_thread=False
+        )
         with self._replies:
             self._replies.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, score REAL, reply TEXT)")
 

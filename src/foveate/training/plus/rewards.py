@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch.distributed as dist
-
 from foveate.errors import ConfigurationError
 from foveate.scoring import METRICS
 from foveate.training import rewards
 from foveate.training.plus.judge import Judge, JudgeError
+from foveate.training.processes import together
 
 
 def _against_one(name: str) -> Callable[[str, str], float]:
@@ -67,13 +66,9 @@ class Rewards:
         """One reward per completion, None for one that cannot be scored."""
         texts = [text_of(completion) for completion in completions]
         asked = [name for name, weight in self.weights.items() if weight]
-        failure: JudgeError | None = None
         terms: dict[str, Sequence[float | None]] = {}
-        try:
+        with together(JudgeError):
             terms = {name: self._term(name, texts, question, answer, kept_share) for name in asked}
-        except JudgeError as error:
-            failure = error
-        raise_together(failure)
         if log_metric is not None:
             for name, values in terms.items():
                 known = [value for value in values if value is not None]
@@ -103,18 +98,6 @@ class Rewards:
                 return None
             total += self.weights[name] * value
         return total
-
-
-def raise_together(failure: JudgeError | None) -> None:
-    """Raises in every process if the judge failed one of them: the others would wait for it until they time out."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        if failure is not None:
-            raise failure
-        return
-    found: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, None if failure is None else str(failure))
-    if messages := [message for message in found if message is not None]:
-        raise failure or JudgeError(messages[0])
 
 
 def text_of(completion: Any) -> str:

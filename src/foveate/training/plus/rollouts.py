@@ -69,11 +69,13 @@ def dataset(examples: Rows, system: str | None) -> Any:
     import datasets
 
     def read(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        found = [examples[number] for number in batch["number"]]
+        rows = {number: examples[number] for number in batch["number"]}
+        images = {number: row.load_images() for number, row in rows.items()}  # once for all completions of a group
+        found = [rows[number] for number in batch["number"]]
         turn = [] if system is None else [{"role": "system", "content": system}]
         return {
             "prompt": [[*turn, {"role": "user", "content": example.question}] for example in found],
-            "images": [example.load_images() for example in found],
+            "images": [images[number] for number in batch["number"]],
             "question": [example.question for example in found],
             "answer": [example.answer for example in found],
             "boxes": [example.boxes for example in found],

@@ -15,14 +15,17 @@ from foveate.families import adapt
 from foveate.glimpse.config import default_layer
 from foveate.glimpse.module import WEIGHTS, GlimpseModule
 from foveate.glimpse.official import load_module
+from foveate.inference.weights import fingerprint
 from foveate.training.arguments import parse_arguments
 from foveate.training.base import ADAPTER, load_base
 from foveate.training.plus.judge import Judge
 from foveate.training.plus.rewards import Rewards
 from foveate.training.plus.rollouts import Prune, Pruning, dataset
 from foveate.training.plus.threshold import ThresholdPolicy
+from foveate.training.processes import together
 from foveate.training.rows import check_for
 from foveate.training.runs import RunSettings, begin, check_resumed, check_weights, run, write_summary
+from foveate.training.sharding import mesh_of, shard
 
 PUBLISHED = {
     "num_generations": 4,
@@ -98,6 +101,8 @@ def grpo_arguments(settings: PlusSettings) -> Any:
     if "generation_batch_size" in settings.arguments and "steps_per_generation" not in settings.arguments:
         given.pop("steps_per_generation")  # TRL takes one of the two
     arguments = parse_arguments(GRPOConfig, given)
+    if settings.shard and settings.lora is None:
+        raise ConfigurationError("--shard divides what is frozen, and with --full nothing is; train an adapter")
     if arguments.use_vllm:
         raise ConfigurationError("use_vllm=True: vLLM would sample from unpruned prompts; leave it off")
     if arguments.eval_strategy != "no" or settings.eval_data is not None or settings.patience is not None:
@@ -155,9 +160,16 @@ def train(settings: PlusSettings) -> dict[str, float]:
     rules = Rules(settings.box_format, needs_boxes, skip_bad=settings.skip_bad)
     rewards = make_rewards(settings)
     checkpoint, examples = begin(settings, arguments, weights, rules, settings.first, DECISIVE)
-    base, processor = load_base(settings)
-    check_weights(settings, checkpoint, base=base, module=_module(settings))
-    examples = check_for(adapt(base), processor, examples, settings.skip_bad, settings.system)
+    mesh = mesh_of(arguments.device) if settings.shard else None
+    with together():
+        base, processor = load_base(settings)
+        module = _module(settings)
+    known = {"base": fingerprint(base), "module": None if module is None else fingerprint(module)}
+    check_weights(settings, checkpoint, **known)
+    if mesh is not None:
+        shard(base.requires_grad_(False), mesh)
+    with together():
+        examples = check_for(adapt(base), processor, examples, settings.skip_bad, settings.system)
     trainer = build_trainer(settings, arguments, examples, rewards, base, processor)
     metrics = run(trainer, settings, checkpoint)
     if trainer.is_world_process_zero():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from foveate.training.glimpse.objectives import Objective
 from foveate.training.plus import run as rl
 from foveate.training.plus.merge import merge
 from foveate.training.plus.rollouts import check_kind
+from foveate.training.processes import from_first, is_first, together
 from foveate.training.runs import SUMMARY
 
 T = TypeVar("T")
@@ -74,12 +74,12 @@ def read(path: Path, out: Path | None = None) -> Schedule:
 def _check(schedule: Schedule) -> None:
     """Builds what the stages build from their settings: an error in the last one shall not show after hours."""
     first, middle, last = _settings(schedule)
+    rl.grpo_arguments(middle)  # joins several processes, with a patience that suits a judge
     for stage in (first, last):
         if stage is not None:
             supervised.training_arguments(stage)
     if middle.lora is None:
         raise ConfigurationError("rl: lora: a schedule merges an adapter; give its fields, or {} as published")
-    rl.grpo_arguments(middle)
     rl.make_adapter(middle, None)
     with TemporaryDirectory() as folder:  # the judge opens its cache
         rl.make_rewards(dataclasses.replace(middle, out=Path(folder)))
@@ -120,15 +120,11 @@ def run(schedule: Schedule) -> Path:
         ConfigurationError: a stage was done with other settings than the schedule has now.
         FoveateError: what the stages raise.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigurationError(
-            "a schedule runs in one process; run its stages one by one (train glimpse, train plus, merge, train "
-            "glimpse) with accelerate or torchrun"
-        )
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not is_first())
     for stage in _stages(schedule):
-        if stage.done.exists():
-            stage.check()
+        if from_first(stage.done.exists):
+            with together():
+                stage.check()
             console.print(f"stage {stage.name}: done before ({stage.done})", markup=False, emoji=False)
             continue
         console.print(f"stage {stage.name}", markup=False, emoji=False)
@@ -136,7 +132,7 @@ def run(schedule: Schedule) -> Path:
         gc.collect()  # TRL's trainer and its model refer to each other
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    return _assemble(schedule.out / "merged", schedule.out / "retrain")
+    return from_first(lambda: _assemble(schedule.out / "merged", schedule.out / "retrain"))
 
 
 @dataclass(frozen=True)
@@ -161,7 +157,9 @@ def _stages(schedule: Schedule) -> list[_ScheduledStage]:
     return [
         *([] if first is None else [glimpse("glimpse", lambda: first, first.out)]),
         _ScheduledStage("rl", middle.out / SUMMARY, lambda: rl.train(middle), lambda: rl.check_done(middle)),
-        _ScheduledStage("merge", merged, lambda: merge(middle.model, middle.out, merged), lambda: None),
+        _ScheduledStage(
+            "merge", merged, lambda: from_first(lambda: merge(middle.model, middle.out, merged)), lambda: None
+        ),
         glimpse("retrain", lambda: _with_threshold(last, middle.out), last.out),
     ]
 

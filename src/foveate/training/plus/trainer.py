@@ -21,6 +21,7 @@ from foveate.files.atomic import publish
 from foveate.training.plus.judge import JudgeError
 from foveate.training.plus.rollouts import Pruning
 from foveate.training.plus.threshold import ThresholdPolicy
+from foveate.training.sharding import leave_alone, place
 
 THRESHOLD = "threshold.safetensors"
 
@@ -91,12 +92,16 @@ class PlusTrainer(GRPOTrainer):
         if policy is not None:
             _check_threshold(pruning, kwargs["args"])
         super().__init__(*args, **kwargs)
+        leave_alone(self.model, lambda _, tensor: tensor.requires_grad)
         if policy is not None:
             policy.to(self.accelerator.device)
             self.add_callback(_FreshGradient(policy))
         self._choices: list[RowChoices] | None = None
         self._samples: Sequence[Mapping[str, Any]] = ()
         self._thresholds: Tensor | None = None
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        place(model, device)  # parts of a divided base are where they belong
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -135,7 +140,7 @@ class PlusTrainer(GRPOTrainer):
         if self._choices is not None:
             shares = [row.kept / max(row.total, 1) for row in self._choices]
         mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["kept_share"].append(sum(shares) / len(shares))
+        self._log_metric("kept_share", sum(shares) / len(shares))  # averaged over all processes
         if self.policy is not None:
             self._metrics[mode]["threshold"].append(self.policy.threshold)
         known = [{**row, "kept_share": share} for row, share in zip(inputs, shares, strict=True)]
@@ -175,6 +180,8 @@ class PlusTrainer(GRPOTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:  # one of several processes writes
+            return
         folder = Path(output_dir or self.args.output_dir)
         if self.policy is not None:
             save_file({"mean": self.policy.mean.detach().cpu()}, folder / THRESHOLD)

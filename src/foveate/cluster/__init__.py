@@ -1,0 +1,1 @@
+"""Machines together: a Ray cluster, found or started."""
