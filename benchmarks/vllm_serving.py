@@ -173,6 +173,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8, help="of an answer")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the servers are ended too
     torch.manual_seed(0)
     found = {"command": " ".join(sys.argv), **study(given)}
     if given.json is not None:
