@@ -9,8 +9,8 @@ from pathlib import Path
 import openai
 import pytest
 
-from benchmarks.vllm_serving import free_port, started
 from foveate.scenes import load
+from tests.vllm.processes import free_port, started
 
 PAGE = (Path(__file__).parents[2] / "docs" / "vllm.md").read_text()
 
