@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo vllm-test vllm-bench ray-test test families docs docs-test lint bench load lowest newest bare coverage clean
+.PHONY: demo vllm-test ray-test test families docs docs-test lint bench load lowest newest bare coverage clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -65,9 +65,6 @@ load: $(VENV)/.dev
 
 vllm-test: .venv-vllm/.done
 	PYTHONPATH=$(CURDIR)/tests/vllm/site .venv-vllm/bin/python -m pytest tests/vllm $(ARGS)
-
-vllm-bench: .venv-vllm/.done
-	PYTHONPATH=$(CURDIR)/tests/vllm/site .venv-vllm/bin/python -m benchmarks.vllm_serving $(ARGS)
 
 # replicas and batches on a Ray cluster of this machine; Ray is no part of the other environment
 .venv-ray/.done: pyproject.toml constraints.txt
