@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from mkdocs.plugins import get_plugin_logger
@@ -17,6 +18,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = re.compile(r"(?P<picture>!?)\[(?P<text>[^\]]*)\]\(\.\./(?P<path>[^)#]+)(?P<anchor>#[^)]*)?\)")
+DRAWING = re.compile(r"^```mermaid\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PICTURES = (".png", ".svg", ".jpg")
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -36,7 +38,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Pictures from where `on_files` put them, other files at the repository."""
+    """Pictures from where `on_files` put them, other files at the repository, drawings that need a script as a fold."""
 
     def elsewhere(match: re.Match[str]) -> str:
         path = match["path"]
@@ -49,4 +51,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         kind = "tree" if (ROOT / path).is_dir() else "blob"
         return f"[{match['text']}]({REPOSITORY.rstrip('/')}/{kind}/main/{path}{match['anchor'] or ''})"
 
-    return OUTSIDE.sub(elsewhere, markdown)
+    def folded(match: re.Match[str]) -> str:
+        return '??? note "Source of the drawing (Mermaid)"\n\n' + indent(f"```text\n{match[1]}```\n", "    ")
+
+    return DRAWING.sub(folded, OUTSIDE.sub(elsewhere, markdown))

@@ -6,12 +6,15 @@ import base64
 import io
 from html.parser import HTMLParser
 
+import pytest
 from PIL import Image
 
 import foveate
 from foveate.inference.answer import Answer
 from foveate.methods import ViTCoP
 from foveate.trace.html import MOST, render
+from foveate.trace.records import PrefillTrace
+from foveate.trace.text import title
 from tests.reference import generate
 from tests.tiny import Tiny
 
@@ -61,6 +64,18 @@ def test_a_trace_shows_numbers_and_maps_with_words(tiny_llava: Tiny) -> None:
     Image.open(io.BytesIO(base64.b64decode(data))).verify()
     bars = [attributes for tag, attributes in page.tags if tag == "svg"]
     assert ", ".join(map(str, trace.last.alive_per_layer())) in str(bars[0]["aria-label"])
+
+
+@pytest.mark.parametrize(
+    ("method", "shown"),
+    [
+        ("vitcop(keep=0.3, deep_layer=None, kernel_width=8.0, queries=None)", "vitcop(keep=0.3, kernel_width=8.0)"),
+        ("compose(keep=None, methods=(A(keep=None), B(x=None, y=1)))", "compose(methods=(A(), B(y=1)))"),
+        ("none", "none"),
+    ],
+)
+def test_parameters_that_are_not_set_are_left_out(method: str, shown: str) -> None:
+    assert title(PrefillTrace(method, 2)) == shown
 
 
 def test_nothing_yet_and_many_images(tiny_llava: Tiny) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from foveate.trace.overlay import overlay
 from foveate.trace.records import PrefillTrace
-from foveate.trace.text import chain
+from foveate.trace.text import chain, title
 
 FIGURE = "display:inline-block;margin:0 1em 1em 0;vertical-align:top;max-width:100%"
 MOST = 4
@@ -26,7 +26,7 @@ def render(trace: PrefillTrace, said: str = "", row: int | None = None) -> str:
         row: of which row images are drawn; None: of all.
     """
     head = f"<p><b>{escape(said)}</b></p>" if said else ""
-    name = f"<code>{escape(trace.method)}</code>"
+    name = f"<code>{escape(title(trace))}</code>"
     if not trace.groups:
         return f"<div>{head}<p>{name}: no visual tokens seen yet</p></div>"
     notes = "".join(f"<li>{escape(note)}</li>" for note in trace.notes)
