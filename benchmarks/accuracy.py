@@ -4,6 +4,10 @@
     python benchmarks/accuracy.py --out runs/accuracy --first 45    # how long the whole of it would take
     python benchmarks/accuracy.py --out runs/accuracy --study switches --keeps 1/9 --markdown docs/switches.md
     python benchmarks/accuracy.py --out runs/accuracy --study vitcop --keeps 1/3 1/9 --markdown docs/vitcop_accuracy.md
+    python benchmarks/accuracy.py --out runs/accuracy --study video --models foveate/scenes-qwen2_5_vl-wide \
+        --splits video --keeps 1/3 1/9 --markdown docs/video_accuracy.md
+    python benchmarks/accuracy.py --out runs/accuracy --study wide --models foveate/scenes-qwen2_5_vl-wide \
+        --splits large document dense --keeps 1/9 1/20 --markdown docs/wide_accuracy.md
 
 Greedy answers, exact match; questions in left-padded batches of one image size. `keep` is the average number of visual
 tokens per decoder layer over the unpruned number, alike for every method; a budget that a method cannot reach on a
@@ -27,6 +31,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
 from itertools import groupby
 from multiprocessing import connection
 from pathlib import Path
@@ -34,21 +39,25 @@ from typing import Any
 
 import torch
 from accuracy_page import markdown
-from accuracy_settings import KEEPS, Measured, measured, methods, switches, vitcop
+from accuracy_settings import KEEPS, Measured, measured, methods, switches, video, vitcop, wide
 
-from foveate import zoo
+from foveate import scenes, zoo
 from foveate.data.rows import Row, Rows
+from foveate.data.videos import Clip, FrameSampling
 from foveate.evals import questions, runner
 from foveate.evals.store import Store
-from foveate.evals.summary import collect
+from foveate.evals.summary import Answers, collect
 from foveate.families import adapt
 from foveate.files.atomic import write_text
 from foveate.files.environment import facts
 from foveate.inference.answer import Asker
+from foveate.scenes import shares
 
+MODELS = ["foveate/scenes-llava", "foveate/scenes-qwen2_5_vl"]
+BATCH = 16
 CHUNK = 45
 """Questions that all settings answer before the next ones come: five of every type. A page has whole chunks only."""
-STUDIES = {"methods": methods, "switches": switches, "vitcop": vitcop}
+STUDIES = {"methods": methods, "switches": switches, "vitcop": vitcop, "video": video, "wide": wide}
 
 
 def measure(options: argparse.Namespace, model: str, split: str) -> dict[str, Any]:
@@ -69,6 +78,7 @@ def measure(options: argparse.Namespace, model: str, split: str) -> dict[str, An
         answers = collect(store, keys, ids, "exact_match") if ids else []
     return {
         "run": store.identity,
+        "shares": asdict(shares(scenes.load(split, len(ids)))),
         "facts": facts(asker.model),
         "n": len(ids),
         "wanted": len(rows),
@@ -79,12 +89,18 @@ def measure(options: argparse.Namespace, model: str, split: str) -> dict[str, An
                 "kind": setting.kind,
                 "mode": setting.mode,
                 "keep": setting.keep,
-                "kept": sum(r["kept_tokens"] / r["visual_tokens"] for r in found.records) / len(found.records),
+                "kept": kept(found, answers[0]),
                 "scores": [int(score) for score in found.scores],
             }
             for setting, found in zip(settings, answers, strict=bool(ids))
         ],
     }
+
+
+def kept(found: Answers, unpruned: Answers) -> float:
+    """Visual tokens alive on average over decoder layers, over those that the whole prompt has."""
+    pairs = zip(found.records, unpruned.records, strict=True)
+    return sum(one["kept_tokens"] / whole["visual_tokens"] for one, whole in pairs) / len(found.records)
 
 
 def end_with_parent() -> None:
@@ -106,11 +122,13 @@ def answer(asker: Asker, rows: Rows, settings: list[Measured], store: Store, tim
         if all((setting.describe(), sample) in store for setting in settings for sample in some.ids):
             continue
         for group in by_size(some):
-            begin = time.process_time()
-            done = runner.run(asker, Rows.of(group, rows.name), settings, store, 16, warm_up=False)
-            if done.computed:
-                with times.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"answers": done.computed, "cpu_s": time.process_time() - begin}) + "\n")
+            for frames, alike in by_frames(settings):
+                begin = time.process_time()
+                shown = [with_frames(row, frames) for row in group]
+                done = runner.run(asker, Rows.of(shown, rows.name), alike, store, BATCH, warm_up=False)
+                if done.computed:
+                    with times.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps({"answers": done.computed, "cpu_s": time.process_time() - begin}) + "\n")
         left = len(settings) * (len(rows) - start - len(some)) * seconds_per_answer(times)
         print(f"{name}: {start + len(some)} of {len(rows)} questions, {left / 60:.0f} minutes left", flush=True)
 
@@ -119,6 +137,22 @@ def by_size(rows: Rows) -> Iterator[list[Row]]:
     """Questions about images of one size each, so that no batch is mostly padding."""
     for _, group in groupby(sorted(rows, key=lambda row: row.sizes), key=lambda row: row.sizes):
         yield list(group)
+
+
+def by_frames(settings: list[Measured]) -> Iterator[tuple[int, list[Measured]]]:
+    """Settings that are shown the same frames."""
+    for frames, alike in groupby(sorted(settings, key=lambda one: one.frames), key=lambda one: one.frames):
+        yield frames, list(alike)
+
+
+def with_frames(row: Row, frames: int) -> Row:
+    """`row` with so many evenly spaced frames of its videos; 0: all."""
+    return replace(row, videos=tuple(fewer(clip, frames) for clip in row.videos)) if frames else row
+
+
+def fewer(clip: Clip, frames: int) -> Clip:
+    taken = FrameSampling(frames=frames)(len(clip), clip.fps or 1.0)
+    return replace(clip, frames=clip.frames[taken], indices=tuple(clip.indices[number] for number in taken))
 
 
 def complete(rows: Rows, settings: list[Measured], store: Store) -> list[str]:
@@ -144,7 +178,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the answers")
     parser.add_argument("--study", choices=list(STUDIES), default="methods")
-    parser.add_argument("--models", nargs="*", default=zoo.names())
+    parser.add_argument("--models", nargs="*", default=MODELS, choices=zoo.names())
     parser.add_argument("--splits", nargs="*", default=["test", "val"])
     parser.add_argument("--n", type=int, default=270, help=f"questions of each split; best a multiple of {CHUNK}")
     parser.add_argument("--first", type=int, help="answer so many of them, and say how long all would take")

@@ -49,6 +49,31 @@ both models; each row changes one thing, or what it says. The difference is *cha
 question, with the standard error of its mean; *other outcome* is the share of questions that one of the two answers
 right and the other not. What follows from it is in [vitcop.md](vitcop.md).
 """
+WIDE = """\
+# Accuracy where little of an image is evidence
+
+{written} Greedy answers, exact match, in percent.
+
+The splits `large` (672 x 672 px), `document` (white pages with fields and a table between wide margins) and `dense`
+(8 to 12 shapes), asked of the model that was trained on such images and without any reward for where it looks.
+{paired}
+"""
+VIDEO = """\
+# Accuracy of the methods on videos
+
+{written} Greedy answers, exact match, in percent.
+
+Split `video`: 18 frames of 224 x 224 px at 8 a second, 9 steps of 64 tokens; questions about the first or the last
+moment, about which way something moves, and about what comes last or leaves first. *Fewer frames* is the unpruned model
+shown 6 or 2 evenly spaced frames of the 18: as many tokens as the methods keep, at a third or a ninth of the tower's
+cost. {paired}
+"""
+PAIRED = """\
+*kept* is the measured average of visual tokens per decoder layer. Every difference is paired, question by question,
+with the standard error of its mean: to the unpruned model, and at the same budget to Random (mean of its seeds) and
+Downsample. Differences of less than two standard errors are no order of merit, so methods stand in alphabetical order.
+*Share of unpruned* is correct over correct unpruned. A model of six million parameters that knows these pictures only
+says little about large models and photographs."""
 
 
 def markdown(reports: Sequence[Report], study: str, command: str) -> str:
@@ -58,9 +83,9 @@ def markdown(reports: Sequence[Report], study: str, command: str) -> str:
         reports: one per part, as `accuracy.measure` gives them.
         command: that produced them.
     """
-    head, table = {"methods": (METHODS, methods), "switches": (SWITCHES, switches), "vitcop": (VITCOP, switches)}[study]
+    head, table = PAGES[study]
     done = [report for report in reports if report["n"]]
-    lines = [head.format(written=f"Written by `{command}`."), *(about(report) for report in done)]
+    lines = [head.format(written=f"Written by `{command}`.", paired=PAIRED), *(about(report) for report in done)]
     lines += [f"\n{missing(report)}" for report in reports if report["n"] < report["wanted"]]
     for report in done:
         lines += table(report)
@@ -69,12 +94,13 @@ def markdown(reports: Sequence[Report], study: str, command: str) -> str:
 
 
 def about(report: Report) -> str:
-    run = report["run"]
+    run, shares = report["run"], report["shares"]
     unpruned = next(row for row in report["settings"] if row["kind"] == UNPRUNED)
     return (
         f"- `{run['model']}` (weights `{run['weights']}`) on `{run['data']}`: the first {report['n']} questions, "
         f"{len(report['settings'])} settings, {report['seconds_per_answer']:.3f} CPU seconds an answer; unpruned "
-        f"**{percent(unpruned['scores'])}**."
+        f"**{percent(unpruned['scores'])}**. {100 * shares['foreground']:.1f} % of {shares['tokens']:.0f} tokens show "
+        f"something, {100 * shares['evidence']:.1f} % are evidence."
     )
 
 
@@ -92,11 +118,20 @@ def by_keep(report: Report) -> dict[str, list[dict[str, Any]]]:
 
 
 def methods(report: Report) -> list[str]:
+    """A table for each budget."""
     lines: list[str] = []
     unpruned = next(row["scores"] for row in report["settings"] if row["kind"] == UNPRUNED)
     for keep, rows in by_keep(report).items():
         baselines = {name: pooled(rows, name) for name in BASELINES}
-        head = ["method", "mode", "kept", "correct", "- unpruned", *(f"- {name}" for name in BASELINES)]
+        head = [
+            "method",
+            "mode",
+            "kept",
+            "correct",
+            "share of unpruned",
+            "- unpruned",
+            *(f"- {name}" for name in BASELINES),
+        ]
         lines += ["", *heading(report, keep), f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
         seen: set[str] = set()
         for row in sorted(rows, key=lambda row: (row["kind"], row["mode"])):
@@ -106,6 +141,7 @@ def methods(report: Report) -> list[str]:
             seen.add(name)
             scores = baselines[name] if is_random else row["scores"]
             cells = [name, "mean of seeds" if is_random else row["mode"], f"{row['kept']:.3f}", percent(scores)]
+            cells += [f"{100 * sum(scores) / max(sum(unpruned), 1):.0f} %"]
             cells += [shown(scores, unpruned)]
             cells += ["" if name == other else shown(scores, than) for other, than in baselines.items()]
             lines.append(f"| {' | '.join(cells)} |")
@@ -168,3 +204,12 @@ def shown(first: Scores, second: Scores) -> str:
     """The paired difference in points, with its standard error."""
     found = difference(first, second)
     return f"{100 * found.mean:+.1f} ± {'?' if found.error is None else format(100 * found.error, '.1f')}"
+
+
+PAGES = {
+    "methods": (METHODS, methods),
+    "switches": (SWITCHES, switches),
+    "vitcop": (VITCOP, switches),
+    "wide": (WIDE, methods),
+    "video": (VIDEO, methods),
+}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,10 +21,13 @@ from foveate.core.method import Method
 from foveate.core.view import ModelInfo
 from foveate.errors import ConfigurationError
 from foveate.methods import Compose, FasterVLM, FastV, PruMerge, Random, make, registry
+from foveate.scenes.moving import STEP
+from foveate.scenes.splits import VIDEO_FRAMES
 from foveate.specs.settings import UNPRUNED, Setting
 
 KEEPS = {"1/3": 1 / 3, "2/9": 2 / 9, "1/9": 1 / 9, "1/20": 1 / 20}
 BASELINES = ("random", "downsample")
+FEWER = "fewer frames"
 FOR_VIDEOS = ("evs", "fastvid", "vidcom2")
 """What they do is about frames; the questions here are about images."""
 SWITCHES: dict[str, dict[str, Any]] = {
@@ -50,11 +53,13 @@ class Measured(Setting):
         mode: `default`, `published`, or what is changed.
         keep: the budget's label.
         method: None: unpruned.
+        frames: of each video that are shown; 0: all.
     """
 
     mode: str = "default"
     keep: str = ""
     method: Method | None = field(default=None, compare=False)
+    frames: int = 0
 
     def make(self) -> Method | None:
         return self.method
@@ -62,13 +67,13 @@ class Measured(Setting):
     def describe(self) -> str:
         """The class and all its fields: two studies share the answers of the settings that they both have."""
         if self.method is None:
-            return self.name
+            return f"unpruned, {self.frames} frames" if self.frames else self.name
         fields = self.method.parameters().items()
         return f"{type(self.method).__name__}({', '.join(f'{name}={value!r}' for name, value in fields)})"
 
 
-Asked = tuple[str, str, str, Callable[[], Method]]
-"""Kind, mode, keep, and what makes the method."""
+Asked = tuple[str, str, str, Callable[[], Method] | int]
+"""Kind, mode, keep, and what makes the method; or of how many frames videos are shown, unpruned."""
 
 
 def measured(asked: Iterator[Asked], info: ModelInfo) -> tuple[list[Measured], dict[str, str]]:
@@ -76,6 +81,9 @@ def measured(asked: Iterator[Asked], info: ModelInfo) -> tuple[list[Measured], d
     made, refused = [Measured(UNPRUNED)], {}
     for kind, mode, keep, build in asked:
         name = f"{kind}, {mode}, {keep}"
+        if isinstance(build, int):
+            made.append(Measured(name, kind, mode=mode, keep=keep, frames=build))
+            continue
         try:
             method = build()
             method.stages(info)
@@ -109,6 +117,30 @@ def published(name: str, family: str) -> dict[str, Any]:
     llava = family == "llava"
     fields = PUBLISHED if name == "vitcop" and not llava else SWITCHES.get(name, {})
     return fields | ({"positions": "contiguous"} if llava and name in RENUMBERED else {})
+
+
+def some(names: Iterable[str], keeps: list[str], seeds: int) -> Iterator[Asked]:
+    """Random and some methods by default."""
+    for label in keeps:
+        keep = KEEPS[label]
+        for seed in range(seeds):
+            yield "random", f"seed {seed}", label, lambda keep=keep, seed=seed: Random(keep=keep, seed=seed)
+        for name in names:
+            yield name, "default", label, lambda name=name, keep=keep: build(name, keep)
+
+
+def wide(info: ModelInfo, keeps: list[str], seeds: int) -> Iterator[Asked]:
+    """A few methods where little of an image is evidence."""
+    names = ("downsample", "divprune", "fastervlm", "visionzip", "vitcop", "vitcop_diverse")
+    return some(names, keeps, seeds)
+
+
+def video(info: ModelInfo, keeps: list[str], seeds: int) -> Iterator[Asked]:
+    """Methods made for videos, some that are not, and fewer frames."""
+    yield from some(("downsample", "divprune", "vitcop", "vitcop_diverse", *FOR_VIDEOS), keeps, seeds)
+    for label in keeps:
+        if steps := round(KEEPS[label] * VIDEO_FRAMES / STEP):
+            yield FEWER, "unpruned", label, steps * STEP
 
 
 def build(name: str, keep: float, **fields: Any) -> Method:

@@ -1,4 +1,4 @@
-"""Training batches: rendered scenes with questions, dense labels and evidence, all of one size."""
+"""Training batches: rendered scenes or pages with questions, dense labels and evidence, all of one size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from foveate.scenes import Question, Scene, SceneSpec, ask, compose, name_image
+from foveate.scenes import DOCUMENT_TYPES, TYPES, Question, Scene, SceneSpec, ask, compose, compose_document, name_image
 from foveate.scenes.labels import CELL, box_cells, dense, local_characters, scaled, text_cells
 from recipes.zoo.config import BatchConfig
 
@@ -29,6 +29,7 @@ class Batch:
         characters: `[B, rows, columns, 3]`.
         scenes: what the images show.
         scale: from a scene's pixels to pixels of label cells.
+        types: what can be asked.
     """
 
     pixels: Tensor
@@ -36,6 +37,7 @@ class Batch:
     characters: Tensor
     scenes: list[Scene]
     scale: tuple[float, float]
+    types: Sequence[str] = tuple(TYPES)
 
 
 def normalise(images: Sequence[Image.Image]) -> Tensor:
@@ -49,7 +51,9 @@ def render(first: int, config: BatchConfig, token: int = CELL) -> Batch:
     spec = SceneSpec(
         sizes=((config.size, 1.0),), shapes=config.shapes, rows=config.rows, panel_share=config.panel_share
     )
-    drawn = [compose(f"train:{first + i}", spec) for i in range(config.images)]
+    pages = config.shows == "documents"
+    draw, name = (compose_document, "train-document") if pages else (compose, "train")
+    drawn = [draw(f"{name}:{first + i}", spec) for i in range(config.images)]
     scenes, images = [scene for scene, _ in drawn], [image for _, image in drawn]
     width, height = config.size
     if config.fit:
@@ -62,12 +66,13 @@ def render(first: int, config: BatchConfig, token: int = CELL) -> Batch:
         torch.from_numpy(np.stack([local_characters(s.glyphs, s.width, s.height, scale) for s in scenes])),
         scenes,
         scale,
+        DOCUMENT_TYPES if pages else TYPES,
     )
 
 
-def choose(scene: Scene, rng: Random, k: int, weights: Mapping[str, float]) -> list[Question]:
-    """K questions without replacement, by weight of their type; repeated where a scene has fewer."""
-    ranked = sorted(ask(scene, rng), key=lambda q: -(rng.random() ** (1.0 / weights.get(q.type, 1.0))))
+def choose(questions: Sequence[Question], rng: Random, k: int, weights: Mapping[str, float]) -> list[Question]:
+    """K of the questions without replacement, by weight of their type; repeated where there are fewer."""
+    ranked = sorted(questions, key=lambda q: -(rng.random() ** (1.0 / weights.get(q.type, 1.0))))
     return [ranked[i % len(ranked)] for i in range(k)]
 
 
@@ -93,7 +98,8 @@ def question(batch: Batch, first: int, k: int, per_prompt: int, weights: Mapping
     asked = Asked([], [], torch.zeros(prompts, k, 8, cells * per_prompt), torch.zeros(prompts, k))
     for b in range(prompts):
         rng = Random(f"ask:{first + b * per_prompt}")
-        chosen = [choose(s, rng, k, weights) for s in batch.scenes[b * per_prompt : (b + 1) * per_prompt]]
+        shown = batch.scenes[b * per_prompt : (b + 1) * per_prompt]
+        chosen = [choose(ask(scene, rng, batch.types), rng, k, weights) for scene in shown]
         which = [rng.randrange(per_prompt) for _ in range(k)]
         questions = [chosen[image][i] for i, image in enumerate(which)]
         asked.questions.append(questions)

@@ -8,7 +8,7 @@ from typing import Any
 
 from foveate.errors import FoveateError
 from foveate.files.yaml_files import check_keys, check_mapping, read_yaml
-from foveate.scenes import TYPES
+from foveate.scenes import NEEDS
 
 _CONFIGS = Path(__file__).parent / "configs"
 
@@ -21,7 +21,10 @@ class ZooConfigError(FoveateError, ValueError):
 class BatchConfig:
     """One kind of batch. `images` a step and process, `size` (width, height), drawn by `weight`.
 
-    `fit` resizes the images to that square, as a CLIP processor does.
+    Attributes:
+        shows: `scenes`, `documents` or `videos`.
+        fit: resizes the images to that square, as a CLIP processor does.
+        frames: of each video, evenly spaced; an even number. `images` counts videos then.
     """
 
     size: tuple[int, int]
@@ -33,6 +36,8 @@ class BatchConfig:
     pages: int = 0
     images_per_prompt: int = 1
     fit: int = 0
+    shows: str = "scenes"
+    frames: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,9 @@ class StageConfig:
         attention_layer, attention_heads: whose attention it is.
         dense_weight: weight of the dense heads.
         distil_weight: weight of matching another tower's features.
+        reach_share: share of the steps in which questions see the image in a run of layers only, drawn for each of
+            these steps: reading may happen in no layer in particular.
+        reach_layers: shortest such run.
         forced: every layer of the tower reads what the other tower's block reads and learns its own step.
     """
 
@@ -77,6 +85,8 @@ class StageConfig:
     attention_heads: tuple[int, ...] = (0, 1, 3, 4)
     dense_weight: float = 0.15
     distil_weight: float = 0.0
+    reach_share: float = 0.0
+    reach_layers: int = 5
     forced: bool = False
 
 
@@ -85,7 +95,7 @@ class ZooConfig:
     """A whole recipe. `tower` and `text` go to the stock configuration classes.
 
     `vision` is stage V, in one or several parts with rates of their own; `language` is stage L. `start` names
-    trained weights to go on from.
+    trained weights to go on from; images of more than `largest_side` squared pixels are made smaller (Qwen2.5-VL).
     """
 
     name: str
@@ -100,6 +110,7 @@ class ZooConfig:
     teacher: str = ""
     start: str = ""
     image_size: int = 0
+    largest_side: int = 672
 
 
 def load(path: str | Path) -> ZooConfig:
@@ -134,8 +145,13 @@ def _check(stage: StageConfig, has_teacher: bool, where: str) -> None:
     if (stage.forced or stage.distil_weight) and not has_teacher:
         raise ZooConfigError(f"{where}: a stage that is forced or has a distil_weight needs a teacher")
     for weights in (stage.type_weights, stage.loss_weights):
-        if bad := [f"{name}: {weight}" for name, weight in weights.items() if name not in TYPES or weight <= 0]:
-            raise ZooConfigError(f"{where}: weights are positive numbers of {', '.join(TYPES)}, not {', '.join(bad)}")
+        if bad := [f"{name}: {weight}" for name, weight in weights.items() if name not in NEEDS or weight <= 0]:
+            raise ZooConfigError(f"{where}: weights are positive numbers of {', '.join(NEEDS)}, not {', '.join(bad)}")
+    for batch in (batch for phase in stage.phases for batch in phase.batches):
+        if batch.shows not in ("scenes", "documents", "videos"):
+            raise ZooConfigError(f"{where}: a batch shows scenes, documents or videos, not {batch.shows!r}")
+        if (batch.shows == "videos") != (batch.frames > 0) or batch.frames % 2:
+            raise ZooConfigError(f"{where}: videos, and nothing else, have an even number of frames: {batch.frames}")
 
 
 _LISTS = {"vision": StageConfig, "phases": PhaseConfig, "batches": BatchConfig}

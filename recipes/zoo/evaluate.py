@@ -24,6 +24,7 @@ from torch import Tensor
 import foveate.zoo as zoo
 from foveate import scenes
 from foveate.core.grid import Grid
+from foveate.data.rendered import clip
 from foveate.families import adapt
 from foveate.files.atomic import write_text
 from foveate.files.environment import facts
@@ -32,6 +33,11 @@ from foveate.scenes import Sample
 
 Inputs = dict[str, Tensor]
 Choose = Callable[[Sample, Grid, Random], Tensor]
+
+
+def media(sample: Sample) -> tuple[Any, ...]:
+    """What a question shows: images, or one video."""
+    return sample.images if sample.fps is None else (clip(sample),)
 
 
 @dataclass
@@ -50,7 +56,7 @@ class Accuracy:
     def row(self) -> dict[str, float]:
         """Percentages: over all questions, then by type."""
         every = [hit for hits in self.hits.values() for hit in hits]
-        parts = {name: self.hits[name] for name in scenes.TYPES if name in self.hits}
+        parts = {name: self.hits[name] for name in scenes.NEEDS if name in self.hits}
         return {name: round(100 * sum(h) / len(h), 1) for name, h in {"all": every, **parts}.items()}
 
 
@@ -108,16 +114,22 @@ def _positions(model: Any, inputs: Inputs) -> Tensor:
 
 
 def evaluate(
-    asker: Asker, split: str, n: int, settings: dict[str, Choose | None], batch: int = 16, seed: int = 0
+    asker: Asker,
+    split: str,
+    n: int,
+    settings: dict[str, Choose | None],
+    batch: int = 16,
+    seed: int = 0,
+    first: int = 0,
 ) -> list[Accuracy]:
-    """Scores every setting on the first `n` samples, greedy by stock `generate`; `None` withholds nothing."""
+    """Scores every setting on samples `first` to `first + n`, greedy by stock `generate`; `None` withholds nothing."""
     from rich.progress import track
 
     scores = {name: Accuracy(name) for name in settings}
-    samples = scenes.load(split, n)
+    samples = scenes.load(split, n, first)
     for start in track(range(0, n, batch), description=f"{split} split"):
         some = list(samples[start : start + batch])
-        inputs = asker.questions([(s.images, s.question) for s in some])
+        inputs = asker.questions([(media(s), s.question) for s in some])
         for name, choose in settings.items():
             given = inputs if choose is None else withhold(asker.model, inputs, some, choose, seed)
             began = time.perf_counter()
@@ -141,21 +153,24 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", default=zoo.DEFAULT)
     parser.add_argument("--split", default="test", choices=[s for s in scenes.SPLITS if s != "train"])
     parser.add_argument("--n", type=int, default=scenes.splits.LENGTH)
+    parser.add_argument("--first", type=int, default=0, help="index of the first sample")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=float, nargs="*", default=[], help="random shares of visual tokens to keep")
     parser.add_argument("--oracle", type=float, help="evidence boxes and this random share")
     parser.add_argument("--out", type=Path, help="also write the numbers here, as JSON")
     args = parser.parse_args(argv)
+    if args.split == "video" and (args.keep or args.oracle is not None):
+        parser.error("tokens of videos are not withheld here; benchmarks/accuracy.py prunes them")
     settings: dict[str, Choose | None] = {"everything": None}
     settings |= {f"random {100 * share:g} %": random_share(share) for share in args.keep}
     if args.oracle is not None:
         settings[f"evidence + random {100 * args.oracle:g} %"] = oracle(args.oracle)
     asker = Asker.load(args.model, 8)
-    scores = evaluate(asker, args.split, args.n, settings, args.batch, args.seed)
+    scores = evaluate(asker, args.split, args.n, settings, args.batch, args.seed, args.first)
     print(table(scores))
     rows = {s.name: s.row() | {"seconds": round(s.seconds, 1)} for s in scores}
-    report = {"model": args.model, "split": args.split, "n": args.n, "batch": args.batch, "seed": args.seed}
+    report = {name: getattr(args, name) for name in ("model", "split", "first", "n", "batch", "seed")}
     report |= {"exact match": rows, **facts(asker.model)}
     print(json.dumps(report))
     if args.out:

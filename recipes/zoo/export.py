@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast, Qwen2VLImageProcessorPil
 
+from recipes.zoo.config import ZooConfig
 from recipes.zoo.tokenizer import IMAGE
 
-LARGEST_SIDE = 672
 
-
-def export(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, family: str, image_size: int = 0) -> None:
+def export(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, config: ZooConfig) -> None:
     """bf16 weights, configurations, tokenizer and image processor; replaces what stood in `folder` at the end."""
+    family, image_size, largest = config.family, config.image_size, config.largest_side
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(partial)
@@ -24,18 +24,18 @@ def export(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, family:
     if family == "llava":
         size = {"height": image_size, "width": image_size}
         images = CLIPImageProcessorPil(size=size, do_center_crop=False, crop_size=size)
-        config = model.config
+        built = model.config
         LlavaProcessor(
             images,
             tokenizer,
-            patch_size=config.vision_config.patch_size,
-            vision_feature_select_strategy=config.vision_feature_select_strategy,
+            patch_size=built.vision_config.patch_size,
+            vision_feature_select_strategy=built.vision_feature_select_strategy,
             num_additional_image_tokens=1,  # the class token
             image_token=IMAGE,  # ours, not LLaVA-1.5's
             chat_template=tokenizer.chat_template,
         ).save_pretrained(partial)
     else:
-        limits = {"shortest_edge": 112 * 112, "longest_edge": LARGEST_SIDE * LARGEST_SIDE}
+        limits = {"shortest_edge": 112 * 112, "longest_edge": largest * largest}
         settings = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
         Qwen2VLImageProcessorPil(size=limits, **settings).save_pretrained(partial)
     for file in partial.iterdir():

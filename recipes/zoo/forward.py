@@ -42,11 +42,11 @@ def swiglu(mlp: Any, x: Tensor) -> Tensor:
 
 
 def to_windows(pixels: Tensor) -> Tensor:
-    """Pixels `[B, H, W, 3]` (H, W multiples of 112) -> patches `[B, P, 3 * 14**2]` in window order."""
-    b, height, width, _ = pixels.shape
+    """Pixels `[B, H, W, C]` (H, W multiples of 112) -> patches `[B, P, C * 14**2]` in window order."""
+    b, height, width, channels = pixels.shape
     rows, columns = height // PATCH, width // PATCH
-    x = pixels.reshape(b, rows // WINDOW, 4, 2, PATCH, columns // WINDOW, 4, 2, PATCH, 3)
-    return x.permute(0, 1, 5, 2, 6, 3, 7, 9, 4, 8).reshape(b, rows * columns, 3 * PATCH * PATCH)
+    x = pixels.reshape(b, rows // WINDOW, 4, 2, PATCH, columns // WINDOW, 4, 2, PATCH, channels)
+    return x.permute(0, 1, 5, 2, 6, 3, 7, 9, 4, 8).reshape(b, rows * columns, channels * PATCH * PATCH)
 
 
 @lru_cache(maxsize=32)
@@ -76,7 +76,8 @@ class Inside:
 
 
 def encode(tower: Any, pixels: Tensor) -> tuple[Tensor, Inside]:
-    """Qwen2.5-VL's tower on pixels `[B, H, W, 3]`, of `rows x columns` patches each.
+    """Qwen2.5-VL's tower on pixels of `rows x columns` patches each: `[B, H, W, 3]`, or two frames of a video in each
+    row of the batch, `[B, H, W, 3 * 2]`, colours outermost.
 
     Returns the merged features `[B, rows / 2, columns / 2, D]` in raster order, and what happened inside.
     """
@@ -85,7 +86,8 @@ def encode(tower: Any, pixels: Tensor) -> tuple[Tensor, Inside]:
     patches = to_windows(pixels)
     b, count, _ = patches.shape
     head_dim = config.hidden_size // config.num_heads
-    kernel = tower.patch_embed.proj.weight.sum(2).flatten(1)  # both temporal halves see the same frame
+    kernel = tower.patch_embed.proj.weight
+    kernel = kernel.flatten(1) if pixels.shape[-1] == 6 else kernel.sum(2).flatten(1)  # an image is two equal frames
     x = F.linear(patches, kernel)
     cos, sin = (t.to(x.device, x.dtype)[None, :, None] for t in _tower_rope(rows, columns, head_dim))
     inside = Inside(states=[x])
@@ -134,7 +136,13 @@ def text_rope(rotary: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def read(
-    text: Any, x: Tensor, positions: Tensor, prefix: int, blocks: int, probe_layer: int = -1
+    text: Any,
+    x: Tensor,
+    positions: Tensor,
+    prefix: int,
+    blocks: int,
+    probe_layer: int = -1,
+    hidden: tuple[Tensor, range] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """A causal prefix followed by K independent blocks, each seeing the prefix and itself.
 
@@ -145,6 +153,7 @@ def read(
         prefix: length of the shared prefix.
         blocks: K.
         probe_layer: the layer whose attention to the prefix is returned.
+        hidden: tokens of the prefix, bool `[prefix]`, and the layers in which alone the blocks see them; None: in all.
 
     Returns:
         Normed hidden states `[B, L, C]`; attention `[B, H, K, Lq, prefix]` of the probe layer or `None`.
@@ -154,7 +163,8 @@ def read(
     causal = [torch.full((n, n), MASKED, dtype=x.dtype, device=x.device).triu(1) for n in (prefix, length)]
     probe = None
     for i, layer in enumerate(text.layers):
-        x, seen = _text_layer(layer, text.config, x, (cos, sin), causal, (prefix, blocks))
+        unseen = hidden[0] if hidden and i not in hidden[1] else None
+        x, seen = _text_layer(layer, text.config, x, (cos, sin), causal, (prefix, blocks), unseen)
         probe = seen if i == probe_layer else probe
     return rms_norm(x, text.norm), probe
 
@@ -166,6 +176,7 @@ def _text_layer(
     rope: tuple[Tensor, Tensor],
     causal: list[Tensor],
     shape: tuple[int, int],
+    unseen: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     b, length, _ = x.shape
     heads, groups = config.num_attention_heads, config.num_key_value_heads
@@ -177,15 +188,18 @@ def _text_layer(
     )
     q, k = rotate(q, *rope) / math.sqrt(head_dim), rotate(k, *rope)
     k, v = (t.repeat_interleave(heads // groups, dim=1) for t in (k, v))
-    mixed, seen = _blocked_attention(q, k, v, causal, *shape)
+    mixed, seen = _blocked_attention(q, k, v, causal, *shape, unseen)
     x = x + attention.o_proj(mixed.transpose(1, 2).reshape(b, length, -1))
     return x + swiglu(layer.mlp, rms_norm(x, layer.post_attention_layernorm)), seen
 
 
 def _blocked_attention(
-    q: Tensor, k: Tensor, v: Tensor, causal: list[Tensor], prefix: int, blocks: int
+    q: Tensor, k: Tensor, v: Tensor, causal: list[Tensor], prefix: int, blocks: int, unseen: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """q, k, v `[B, H, prefix + K * Lq, d]` -> mixed values of that shape, block attention to the prefix."""
+    """q, k, v `[B, H, prefix + K * Lq, d]` -> mixed values of that shape, block attention to the prefix.
+
+    Blocks do not see the tokens `unseen` `[prefix]`.
+    """
     b, heads, length, dim = q.shape
     kp, vp = k[:, :, :prefix], v[:, :, :prefix]
     scores = torch.matmul(q[:, :, :prefix], kp.transpose(-1, -2)) + causal[0]
@@ -193,6 +207,8 @@ def _blocked_attention(
     each = (b, heads, blocks, (length - prefix) // blocks)
     qb, kb, vb = (t[:, :, prefix:].reshape(*each, dim) for t in (q, k, v))
     to_prefix = torch.matmul(q[:, :, prefix:], kp.transpose(-1, -2)).view(*each, prefix)
+    if unseen is not None:
+        to_prefix = to_prefix + unseen.to(to_prefix.dtype) * MASKED
     to_block = torch.matmul(qb, kb.transpose(-1, -2)) + causal[1]
     weights = torch.cat([to_prefix, to_block], -1).softmax(-1)
     seen = weights[..., :prefix]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foveate.scenes.labels import BLANK, CLASSES, IGNORE
+from foveate.scenes.moving import WAYS
 from foveate.scenes.palette import MAX_CHARACTERS
 
 Metrics = dict[str, float]
@@ -21,6 +22,7 @@ class DenseHeads(nn.Module):
         self.norm = nn.RMSNorm(width)
         self.objects = nn.Linear(width, sum(CLASSES.values()))
         self.characters = nn.Linear(width, MAX_CHARACTERS * (BLANK + 1))
+        self.ways = nn.Linear(width, 1 + len(WAYS))
 
     def object_loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Metrics]:
         """Sum of the classes' cross entropies and their accuracies; labels `[..., len(CLASSES)]`."""
@@ -48,6 +50,14 @@ class DenseHeads(nn.Module):
         written = (target != IGNORE) & (target != BLANK)
         loss = F.cross_entropy(logits, target, ignore_index=IGNORE, weight=weight)
         return loss, accuracy(logits[written], target[written])
+
+    def way_loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+        """Cross entropy of which way what a token shows moves, and its accuracy; labels `[...]`, 0: it stands still."""
+        logits, target = self.ways(self.norm(features.float())).flatten(0, -2), labels.flatten().long()
+        known = target != IGNORE
+        if not known.any():
+            return logits.sum() * 0, float("nan")
+        return F.cross_entropy(logits[known], target[known]), accuracy(logits[known], target[known])
 
     def directions(self) -> dict[str, Tensor]:
         """For each class name its centred read-out rows `[classes, D]`."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from recipes.zoo.tokenizer import IMAGE, SYSTEM
+from recipes.zoo.tokenizer import IMAGE, SYSTEM, VIDEO
 
 IGNORE = -100
 Pair = tuple[str, str]
@@ -21,7 +21,7 @@ class PromptLayout:
 
     Attributes:
         ids: prefix tokens `[Lp]`, image placeholders expanded.
-        visual: which of them are image tokens, bool `[Lp]`.
+        visual: which of them are image or video tokens, bool `[Lp]`.
         positions: M-RoPE positions of prefix and blocks `[3, Lp + K * Lq]`.
     """
 
@@ -42,7 +42,7 @@ class Prompts:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
         self.pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-        self.image = tokenizer.convert_tokens_to_ids(IMAGE)
+        self.image, self.video = tokenizer.convert_tokens_to_ids([IMAGE, VIDEO])
         self.start = self._ids(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n")
         self.open, self.close = self._ids("<|vision_start|>"), self._ids("<|vision_end|>")
         self.turn = self._ids("<|im_end|>\n<|im_start|>assistant\n")
@@ -77,21 +77,27 @@ class Prompts:
         shape = (len(pairs), -1, length)
         return ids.view(shape), labels.view(shape)
 
-    def layout(self, images: int, rows: int, columns: int, blocks: int, length: int) -> PromptLayout:
-        """Layout of `images` images of `rows x columns` tokens and `blocks` blocks of `length`."""
+    def layout(
+        self, images: int, rows: int, columns: int, blocks: int, length: int, times: Sequence[int] = ()
+    ) -> PromptLayout:
+        """Layout of `images` images of `rows x columns` tokens and `blocks` blocks of `length`.
+
+        With `times`, instead of the images: one video of so many steps in time, at these temporal positions.
+        """
         ids: list[int] = list(self.start)
         parts = [torch.arange(len(ids)).expand(3, -1)]
-        position = len(ids)
-        for _ in range(images):
-            ids += self.open + [self.image] * (rows * columns) + self.close
+        position, token = len(ids), self.video if times else self.image
+        steps = torch.tensor(times or [0])
+        for _ in range(1 if times else images):
+            ids += self.open + [token] * (len(steps) * rows * columns) + self.close
             parts.append(torch.full((3, 1), position))
             origin = position + 1
-            y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-            parts.append(origin + torch.stack([torch.zeros_like(y), y, x]).flatten(1))
+            grid = torch.meshgrid(steps, torch.arange(rows), torch.arange(columns), indexing="ij")
+            parts.append(origin + torch.stack(grid).flatten(1))
             position = origin + max(rows, columns)
             parts.append(torch.full((3, 1), position))
             position += 1
         question = position + torch.arange(length)
         parts.append(question.repeat(blocks).expand(3, -1))
         prefix = torch.tensor(ids)
-        return PromptLayout(prefix, prefix == self.image, torch.cat(parts, 1))
+        return PromptLayout(prefix, prefix == token, torch.cat(parts, 1))

@@ -80,7 +80,7 @@ def sample_pixels(n: int, side: int) -> Tensor:
 
 
 def features(model: Any, pixels: Tensor) -> Tensor:
-    """Pixels `[B, H, W, 3]` -> merged features `[B, rows, columns, D]`."""
+    """Pixels `[B, H, W, 3]` or pairs of frames `[B, H, W, 6]` -> merged features `[B, rows, columns, D]`."""
     return encode(model.model.visual, pixels)[0]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from random import Random
 from typing import Any, Protocol
 
@@ -15,6 +17,7 @@ from recipes.zoo.attention_loss import attention_loss
 from recipes.zoo.batches import Asked, Batch, question, render
 from recipes.zoo.config import BatchConfig, StageConfig, ZooConfig
 from recipes.zoo.encoders import Encoder
+from recipes.zoo.films import question_films, render_films
 from recipes.zoo.forward import read
 from recipes.zoo.heads import DenseHeads, Metrics
 from recipes.zoo.pages import render_pages
@@ -47,6 +50,16 @@ def first_index(seed: int, part: int, step: int, rank: int, world: int) -> int:
     `part` is 0 for stage L and counts the parts of stage V from 1.
     """
     return (10 * seed + part) * 10**9 + (step * world + rank) * 64
+
+
+def reach(config: StageConfig, layers: int, step: int) -> range | None:
+    """The layers in which questions see the image in this step; None: in all of them."""
+    rng = Random(f"reach:{step}")
+    if rng.random() >= config.reach_share:
+        return None
+    length = rng.randint(config.reach_layers, layers)
+    start = rng.randint(0, layers - length)
+    return range(start, start + length)
 
 
 def low_precision(device: torch.device) -> AbstractContextManager[Any]:
@@ -88,6 +101,16 @@ class VisionStage:
         return loss, metrics | more
 
 
+@dataclass(frozen=True)
+class Said:
+    """Logits and labels `[B, K, Lq, ...]`, attention of the probed heads (or None), image tokens of the prefix."""
+
+    logits: Tensor
+    labels: Tensor
+    seen: Tensor | None
+    visual: Tensor
+
+
 class LanguageStage:
     """Answers to K questions that share one visual prefix."""
 
@@ -103,29 +126,51 @@ class LanguageStage:
     def loss(self, step: int, rank: int, world: int) -> tuple[Tensor, Metrics]:
         kind = pick(self.config, self.name, step)
         first = first_index(self.seed, 0, step, rank, world)
-        batch = render(first, kind, self.encoder.token)
-        asked = question(batch, first, self.config.questions, kind.images_per_prompt, self.config.type_weights)
         progress = step / self.config.steps
         frozen = progress < self.config.frozen_until
         for parameter in self.encoder.modules()["tower"].parameters():
             parameter.requires_grad_(not frozen)
+        if kind.shows == "videos":
+            return self._video_loss(kind, first, step)
+        batch = render(first, kind, self.encoder.token)
+        asked = question(batch, first, self.config.questions, kind.images_per_prompt, self.config.type_weights)
         fade = max(0.0, 1 - progress / self.config.attention_until) if self.config.attention_until else 0.0
         with low_precision(batch.pixels.device):
             features = self.encoder(batch.pixels, step)
-            logits, labels, seen, visual = self.answer(features, asked, kind.images_per_prompt, fade > 0)
-        known = labels != IGNORE
-        each = F.cross_entropy(logits[known].float(), labels[known], reduction="none")
-        weight = self._weights(asked)[..., None].expand(labels.shape)[known]
-        loss = (weight * each).sum() / weight.sum()
-        metrics = {"answer": each.mean().item()} | exact_match(logits, labels, asked)
-        if seen is not None:
+            said = self.answer(features, asked, kind.images_per_prompt, fade > 0, self._reach(step))
+        loss, metrics = self._answer_loss(said, asked)
+        if said.seen is not None:
             counting = torch.tensor([[NEEDS[q.type] == "global" for q in qs] for qs in asked.questions])
-            looked = attention_loss(seen, visual, asked.evidence, asked.places, counting, known)
+            known = said.labels != IGNORE
+            looked = attention_loss(said.seen, said.visual, asked.evidence, asked.places, counting, known)
             loss = loss + self.config.attention_weight * fade * looked
             metrics["attention"] = looked.item()
         if not frozen and self.config.dense_weight:
             loss = loss + self.config.dense_weight * self._dense(features, batch, metrics)
         return loss, metrics
+
+    def _video_loss(self, kind: BatchConfig, first: int, step: int) -> tuple[Tensor, Metrics]:
+        batch = render_films(first, kind)
+        asked = question_films(batch, first, self.config.questions, self.config.type_weights)
+        with low_precision(batch.pixels.device):
+            features = self.encoder(batch.pixels, step)
+            said = self.answer(features, asked, 1, False, self._reach(step), batch.times)
+        loss, metrics = self._answer_loss(said, asked)
+        if self.config.dense_weight:
+            objects, _ = self.heads.object_loss(features, batch.objects)
+            ways, metrics["ways"] = self.heads.way_loss(features, batch.ways)
+            loss = loss + self.config.dense_weight * (objects + 2 * ways)
+        return loss, {f"video {name}": value for name, value in metrics.items()}
+
+    def _reach(self, step: int) -> range | None:
+        return reach(self.config, len(self.model.model.language_model.layers), step)
+
+    def _answer_loss(self, said: Said, asked: Asked) -> tuple[Tensor, Metrics]:
+        known = said.labels != IGNORE
+        each = F.cross_entropy(said.logits[known].float(), said.labels[known], reduction="none")
+        weight = self._weights(asked)[..., None].expand(said.labels.shape)[known]
+        metrics = {"answer": each.mean().item()} | exact_match(said.logits, said.labels, asked)
+        return (weight * each).sum() / weight.sum(), metrics
 
     def _weights(self, asked: Asked) -> Tensor:
         """What a token of each question's answer counts, `[B, K]`."""
@@ -141,13 +186,24 @@ class LanguageStage:
         return objects + 2 * characters + family
 
     def answer(
-        self, features: Tensor, asked: Asked, per_prompt: int, probe: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Logits and labels `[B, K, Lq, ...]`, attention of the probed heads, image tokens of the prefix."""
+        self,
+        features: Tensor,
+        asked: Asked,
+        per_prompt: int,
+        probe: bool,
+        layers: range | None = None,
+        times: Sequence[int] = (),
+    ) -> Said:
+        """What is said to K questions a prompt.
+
+        Args:
+            features: of all images `[B * per_prompt, rows, columns, C]`, or of all steps of videos at `times`.
+            layers: in which the questions see the image; None: in all.
+        """
         ids, labels = self.prompts.blocks(asked.texts)
         b, k, length = ids.shape
         rows, columns, width = features.shape[1:]
-        layout = self.prompts.layout(per_prompt, rows, columns, k, length)
+        layout = self.prompts.layout(per_prompt, rows, columns, k, length, times)
         text = self.model.model.language_model
         words = text.embed_tokens.weight
         prefix = words[layout.ids].to(features.dtype).repeat(b, 1, 1)
@@ -155,11 +211,12 @@ class LanguageStage:
         x = torch.cat([prefix, words[ids.flatten(1)].to(features.dtype)], 1)
         positions = layout.positions[:, None] if self.encoder.mrope else layout.flat_positions(k, length)
         layer = self.config.attention_layer if probe else -1
-        hidden, seen = read(text, x, positions, len(layout.ids), k, layer)
-        logits = F.linear(hidden[:, len(layout.ids) :].view(b, k, length, -1), words.to(hidden.dtype))
+        hidden = None if layers is None else (layout.visual, layers)
+        states, seen = read(text, x, positions, len(layout.ids), k, layer, hidden)
+        logits = F.linear(states[:, len(layout.ids) :].view(b, k, length, -1), words.to(states.dtype))
         if seen is not None:
             seen = seen[:, list(self.config.attention_heads)].float().mean(1)
-        return logits, labels, seen, layout.visual
+        return Said(logits, labels, seen, layout.visual)
 
 
 @torch.no_grad()

@@ -18,9 +18,11 @@ import accuracy_settings
 import pytest
 
 from foveate.core.view import ModelInfo
+from foveate.data.rendered import Scenes
 from foveate.data.rows import Row, Rows
 from foveate.errors import DataError
 from foveate.evals.store import Store
+from foveate.inference.answer import Asker
 from foveate.methods import registry
 from foveate.zoo import DEFAULT
 from tests.benchmarks.conftest import BENCHMARKS
@@ -102,6 +104,34 @@ def test_times_survive_a_torn_line(tmp_path: Path) -> None:
     assert accuracy.seconds_per_answer(times) == pytest.approx(2 / 40)
 
 
+def test_fewer_frames_are_evenly_spaced_and_shown_unpruned() -> None:
+    made, _ = settings(QWEN, "video")
+    few = {one.keep: one for one in made if one.kind == accuracy_settings.FEWER}
+    assert {keep: one.frames for keep, one in few.items()} == {"1/3": 6, "2/9": 4, "1/9": 2}
+    row = Scenes.load("video", 1)[0]
+    (clip,) = accuracy.with_frames(row, 6).videos
+    assert clip.indices == (0, 3, 6, 9, 12, 15)
+    assert (clip.frames == row.videos[0].frames[::3]).all()
+    assert (clip.total, clip.fps) == (18, 8.0)
+    assert accuracy.with_frames(row, 0) is row
+    assert few["1/3"].make() is None
+    groups = dict(accuracy.by_frames(made))
+    assert sum(map(len, groups.values())) == len(made)
+    assert groups[6] == [few["1/3"]]
+
+
+def test_a_video_of_fewer_frames_keeps_fewer_tokens(tmp_path: Path) -> None:
+    asker = Asker.load(DEFAULT, 1)
+    made = [one for one in settings(QWEN, "video")[0] if one.kind in ("unpruned", accuracy_settings.FEWER, "evs")]
+    made = [one for one in made if one.keep in ("", "1/3")]
+    rows = Rows.of(list(Scenes.load("video", 1)), "x")
+    with Store(tmp_path / "results.jsonl", {}) as store:
+        accuracy.answer(asker, rows, made, store, tmp_path / "times.jsonl", "x")
+        whole, *others = accuracy.collect(store, [(s.describe(), s.name) for s in made], rows.ids, "exact_match")
+    assert whole.records[0]["visual_tokens"] == 9 * 64
+    assert [accuracy.kept(one, whole) for one in others] == pytest.approx([1 / 3, 1 / 3])
+
+
 # -- the page ------------------------------------------------------------------------------------------------
 
 
@@ -110,6 +140,7 @@ def report(rows: list[tuple[str, str, list[int]]], **changes: Any) -> dict[str, 
     base = {
         "run": {"model": "m", "weights": "w0", "data": "scenes:test"},
         "facts": {"foveate": "9.9"},
+        "shares": {"tokens": 144.0, "foreground": 0.4, "evidence": 0.113},
         "n": n,
         "wanted": n,
         "refused": {"fastv, default, 1/9": "too little"},
@@ -133,8 +164,8 @@ def test_the_page_pairs_every_method_with_three_references() -> None:
     page = accuracy_page.markdown([report(METHODS)], "methods", "python benchmarks/accuracy.py --out x")
     lines = [line for line in page.splitlines() if line.startswith("| ")]
     # to unpruned -1/4; to Random's mean (1, 0, 1/2, 0) differences 0, 1, 1/2, 0; to Downsample 0, 0, 1, 0
-    assert "| visionzip | default | 0.111 | 75.0 | -25.0 ± 25.0 | +37.5 ± 23.9 | +25.0 ± 25.0 |" in lines
-    assert "| random | mean of seeds | 0.111 | 37.5 | -62.5 ± 23.9 |  | -12.5 ± 31.5 |" in lines
+    assert "| visionzip | default | 0.111 | 75.0 | 75 % | -25.0 ± 25.0 | +37.5 ± 23.9 | +25.0 ± 25.0 |" in lines
+    assert "| random | mean of seeds | 0.111 | 37.5 | 38 % | -62.5 ± 23.9 |  | -12.5 ± 31.5 |" in lines
     assert [line.split(" | ")[0] for line in lines[1:]] == sorted(line.split(" | ")[0] for line in lines[1:])
     for said in (
         "`w0`",
@@ -144,6 +175,7 @@ def test_the_page_pairs_every_method_with_three_references() -> None:
         "0.050 CPU seconds",
         "Cannot keep so little",
         "fastv",
+        "40.0 % of 144 tokens show something, 11.3 % are evidence",
     ):
         assert said in page, said
 

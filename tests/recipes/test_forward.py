@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from foveate.data.videos import Clip
+from foveate.inference.video_processor import VideoProcessor
 from foveate.zoo import SYSTEM
-from recipes.zoo import config, llava, qwen
+from recipes.zoo import config, films, llava, qwen
+from recipes.zoo.encoders import QwenEncoder
 from recipes.zoo.forward import read
+from recipes.zoo.heads import DenseHeads
 from recipes.zoo.prompts import Prompts
+from recipes.zoo.stages import LanguageStage, reach
 from recipes.zoo.tokenizer import build
 
 CLOSE = {"atol": 3e-5, "rtol": 1e-4}
@@ -45,6 +51,66 @@ def test_features_equal_the_stock_towers(model):
         stock = model.model.get_image_features(pixel_values=pixels.permute(0, 3, 1, 2))
     tensors = getattr(stock, "pooler_output", stock)
     torch.testing.assert_close(torch.stack(list(tensors)).view_as(own), own, **CLOSE)
+
+
+@torch.no_grad()
+def test_a_video_is_read_as_the_stock_model_reads_it(tokenizer):
+    """From rendered frames to logits: pixels, pairs of frames, temporal positions, prompt."""
+    made = qwen.create(config.load("qwen2_5_vl.yaml"), tokenizer).eval()
+    torch.manual_seed(0)
+    for p in made.parameters():
+        if p.ndim > 1:
+            nn.init.normal_(p, 0, 0.05)
+    kind = config.BatchConfig(size=(112, 112), images=2, shapes=(1, 1), shows="videos", frames=6)
+    batch = films.render_films(5, kind)
+    asked = films.question_films(batch, 5, 2, {})
+    stage = LanguageStage(
+        config.load("qwen2_5_vl_wide.yaml"), made, QwenEncoder(made), DenseHeads(192), Prompts(tokenizer)
+    )
+    said = stage.answer(stage.encoder(batch.pixels, 0), asked, 1, False, times=batch.times)
+    limits = {"shortest_edge": 112 * 112, "longest_edge": 448 * 448}
+    describe = VideoProcessor.of("Qwen2VLVideoProcessor", {"size": limits})
+    for i, film in enumerate(batch.films):
+        taken = tuple(range(0, 18, 3))
+        clip = Clip(np.stack([np.asarray(film.images[t]) for t in taken]), taken, 18, 8.0)
+        video = describe([clip])
+        seconds = [2 / (6 / 18 * 8.0)]
+        for k, (text, _) in enumerate(asked.texts[i]):
+            content = [{"type": "video"}, {"type": "text", "text": text}]
+            turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}]
+            prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            prompt = prompt.replace("<|video_pad|>", "<|video_pad|>" * (3 * 4 * 4))
+            ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+            kinds = 2 * (ids == tokenizer.convert_tokens_to_ids("<|video_pad|>")).int()
+            stock = made(input_ids=ids, mm_token_type_ids=kinds, second_per_grid_ts=seconds, **video).logits[0, -1]
+            first = int((said.labels[i, k] >= 0).nonzero()[0])
+            torch.testing.assert_close(said.logits[i, k, first], stock, **CLOSE)
+
+
+@torch.no_grad()
+def test_questions_see_the_image_in_their_layers_only(model, tokenizer):
+    prompts = Prompts(tokenizer)
+    ids, _ = prompts.blocks([[("What is the total?", "42")]])
+    layout = prompts.layout(1, 4, 8, 1, ids.shape[-1])
+    mrope = hasattr(model.model, "visual")
+    positions = layout.positions[:, None] if mrope else layout.flat_positions(1, ids.shape[-1])
+    text, prefix = model.model.language_model, len(layout.ids)
+    torch.manual_seed(0)
+    x = torch.randn(1, prefix + ids.shape[-1], 192)
+    # without text behind the image in the prefix, nothing but the question can carry what it shows
+    prefix -= 1
+    x, positions = torch.cat([x[:, :prefix], x[:, prefix + 1 :]], 1), positions[..., :-1]
+    visual = layout.visual[:-1]
+    other = x.clone()
+    other[:, :prefix][:, visual] = torch.randn(1, int(visual.sum()), 192)
+
+    def asked(inputs, layers):
+        return read(text, inputs, positions, prefix, 1, hidden=(visual, layers))[0][:, prefix:]
+
+    torch.testing.assert_close(asked(x, range(0)), asked(other, range(0)), **CLOSE)
+    assert (asked(x, range(4, 5)) - asked(other, range(4, 5))).abs().max() > 1e-2
+    whole = read(text, x, positions, prefix, 1)[0][:, prefix:]
+    torch.testing.assert_close(asked(x, range(len(text.layers))), whole, **CLOSE)
 
 
 @torch.no_grad()
@@ -87,3 +153,14 @@ def test_prompts_equal_the_chat_template(tokenizer):
     kinds = (whole == prompts.image).int()
     stock, _ = model.model.get_rope_index(whole, mm_token_type_ids=kinds, image_grid_thw=grids)
     assert stock[:, 0, :-1].tolist() == layout.positions.tolist()
+
+
+def test_runs_of_layers_are_drawn_as_the_recipe_says():
+    stage = config.load("qwen2_5_vl_wide.yaml").language
+    drawn = [reach(stage, 10, step) for step in range(2000)]
+    some = [layers for layers in drawn if layers is not None]
+    assert len(some) == pytest.approx(stage.reach_share * 2000, abs=100)
+    assert min(len(layers) for layers in some) == stage.reach_layers
+    assert {layers.start for layers in some} >= {0, 1, 2, 3, 4}
+    assert {layers.stop for layers in some} == set(range(stage.reach_layers, 11))
+    assert reach(config.load("qwen2_5_vl.yaml").language, 10, 3) is None

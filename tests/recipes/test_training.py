@@ -22,6 +22,8 @@ from recipes.zoo import checkpoint, config
 from recipes.zoo.optim import MuonAdamW, cosine, share_gradients
 
 ONE = {"size": [112, 112], "images": 2, "shapes": [1, 2], "panel_share": 0.0}
+PAGE = ONE | {"size": [224, 224], "images": 1, "rows": [1, 2], "shows": "documents", "weight": 0.3}
+FILM = ONE | {"images": 1, "shows": "videos", "frames": 4, "weight": 0.3}
 TINY = {
     "name": "tiny",
     "family": "qwen2_5_vl",
@@ -50,10 +52,17 @@ TINY = {
         "questions": 4,
         "attention_layer": 1,
         "attention_heads": [0],
-        "phases": [{"until": 1.0, "batches": [ONE, ONE | {"images_per_prompt": 2, "weight": 0.5}]}],
+        "reach_share": 0.5,
+        "reach_layers": 1,
+        "phases": [{"until": 1.0, "batches": [ONE, ONE | {"images_per_prompt": 2, "weight": 0.5}, PAGE, FILM]}],
     },
 }
 RUN = "import sys; from pathlib import Path; from recipes.zoo.train import train; train(sys.argv[1], Path(sys.argv[2]))"
+
+
+def of_batches(kind: dict) -> dict:
+    """What makes a recipe's stage L of one kind of batch."""
+    return {"language": TINY["language"] | {"phases": [{"until": 1.0, "batches": [kind]}]}}
 
 
 def start(recipe: Path, out: Path) -> subprocess.Popen:
@@ -156,6 +165,9 @@ def test_a_start_that_was_not_trained_is_named(tmp_path, processes):
         ({"language": TINY["language"] | {"phases": [{"until": 0.9, "batches": [ONE]}]}}, "until 1.0"),
         ({"language": TINY["language"] | {"type_weights": {"count": 0}}}, "count: 0"),
         ({"language": TINY["language"] | {"loss_weights": {"counting": 2.0}}}, "counting: 2.0"),
+        (of_batches(FILM | {"frames": 0}), "even number"),
+        (of_batches(FILM | {"frames": 3}), "even number"),
+        (of_batches(ONE | {"shows": "x"}), "shows"),
         ({"teacher": "foveate/scenes-qwen2_5_vl"}, "only llava learns"),
     ],
 )

@@ -44,7 +44,10 @@ PINNED = {
     "test": "189875c12609a9a6",
     "hard": "f625ac66950d8e7d",
     "multi": "70cf99704ad41a52",
-    "video": "070771b49145ab01",
+    "large": "27a27a325cb5ee05",
+    "document": "d106c177915cfb0c",
+    "dense": "15260f857f847837",
+    "video": "112d329c1e09fdb9",
 }
 
 
@@ -53,7 +56,11 @@ def test_splits_never_change(split):
     """Published accuracies are about these questions. Panels are left out: their place depends on Pillow's fonts."""
     told = []
     for sample in scenes.load(split, n=90):
-        if not any(scene.fields for scene in sample.scenes):
+        if split == "document":
+            (scene,) = sample.scenes
+            values = [(f.key, f.value) for f in scene.fields], [(c.row, c.key, c.value) for c in scene.cells]
+            told.append((sample.question, sample.answer, sample.image.size, values))
+        elif not any(scene.fields for scene in sample.scenes):
             shapes = [[(s.name, s.label, s.box) for s in scene.shapes] for scene in sample.scenes]
             told.append((sample.question, sample.answer, sample.boxes, shapes))
     assert len(told) >= 2
@@ -82,6 +89,19 @@ def test_sizes_and_balance():
         for sample in some:
             assert all(side % 28 == 0 and 224 <= side <= 672 for side in sample.image.size)
     assert len({s.image.size for s in scenes.load("test", n=90)}) >= 4
+
+
+def test_little_of_a_large_image_or_a_page_is_evidence():
+    """What pruning is for; `test` is far from it."""
+    found = {
+        split: scenes.shares(scenes.load(split, n=45)) for split in ("test", "large", "document", "dense", "video")
+    }
+    assert found["large"].tokens == 24 * 24
+    assert found["video"].tokens == 9 * 8 * 8
+    assert found["large"].evidence < 0.5 * found["test"].evidence
+    assert found["dense"].foreground > 3 * found["large"].foreground
+    assert all(found[split].evidence < 0.06 for split in ("large", "document", "video"))
+    assert all(0 < each.evidence < each.foreground < 0.6 for each in found.values())
 
 
 def test_lengths_and_slices():
@@ -139,3 +159,6 @@ def test_the_command(tmp_path):
     done = CliRunner().invoke(app, ["render", "--split", "val", "--n", "2", "--out", str(tmp_path / "v")])
     assert done.exit_code == 0, done.output
     assert len((tmp_path / "v" / "samples.jsonl").read_text().splitlines()) == 2
+    told = CliRunner().invoke(app, ["shares", "video", "large", "--n", "3"])
+    assert told.exit_code == 0, told.output
+    assert [line.split(" tokens")[0] for line in told.output.splitlines()] == ["video: 576", "large: 576"]

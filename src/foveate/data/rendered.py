@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self
+
+import numpy as np
 
 from foveate import scenes
 from foveate.data.boxes import Box, normalize_boxes
 from foveate.data.rows import Row
+from foveate.data.videos import Clip
 from foveate.errors import DataError
 
 
@@ -43,7 +47,7 @@ class Scenes(Sequence[Row]):
         boxes: list[tuple[Box, ...]] = [() for _ in sample.images]
         width, height = sample.image.size
         boxes[sample.asked] = tuple(map(tuple, normalize_boxes(sample.boxes, "pixel", width=width, height=height)))
-        return Row(
+        row = Row(
             number=number + 1,
             images=sample.images,
             question=sample.question,
@@ -54,3 +58,12 @@ class Scenes(Sequence[Row]):
             source=f"scenes:{self.split}",
             sizes=tuple(image.size for image in sample.images),
         )
+        if sample.fps is None:
+            return row
+        return replace(row, images=(), boxes=None, sizes=(), videos=(clip(sample),))
+
+
+def clip(sample: scenes.Sample) -> Clip:
+    """The video of a sample."""
+    frames = np.stack([np.asarray(image) for image in sample.images])
+    return Clip(frames, tuple(range(len(frames))), len(frames), sample.fps, f"video {sample.seed}")

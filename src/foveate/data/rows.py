@@ -60,7 +60,7 @@ class Row:
     id: str = ""
     source: str = ""
     sizes: tuple[tuple[int, int], ...] = ()
-    videos: tuple[Path | str | Stored, ...] = ()
+    videos: tuple[Path | str | Stored | Clip, ...] = ()
     sampling: FrameSampling | None = None
 
     @property
@@ -98,7 +98,7 @@ class Row:
             raise error if isinstance(error, DataError) else DataError(f"{self.where}: {error}") from error
 
 
-def load_video(source: Path | str | Stored, sampling: FrameSampling | None) -> Clip:
+def load_video(source: Path | str | Stored | Clip, sampling: FrameSampling | None) -> Clip:
     """The video behind one of `Row.videos`."""
     if not isinstance(source, Stored):
         return open_video(source, sampling)

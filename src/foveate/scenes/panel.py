@@ -15,7 +15,7 @@ from .spec import SceneSpec
 def add_panel(rng: Random, image: Image.Image, scene: Scene, spec: SceneSpec) -> Box | None:
     """Draws a panel into `image` and its fields into `scene`; returns its box, `None` where it does not fit."""
     keys = rng.sample(KEYS, rng.randint(*spec.rows))
-    values = _distinct_values(rng, len(keys))
+    values = distinct_values(rng, len(keys))
     size = rng.randint(*spec.font_px)
     font = fonts.load(fonts.pick(rng), size)
     line = int(size * rng.uniform(1.35, 1.7))
@@ -65,7 +65,8 @@ def _paper(rng: Random, image: Image.Image, box: Box) -> RGB:
     return ink
 
 
-def _distinct_values(rng: Random, n: int) -> list[str]:
+def distinct_values(rng: Random, n: int) -> list[str]:
+    """Different short numbers, some with a letter before them."""
     values: list[str] = []
     while len(values) < n:
         numeric = rng.random() < 0.85

@@ -9,10 +9,13 @@ Every question type, what it needs of an image, and what its evidence boxes are:
 | `shape_of`   | What shape is marked 7?                  | local      | that shape |
 | `read_field` | What is the total?                       | local      | the panel's line |
 | `field_of`   | Which field shows 42?                    | local      | the panel's line |
+| `read_cell`  | What is the price in row B?              | local      | the value, its line's name, its column's head |
 | `relational` | What is left of the red star?            | relational | the star and its neighbour |
 | `count`      | How many blue shapes are there?          | global     | the blue shapes, all shapes if none is |
 | `count_all`  | How many shapes are there?               | global     | all shapes |
 | `exists`     | Is there any green circle?               | global     | the circle, all shapes if there is none |
+
+Tables stand on pages only (`document`); what is asked about videos besides is in `motion`.
 """
 
 from __future__ import annotations
@@ -35,8 +38,14 @@ NEEDS = {
     "count": "global",
     "count_all": "global",
     "exists": "global",
+    "read_cell": "local",
+    "direction": "motion",
+    "moves": "motion",
+    "appears": "motion",
+    "leaves": "motion",
 }
-TYPES = list(NEEDS)
+TYPES = list(NEEDS)[:9]  # of a scene
+DOCUMENT_TYPES = ["read_field", "field_of", "read_cell"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,14 @@ def _field_of(scene: Scene, rng: Random) -> list[Question]:
     return out
 
 
+def _read_cell(scene: Scene, rng: Random) -> list[Question]:
+    out = []
+    for c in scene.cells:
+        text = rng.choice(["What is the {} in row {}?", "Read the {} in row {}."]).format(c.key, c.row)
+        out.append(Question("read_cell", text, c.value, (c.row_box, c.key_box, c.value_box), (c.value_box,)))
+    return out
+
+
 def _relational(scene: Scene, rng: Random) -> list[Question]:
     out = []
     for anchor in scene.unique():
@@ -145,6 +162,7 @@ _ASK: dict[str, Callable[[Scene, Random], list[Question]]] = {
     "shape_of": _shape_of,
     "read_field": _read_field,
     "field_of": _field_of,
+    "read_cell": _read_cell,
     "relational": _relational,
     "count": _count,
     "count_all": _count_all,

@@ -50,6 +50,18 @@ class Field:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """One value of a table, with the pixel boxes of its line's name, of its column's head and of itself."""
+
+    row: str
+    key: str
+    value: str
+    row_box: Box
+    key_box: Box
+    value_box: Box
+
+
+@dataclass(frozen=True)
 class Glyph:
     """One drawn character and the pixel position of its middle."""
 
@@ -68,6 +80,7 @@ class Scene:
     shapes: list[Shape] = field(default_factory=list)
     fields: list[Field] = field(default_factory=list)
     glyphs: list[Glyph] = field(default_factory=list)
+    cells: list[Cell] = field(default_factory=list)
 
     def find(self, color: str | None = None, shape: str | None = None) -> list[Shape]:
         """Shapes of that colour and kind; `None` matches any."""
