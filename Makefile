@@ -82,7 +82,7 @@ CORE := tests/core tests/maths tests/engine tests/methods tests/families tests/i
 LOWEST := torch==2.11.0 transformers==5.17.0 numpy==1.26.4 pillow==10.4.0
 .venv-lowest/.done: pyproject.toml
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install -q $(LOWEST) -e '.[cli,eval]' hypothesis pytest pytest-timeout networkx
+	.venv-lowest/bin/python -m pip install -q $(LOWEST) -e '.[cli,eval,video]' hypothesis pytest pytest-timeout networkx psutil
 	@touch $@
 
 lowest: .venv-lowest/.done
@@ -91,7 +91,7 @@ lowest: .venv-lowest/.done
 # whatever is newest today: no constraints
 .venv-newest/.done: pyproject.toml
 	$(PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install -q -U --upgrade-strategy eager -e '.[cli,eval]' hypothesis pytest pytest-timeout networkx
+	.venv-newest/bin/python -m pip install -q -U --upgrade-strategy eager -e '.[cli,eval,video]' hypothesis pytest pytest-timeout networkx psutil
 	@touch $@
 
 newest: .venv-newest/.done
