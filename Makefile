@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo vllm-test test families lint bench load clean
+.PHONY: demo vllm-test vllm-bench ray-test test families docs docs-test lint bench load lowest newest bare coverage clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.cli
 
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -q -c constraints.txt -e '.[cli,docs]'
+	@touch $@ $(VENV)/.cli
+
 # make demo IMAGE=photo.jpg Q="What is the total?"
 demo: $(VENV)/.cli
 	$(BIN)/foveate demo --out demo.png $(if $(IMAGE),--image "$(IMAGE)") $(if $(Q),--question "$(Q)")
@@ -29,7 +33,14 @@ test: $(VENV)/.dev
 
 # every model type: about 3 minutes of CPU time
 families: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 tests/families -m families $(ARGS)
+	$(BIN)/python -m pytest -n 2 tests/families tests/training -m families $(ARGS)
+
+# the site, in site/; the second target also runs the blocks of the docs that train, load or measure, and the notebooks
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --strict
+
+docs-test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist load tests/docs -m "docs_long or not docs_long" $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -53,7 +64,54 @@ load: $(VENV)/.dev
 	@touch $@
 
 vllm-test: .venv-vllm/.done
-	PYTHONPATH=tests/vllm/site .venv-vllm/bin/python -m pytest tests/vllm $(ARGS)
+	PYTHONPATH=$(CURDIR)/tests/vllm/site .venv-vllm/bin/python -m pytest tests/vllm $(ARGS)
+
+vllm-bench: .venv-vllm/.done
+	PYTHONPATH=$(CURDIR)/tests/vllm/site .venv-vllm/bin/python -m benchmarks.vllm_serving $(ARGS)
+
+# replicas and batches on a Ray cluster of this machine; Ray is no part of the other environment
+.venv-ray/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install -q -c constraints.txt -e '.[ray,json]' pytest pytest-timeout psutil hypothesis
+	@touch $@
+
+ray-test: .venv-ray/.done
+	.venv-ray/bin/python -m pytest tests/serve/test_replicas.py tests/batch/test_distributed.py $(ARGS)
+
+# What versions and what coverage mean, and what each of these tests: docs/testing.md
+CORE := tests/core tests/maths tests/engine tests/methods tests/families tests/inference tests/specs tests/trace tests/test_matrix.py
+
+# the oldest versions that pyproject.toml allows of what the core needs
+LOWEST := torch==2.11.0 transformers==5.17.0 numpy==1.26.4 pillow==10.4.0
+.venv-lowest/.done: pyproject.toml
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install -q $(LOWEST) -e '.[cli,eval]' hypothesis pytest pytest-timeout networkx
+	@touch $@
+
+lowest: .venv-lowest/.done
+	.venv-lowest/bin/python -m pytest $(CORE) $(ARGS)
+
+# whatever is newest today: no constraints
+.venv-newest/.done: pyproject.toml
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install -q -U --upgrade-strategy eager -e '.[cli,eval]' hypothesis pytest pytest-timeout networkx
+	@touch $@
+
+newest: .venv-newest/.done
+	.venv-newest/bin/python -m pytest $(CORE) $(ARGS)
+
+# the wheel without extras, and with those of the command line
+bare: $(VENV)/.dev
+	rm -rf .venv-bare build/bare
+	$(BIN)/python -m hatchling build -t wheel -d build/bare
+	$(PYTHON) -m venv .venv-bare
+	.venv-bare/bin/python -m pip install -q -c constraints.txt build/bare/*.whl
+	cd build && PYTHON=../.venv-bare/bin/python $(CURDIR)/$(BIN)/python -m pytest -p no:cacheprovider $(CURDIR)/tests/bare.py $(ARGS)
+
+# of src/foveate without plugins, in one process: 40 minutes on one core
+coverage: $(VENV)/.dev
+	$(BIN)/python -m coverage run -m pytest $(ARGS)
+	$(BIN)/python -m coverage report --skip-covered --fail-under 90
 
 clean:
-	rm -rf $(VENV) .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) .venv-vllm .venv-ray .venv-lowest .venv-newest .venv-bare .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

@@ -55,7 +55,8 @@ def kinds(folder: Path) -> dict[str, Kind]:
         learning_rate=3e-3,
         **common,
     )
-    plus = _set(max_steps=10, save_steps=2, gradient_accumulation_steps=2, max_completion_length=8, **common)
+    plus = _set(max_steps=6, save_steps=1, gradient_accumulation_steps=1, max_completion_length=4, **common)
+    rewarded = ("--prune", "glimpse", "--learn-threshold", "--reward", "anls=1", "--reward", "pruning_rate=1")
     module = Path(__file__).parents[1] / "src/foveate/zoo/scenes-qwen2_5_vl/glimpse"
     shared = ("--model", MODEL)
     fields = ("selected_layers=[4,5]", "reduce_layer=5", "le_layers=[0,1,2,3,4,5]")
@@ -66,7 +67,8 @@ def kinds(folder: Path) -> dict[str, Kind]:
             "model.safetensors",
         ),
         "plus": Kind(
-            ("plus", *shared, "--data", "scenes:train", "--limit", "64", "--module", str(module), *plus), ADAPTER
+            ("plus", *shared, "--data", "scenes:train", "--limit", "24", "--module", str(module), *rewarded, *plus),
+            ADAPTER,
         ),
     }
 
@@ -88,11 +90,16 @@ def unlabelled(folder: Path) -> Path:
 def state(out: Path, weights: str) -> str:
     """How far a run was when it was killed."""
     reached = last_checkpoint(out, weights) if out.exists() else None
-    unfinished = sorted(p.name for p in out.glob("checkpoint-*") if reached is None or p.name > reached.name)
+    last = -1 if reached is None else _step(reached)
+    unfinished = sorted(p.name for p in out.glob("checkpoint-*") if _step(p) > last)
     answers = len(list(out.glob("answers/part-*")))
     found = f"{answers} files of answers" if answers else "no answers"
     step = "no checkpoint" if reached is None else reached.name
     return f"{step}, {found}" + (f", unfinished: {', '.join(unfinished)}" if unfinished else "")
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def attempt(kind: Kind, out: Path, after: float | None) -> bool:

@@ -45,9 +45,9 @@ def test_numbers_commands_and_warnings_are_on_the_page(folder: Path) -> None:
     for row in json.loads((folder / "one.json").read_text())["results"]:
         for shown in TABLES:
             assert "| " + " | ".join(shown.line(row)) + " |" in bench
-    assert "    foveate bench --x\n" in bench
+    assert "```bash\nfoveate bench --x\n```\n" in bench
     assert "other work ran beside this" in bench
-    assert "    foveate eval --y\n" in evaluation
+    assert "```bash\nfoveate eval --y\n```\n" in evaluation
     assert "| unpruned | 50.0% (40.0%-60.0%) | 100.0% | 10.0 | 100.0% | 3.25 | 4.0 |" in evaluation
     assert "7 samples, 1 skipped" in evaluation
     assert "| unpruned | 25% |" in evaluation

@@ -17,6 +17,7 @@ from tests.families.tiny import (
     VIDEO,
     Picture,
     add,
+    clip_of_patches,
     noise,
     patches,
     run,
@@ -112,6 +113,17 @@ def strips(tokens: int) -> object:
     return make
 
 
+def strips_of_frames(tokens: int) -> object:
+    """Two frames as strips of patches, each between the marks of an image."""
+
+    def make(h: int, w: int, random: torch.Generator) -> Picture:
+        strip = noise(random, 1, 3, 16, 16 * 16 * 6 * 2)
+        ids = [*run(tokens, token=VIDEO), *run(tokens, token=VIDEO)]
+        return ids, {"pixel_values_videos": strip, "target_sizes_videos": torch.tensor([[8, 12], [8, 12]])}
+
+    return make
+
+
 LINEAR = {
     "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16,
     "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4,
@@ -127,10 +139,13 @@ MINI = {
 MARKS = {
     "image_start_id": START, "image_end_id": END, "slice_start_id": 100, "slice_end_id": 101, "newline_id": 102,
 }  # fmt: skip
-ALONG = (("pixel_values", -1),)
-add("minicpmv4_6", MINI, strips(6), exact=False, joined_along=ALONG)
-add("minicpmv4_7", {**MINI, **MARKS}, strips(6), token_types="mm_token_type_ids", exact=False, joined_along=ALONG)
-add("minicpm_ocr", MINI, strips(24), exact=False, joined_along=ALONG)  # merged once
+ALONG = (("pixel_values", -1), ("pixel_values_videos", -1))
+add("minicpmv4_6", MINI, strips(6), video=strips_of_frames(6), exact=False, joined_along=ALONG)
+add(
+    "minicpmv4_7", {**MINI, **MARKS}, strips(6), video=strips_of_frames(6), token_types="mm_token_type_ids",
+    exact=False, joined_along=ALONG,
+)  # fmt: skip
+add("minicpm_ocr", MINI, strips(24), video=strips_of_frames(24), exact=False, joined_along=ALONG)  # merged once
 GLIDING = ["sliding_attention", "sliding_attention", "full_attention"] * 2
 add(
     "lfm3_vl",
@@ -141,7 +156,7 @@ add(
         },
         "vision_config": {**tower(num_key_value_heads=1), "patch_size": 16}, "projector_hidden_size": 32, **BOTH_IDS,
     },
-    patches(3 * 2 * 16 * 16), exact=False,
+    patches(3 * 2 * 16 * 16), video=clip_of_patches(3 * 2 * 16 * 16, True), exact=False,
 )  # fmt: skip
 MUSE = {
     "vision_config": {**tower(), "pos_emb_height": 8, "pos_emb_width": 8},
@@ -151,7 +166,7 @@ MUSE = {
 }
 add(
     "muse_glimmer", {"text_config": text(head_dim=16, sliding_window=8, layer_types=GLIDING), **MUSE},
-    patches(3 * 2 * 14 * 14),
+    patches(3 * 2 * 14 * 14), video=clip_of_patches(3 * 2 * 14 * 14, True),
 )  # fmt: skip
 add(
     "muse_spark",
@@ -162,5 +177,5 @@ add(
         ),
         "audio_config": {"hidden_sizes": [8, 8, 8, 64], "depths": [1, 1, 1, 1], "out_hidden_size": 64}, **MUSE,
     },
-    patches(3 * 2 * 14 * 14),
+    patches(3 * 2 * 14 * 14), video=clip_of_patches(3 * 2 * 14 * 14, True),
 )  # fmt: skip

@@ -18,8 +18,7 @@ from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 from foveate.methods import EVS, FastVID, VidCom2
 from foveate.methods.evs import before
-from foveate.methods.fastvid import density, spread
-from foveate.methods.vidcom2 import whole
+from foveate.methods.fastvid import density
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "video" / "vidcom2.json").read_text())
 INFO = ModelInfo("qwen2_5_vl", 4, 4, False)
@@ -83,17 +82,6 @@ def test_vidcom2_keeps_what_the_published_code_keeps(case: dict[str, Any]) -> No
     assert np.abs(each - np.array(case["per_frame"])).max() <= 1
 
 
-@settings(max_examples=80, deadline=None)
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.data())
-def test_whole_numbers_sum_up(sizes: list[int], data: st.DataObject) -> None:
-    count = data.draw(st.integers(1, sum(sizes)))
-    wanted = torch.tensor([data.draw(st.floats(0, size)) for size in sizes])
-    numbers = whole(wanted * count / max(float(wanted.sum()), 1e-6), torch.tensor(sizes), count)
-    assert int(numbers.sum()) <= count or (wanted.floor().sum() > count)
-    assert (numbers <= torch.tensor(sizes)).all()
-    assert (numbers >= 0).all()
-
-
 # -- FastVID -------------------------------------------------------------------------------------------------
 
 
@@ -136,16 +124,6 @@ def test_fastvid_step_by_step() -> None:
     share = max(1 / (len(own) + 1), 0.6)
     assert found.index[target] == anchor
     assert torch.allclose(values[target], share * hidden[anchor] + (1 - share) * hidden[own].mean(0), atol=1e-5)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 200), st.lists(st.integers(0, 20), min_size=1, max_size=9))
-def test_spread_is_even_and_within_sizes(count: int, sizes: list[int]) -> None:
-    numbers = spread(count, sizes)
-    assert sum(numbers) == min(count, sum(sizes))
-    assert all(0 <= number <= size for number, size in zip(numbers, sizes, strict=True))
-    open_ = [number for number, size in zip(numbers, sizes, strict=True) if number < size]
-    assert not open_ or max(open_) - min(open_) <= 1
 
 
 @settings(max_examples=40, deadline=None)

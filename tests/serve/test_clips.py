@@ -92,3 +92,4 @@ def test_a_video_is_answered(tmp_path: Path) -> None:
         assert reply["usage"]["prompt_tokens"] == tokens
         both = post(address, request | {"messages": [turn | {"content": [part | {"fps": 1.0}, turn["content"][1]]}]})
         assert both.status_code == 400
+        assert both.json()["error"]["message"] == "messages.0.content.0.video_url: give frames or fps, not both"

@@ -174,6 +174,27 @@ def test_bodies(server: tuple[str, Service], case: tuple[str, Any, str]) -> None
         assert error["param"].startswith(param)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (body(stop=3), "stop: Input should be a valid string"),
+        (body(stop=["a", 3]), "stop.1: Input should be a valid string"),
+        (body() | {"messages": [{"role": "user", "content": 3}]}, "messages.0.content: Input should be a valid string"),
+        (messages({"type": "audio" * 1000}), "messages.0.content.0: its type is none of 'text', 'image_url'"),
+        (messages({"text": "x"}), "messages.0.content.0: it needs a type"),
+        (messages({"type": "text", "text": "x", "more": 1}), "messages.0.content.0.text.more: this field is not known"),
+        (
+            messages({"type": "image_url", "image_url": "data:"}),
+            "messages.0.content.0.image_url.image_url: Input should",
+        ),
+    ],
+)
+def test_it_is_said_what_is_wrong(server: tuple[str, Service], content: Any, said: str) -> None:
+    message = refused(post(server[0], content))["message"]
+    assert message.startswith(said)
+    assert "more)" not in message  # one fault is one error
+
+
 def test_other_ways_in(server: tuple[str, Service]) -> None:
     address, raw = server[0], json.dumps(body()).encode()
     chat = f"{address}/v1/chat/completions"

@@ -11,6 +11,7 @@ from foveate.errors import DataError
 from foveate.families import adapt
 from foveate.glimpse import GlimpseModule
 from foveate.inference.answer import Asker
+from foveate.inference.chats import user
 from foveate.inference.loading import load
 from foveate.training.evidence import evidence
 from foveate.training.glimpse.collate import Collator
@@ -58,9 +59,7 @@ def masks(collator: Collator, rows: list[Row]) -> list[torch.Tensor]:
     batch = collator(rows)
     boxes = batch.pop("boxes")
     prompts = prepare(collator.family, batch, (0,), 1)
-    return [
-        evidence(own, images, row) for row, (own, images) in enumerate(zip(boxes, prompts.images, strict=True))
-    ]
+    return [evidence(own, images, row) for row, (own, images) in enumerate(zip(boxes, prompts.images, strict=True))]
 
 
 def test_boxes_mark_tokens() -> None:
@@ -76,8 +75,7 @@ def test_prompts_are_those_of_inference(name: str) -> None:
     rows = [example(answer=None), example(question="A longer question?")]
     prompts, full = collator.prompts(rows), collator([row_with_answer(row) for row in rows])
     system = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
-    chats = [[system, {"role": "user", "content": [{"type": "image", "image": row.images[0]},
-                                                  {"type": "text", "text": row.question}]}] for row in rows]  # fmt: skip
+    chats = [[system, user(row.question, row.images)] for row in rows]
     expected = asker.inputs(chats)
     assert prompts.keys() == expected.keys()
     for name_, value in expected.items():

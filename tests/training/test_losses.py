@@ -174,13 +174,15 @@ def test_unknown_box_format() -> None:
         boxes.normalize_boxes([[0, 0, 1, 1]], "yxyx")  # type: ignore[arg-type]
 
 
-def test_keep_rate_presses_down_only() -> None:
+def test_keep_rate_presses_to_the_target() -> None:
     low, high = torch.full((4,), -9.0, requires_grad=True), torch.full((6,), 1.0, requires_grad=True)
     losses.keep_rate_loss([low, high], target=0.1).backward()
     assert low.grad is not None
-    assert low.grad.abs().max() == 0
+    assert (low.grad < 0).all()
     assert high.grad is not None
     assert (high.grad > 0).all()
+    exact = torch.full((4,), 0.1).logit()
+    assert losses.keep_rate_loss([exact], target=0.1).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_distillation_loss_is_zero_only_for_equal_distributions() -> None:

@@ -18,6 +18,7 @@ from foveate.inference.loading import load
 from foveate.training.base import ADAPTER
 from foveate.training.checkpoints import last_checkpoint
 from foveate.training.plus import run as plus
+from foveate.training.plus import schedule as schedules
 from foveate.training.plus.judge import JudgeError
 from foveate.training.plus.rewards import Rewards
 from foveate.training.plus.threshold import ThresholdPolicy
@@ -26,6 +27,7 @@ from foveate.training.processes import world
 
 from .plus import QUICK, trainer_of
 from .processes import FailedProcessError, forked
+from .test_plus_runs import write_schedule
 
 GROUP = 4
 SHARES = torch.tensor([0.07, 0.38, 0.61, 0.93])
@@ -41,7 +43,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.searchsorted(probabilities.cumsum(-1), shares[:, None]).clamp(max=probabilities.shape[-1] - 1)
 
     def sample(policy: ThresholdPolicy, count: int, spread: bool = True) -> Tensor:
-        return (policy.mean + policy.spread * (SHARES.repeat(count // GROUP) - 0.5)).detach()
+        return (policy.mean + 8 * (SHARES.repeat(count // GROUP) - 0.5)).detach()
 
     monkeypatch.setattr(torch, "multinomial", multinomial)
     monkeypatch.setattr(ThresholdPolicy, "sample", sample)
@@ -72,7 +74,16 @@ def agree(one: Path, other: Path) -> None:
     (expected, ours), (actual, theirs) = settled(one), settled(other)
     for name, value in expected.items():
         torch.testing.assert_close(actual[name], value, atol=2e-5, rtol=1e-3, msg=name)
-    names = ("loss", "reward", "reward_std", "kept_share", "threshold", "kl", "grad_norm", "completions/mean_length")
+    names = (
+        "loss",
+        "reward",
+        "kept_share",
+        "frac_reward_zero_std",
+        "threshold",
+        "kl",
+        "grad_norm",
+        "completions/mean_length",
+    )
     for mine, its in zip(ours, theirs, strict=True):
         assert {name: its[name] for name in names if name in mine} == {
             name: pytest.approx(mine[name], rel=2e-3, abs=2e-5) for name in names if name in mine
@@ -102,7 +113,8 @@ def test_two_processes_and_micro_batches_train_as_one(run: plus.PlusSettings, de
         results = forked(partial(plus.train, replace(sized(name, GROUP, 1), shard=shard)))
         assert not [str(result) for result in results if isinstance(result, FailedProcessError)]
     weights, log = settled(tmp_path / "whole")
-    assert all(entry["reward_std"] > 0 for entry in log if "reward" in entry)
+    assert all(entry["reward"] > 0 for entry in log if "reward" in entry)
+    assert any(entry["frac_reward_zero_std"] < 1 for entry in log if "reward" in entry), "all groups are of one reward"
     assert any(bool(value.any()) for name, value in weights.items() if "lora_B" in name), "nothing was learned"
     assert weights["mean"] != 0
     agree(tmp_path / "whole", tmp_path / "parts")
@@ -135,3 +147,16 @@ def test_a_judge_that_fails_one_process_stops_all_with_a_checkpoint(run: plus.Pl
     assert "process 1 of 2 failed" in texts[0]
     assert "process" not in texts[1]
     assert last_checkpoint(run.out, ADAPTER).name == "checkpoint-1"
+
+
+def test_a_schedule_by_two_processes(run: plus.PlusSettings, tmp_path: Path) -> None:
+    path = write_schedule(tmp_path / "plus.yaml", run)
+    folders = forked(lambda: schedules.run(schedules.read(path)))
+    assert folders == [run.out / "merged"] * 2
+    for stage in ("glimpse", "rl", "retrain"):
+        assert json.loads((run.out / stage / "training.json").read_text())["processes"] == 2
+    model, _ = load(str(run.out / "merged"))
+    GlimpseModule.from_pretrained(run.out / "merged" / "glimpse").check_fits(model)
+    done = (run.out / "rl" / "training.json").stat().st_mtime_ns
+    assert forked(lambda: schedules.run(schedules.read(path))) == folders
+    assert (run.out / "rl" / "training.json").stat().st_mtime_ns == done

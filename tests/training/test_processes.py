@@ -19,12 +19,14 @@ from safetensors.torch import load_file
 from foveate.errors import ConfigurationError
 from foveate.families import adapt
 from foveate.inference.answer import Asker
+from foveate.training.base import load_merged
 from foveate.training.checkpoints import last_checkpoint
 from foveate.training.glimpse import run as runs
 from foveate.training.glimpse.answers import fill_answers
 from foveate.training.glimpse.objectives import Objective
 from foveate.training.glimpse.run import GlimpseSettings, train, training_arguments
 from foveate.training.glimpse.trainer import GlimpseTrainer
+from foveate.training.plus.run import PlusSettings, grpo_arguments
 from foveate.training.processes import world
 
 from .processes import FailedProcessError, forked
@@ -34,6 +36,7 @@ ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 PROGRAM = "import typer; from foveate.cli.train_glimpse import glimpse; typer.run(glimpse)"
 STEPS = FAST | {"max_steps": 2, "save_steps": 2, "logging_steps": 1}
 WITHOUT = {"le_dropout": 0.0}
+EVALUATED = ("eval_kept", "eval_recall", "eval_accuracy", "eval_accuracy_unpruned")
 BOTH = Objective(distillation=1.0, gate_temperature=0.0)  # nothing is drawn
 
 
@@ -127,16 +130,17 @@ def texts(folder: Path) -> dict[int, str]:
 @pytest.mark.parametrize("labelled", [False, True])
 def test_a_divided_base_trains_as_a_whole_one(settings: GlimpseSettings, tmp_path: Path, labelled: bool) -> None:
     """The base divided by FSDP2, from the answers on where there are none; files of uneven lengths."""
-    run = replace(settings, data=uneven(settings), objective=BOTH)
+    run = replace(settings, data=uneven(settings), objective=BOTH, eval_data=settings.data, eval_limit=3)
     if not labelled:
         run = replace(unlabelled(settings), objective=replace(DISTILL, gate_temperature=0.0))
     run, arguments = replace(run, module=WITHOUT), STEPS | {"optim": "sgd"}
     whole = replace(run, out=tmp_path / "whole", arguments=arguments | {"per_device_train_batch_size": 4})
-    train(whole)
-    divided = replace(run, out=tmp_path / "divided", arguments=arguments, shard=True)
+    expected = train(whole)
+    again = {} if labelled else {"activation_checkpointing": True}
+    divided = replace(run, out=tmp_path / "divided", arguments=arguments | again, shard=True)
 
-    def work() -> float:
-        """Share of the decoder layers' weights that this process holds."""
+    def work() -> tuple[float, dict[str, float]]:
+        """Share of the decoder layers' weights that this process holds, and its metrics."""
         held = list[float]()
 
         class Watched(GlimpseTrainer):
@@ -146,10 +150,14 @@ def test_a_divided_base_trains_as_a_whole_one(settings: GlimpseSettings, tmp_pat
                 super().__init__(model, *args, **named)
 
         runs.GlimpseTrainer, runs.fill_answers = Watched, partial(fill_answers, part=3, batch=2)
-        train(divided)
-        return held[0]
+        metrics = train(divided)
+        return held[0], {name: value for name, value in metrics.items() if name in EVALUATED}
 
-    assert sum(succeeded(forked(work))) == 1.0
+    results = succeeded(forked(work))
+    assert sum(share for share, _ in results) == 1.0
+    for _, metrics in results:
+        assert metrics == pytest.approx({name: expected[name] for name in metrics}, rel=1e-3, abs=1e-5)
+        assert len(metrics) == (len(EVALUATED) if labelled else 0)
     assert texts(whole.out) == texts(divided.out)
     assert len(texts(whole.out)) == (0 if labelled else 10)
     agree(whole.out, divided.out)
@@ -193,9 +201,25 @@ def test_all_processes_ask_and_a_killed_run_goes_on(settings: GlimpseSettings, t
 
 def test_fewer_rows_than_processes(settings: GlimpseSettings) -> None:
     run = replace(settings, limit=1, eval_data=settings.data, eval_limit=1, arguments=STEPS)
-    results = succeeded(forked(lambda: train(run), count=3))
-    assert results[0]["eval_loss"] == pytest.approx(results[2]["eval_loss"])
+    results = succeeded(forked(lambda: train(run)))
+    assert results[0]["eval_loss"] == pytest.approx(results[1]["eval_loss"])
     assert json.loads((run.out / "training.json").read_text())["rows"] == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_weights_in_the_dtype_of_their_file_are_mapped(base: Path) -> None:
+    """Then processes of a machine share them."""
+    file = str(base / "model.safetensors")
+
+    def mappings() -> int:
+        return Path("/proc/self/maps").read_text().count(file)
+
+    before = mappings()  # of models of other tests
+    converted, _ = load_merged(str(base), "bfloat16")
+    assert mappings() <= before
+    mapped, _ = load_merged(str(base), "float32")
+    assert mappings() > before
+    assert (next(converted.parameters()).dtype, next(mapped.parameters()).dtype) == (torch.bfloat16, torch.float32)
 
 
 def test_a_process_with_other_files_is_refused(settings: GlimpseSettings, tmp_path: Path) -> None:
@@ -216,3 +240,18 @@ def test_processes_that_would_train_apart_are_refused(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigurationError, match="2 processes"):
         training_arguments(replace(settings, arguments={"use_cpu": False}))
+
+
+def test_other_ways_to_divide_a_model_are_refused(
+    settings: GlimpseSettings, base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot be divided in one process"):
+        train(replace(settings, shard=True))
+    with pytest.raises(ConfigurationError, match="--full nothing is"):
+        grpo_arguments(PlusSettings(str(base), str(data), tmp_path / "plus", lora=None, shard=True))
+    if not torch.accelerator.is_available():
+        with pytest.raises(ConfigurationError, match="on a CPU accelerate divides no model"):
+            training_arguments(replace(settings, arguments={"fsdp": "full_shard"}))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigurationError, match="FSDP divides what learns.*--shard"):
+        train(settings)

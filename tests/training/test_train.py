@@ -171,7 +171,8 @@ def test_rows_that_the_model_cannot_read_are_bad_rows(
     stock = Qwen2VLImageProcessorPil.__call__
 
     def strict(self: object, images: list, **options: object) -> object:
-        if any(image.width > 100 * image.height for image in images):
+        flat = [one for image in images for one in (image if isinstance(image, list) else [image])]
+        if any(image.width > 100 * image.height for image in flat):
             raise ValueError("absolute aspect ratio must be smaller than 100")
         return stock(self, images, **options)
 

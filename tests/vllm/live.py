@@ -20,6 +20,8 @@ import foveate
 from foveate.plugins.vllm.settings import KEEP, Settings
 
 TOKENS = 8
+CHUNK = 64
+"""Tokens that an engine reads at a time."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,11 @@ class Asked:
     images: Sequence[Image.Image] = ()
     keep: float | None = None
 
-    @property
-    def for_vllm(self) -> dict[str, Any]:
-        own = {} if self.keep is None else {"mm_processor_kwargs": {KEEP: self.keep}}
-        return {"prompt": self.prompt, "multi_modal_data": {"image": list(self.images)} if self.images else {}, **own}
+    def for_vllm(self, others: dict[str, Any]) -> dict[str, Any]:
+        """With other settings that only vLLM is told."""
+        own = ({} if self.keep is None else {KEEP: self.keep}) | others
+        images = {"image": list(self.images)} if self.images else {}
+        return {"prompt": self.prompt, "multi_modal_data": images} | ({"mm_processor_kwargs": own} if own else {})
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -56,10 +59,14 @@ class Engine:
     llm: LLM
     cached: list[int] = field(default_factory=list)
 
-    def answer(self, requests: Sequence[Asked]) -> list[list[int]]:
-        """Tokens of every answer; requests run together."""
+    def answer(self, requests: Sequence[Asked], **others: Any) -> list[list[int]]:
+        """Tokens of every answer; requests run together.
+
+        Args:
+            others: what they say in `mm_processor_kwargs` besides a keep.
+        """
         sampling = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
-        found = self.llm.generate([one.for_vllm for one in requests], sampling, use_tqdm=False)
+        found = self.llm.generate([one.for_vllm(others) for one in requests], sampling, use_tqdm=False)
         self.cached = [one.num_cached_tokens or 0 for one in found]
         self.lengths = [len(one.prompt_token_ids or ()) for one in found]
         return [list(one.outputs[0].token_ids) for one in found]
@@ -70,7 +77,7 @@ def engine(folder: Path, settings: dict[str, Any] | None, **options: Any) -> Ite
     """One that reads prompts in pieces and remembers their beginnings."""
     given: dict[str, Any] = {
         "dtype": "float32", "enforce_eager": True, "max_model_len": 1000, "max_num_seqs": 4,
-        "max_num_batched_tokens": 64,
+        "max_num_batched_tokens": CHUNK,
         "enable_prefix_caching": True, "enable_chunked_prefill": True, "block_size": 32, "seed": 0,
         "limit_mm_per_prompt": {"image": 2}, "hf_overrides": {} if settings is None else {"foveate": settings},
         "disable_log_stats": True,

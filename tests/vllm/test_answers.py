@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.vllm.checkpoints import MAKERS, prompt, write
-from tests.vllm.live import Asked, Engine, engine, noise, offline
+from tests.vllm.live import CHUNK, Asked, Engine, engine, noise, offline
 
 SETTINGS = {"method": "visionzip", "keep": 0.3}
 
@@ -30,14 +30,16 @@ def running(folder: Path) -> Iterator[Engine]:
         yield found
 
 
+QUESTION = "How many red circles are there in this picture, and which of them is the largest? "
+
+
 def requests(family: str) -> list[Asked]:
     """No, one and two images of several shapes; the same image under several keeps."""
     first, wide, tall = noise(120, 120), noise(160, 80, 1), noise(70, 140, 2)
-    question = "How many red circles are there in this picture, and which of them is the largest? "
-    one, two = prompt(family, question, 1, " Answer: "), prompt(family, "A ", 1, " or B ", 1, "? " + question)
+    one, two = prompt(family, QUESTION, 1, " Answer: "), prompt(family, "A ", 1, " or B ", 1, "? " + QUESTION)
     return [
         Asked(one, [first]), Asked(one, [first], 0.6), Asked(one, [first], 1.0), Asked(one, [wide], 0.12),
-        Asked(two, [first, tall]), Asked(two, [tall, wide], 0.5), Asked(question * 3), Asked(one, [tall]),
+        Asked(two, [first, tall]), Asked(two, [tall, wide], 0.5), Asked(QUESTION * 3), Asked(one, [tall]),
     ]  # fmt: skip
 
 
@@ -54,3 +56,37 @@ def test_answers_in_any_company(family: str, folder: Path, running: Engine) -> N
     assert again == [expected[i] for i in order]
     assert sum(running.cached) > 100
     assert [running.answer([one])[0] for one in asked] == expected
+
+
+def test_image_across_two_chunks(family: str, folder: Path, running: Engine) -> None:
+    """A piece of a prompt ends within the image."""
+    tokenizer, text = running.llm.get_tokenizer(), "A"
+    while len(tokenizer(text).input_ids) < CHUNK - 4:
+        text += " A"
+    asked = [Asked(prompt(family, text, 1, " Answer: "), [noise(120, 120, 5)], 0.6)]
+    assert running.answer(asked) == offline(folder, SETTINGS, asked)
+    assert running.lengths[0] > CHUNK + 4
+
+
+def test_caches_do_not_mix(family: str, folder: Path, running: Engine) -> None:
+    """The same image under another keep is as new as another image; under the same keep it is found again."""
+    text = prompt(family, QUESTION, 1, QUESTION * 2)
+    image, other = noise(120, 120, 7), noise(120, 120, 8)
+    asked = [Asked(text, [image]), Asked(text, [image]), Asked(text, [image], 0.7), Asked(text, [other])]
+    asked += [Asked(text, [image], 0.7), Asked(text, [image], SETTINGS["keep"])]
+    expected = offline(folder, SETTINGS, asked)
+    cached = []
+    for one, answer in zip(asked, expected, strict=True):
+        assert running.answer([one]) == [answer]
+        cached += running.cached
+    _, again, another_keep, another_image, keep_again, named = cached
+    assert another_keep == another_image < min(again, keep_again)
+    assert named == again, "the server's keep, named by the request, is the same setting"
+
+
+@pytest.mark.parametrize("key", ["size", "min_pixels", "do_resize", "foveate_salt", "images_kwargs"])
+def test_requests_choose_nothing_else(key: str, family: str, running: Engine) -> None:
+    asked = Asked(prompt(family, QUESTION, 1), [noise(120, 120)])
+    with pytest.raises(ValueError, match=f"{key} cannot be set per request"):
+        running.answer([asked], **{key: 1})
+    assert running.answer([asked])

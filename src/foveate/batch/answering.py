@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
+from transformers import LogitsProcessorList
 
 from foveate.batch.manifest import Manifest, Unread
 from foveate.batch.parts import BatchError, Record
@@ -15,73 +16,71 @@ from foveate.data.rows import Row, image_size
 from foveate.errors import ConfigurationError, FoveateError, MissingTapError, UnsupportedModelError
 from foveate.inference.answer import Answer, Asker
 from foveate.inference.rows import Loaded, prepare
+from foveate.inference.schemas import JsonSchema
 
 _OF_SETTINGS = (ConfigurationError, MissingTapError, UnsupportedModelError)
 """Errors that every row would have: they stop the batch."""
 
 
-def answer_rows(
-    asker: Asker,
-    method: Method | None,
-    manifest: Manifest,
-    indices: range,
-    batch: int,
-    on_rows: Callable[[int], None] = lambda n: None,
-) -> list[Record]:
-    """A record for each row, in the order of the manifest.
+class Answering:
+    """Answers rows in batches; one that fails is halved until what fails is one row.
 
     Args:
+        asker: the model.
+        method: what prunes.
         batch: rows a batch; those of like size share one, so that little is padding.
-        on_rows: told how many more rows are done.
-
-    Raises:
-        BatchError: no row could be answered, and not because of what the rows are: the model or the machine fails.
-        ConfigurationError, MissingTapError, UnsupportedModelError: the method does not fit the model.
-    """
-    read = [manifest.read(index) for index in indices]
-    records = {one.number: _record(one.number, error=one.problem) for one in read if isinstance(one, Unread)}
-    on_rows(len(records))
-    answering = _Answering(asker, method)
-    rows = [one for one in read if isinstance(one, Row)]
-    for loaded, refused in _opened(sorted(rows, key=_extent, reverse=True), batch):
-        found = [*refused, *answering.ask(loaded)]
-        records |= {record["row"]: record for record in found}
-        on_rows(len(found))
-    if answering.unforeseen and all(record["error"] for record in records.values()):
-        raise BatchError(f"No row of rows {indices.start + 1}-{indices.stop} was answered: {answering.unforeseen[0]}")
-    return [records[manifest.table.number(index)] for index in indices]
-
-
-class _Answering:
-    """Batches that are halved until what fails is one row.
-
-    Attributes:
-        unforeseen: what rows failed of that is no error about a row.
+        schema: that every answer follows.
     """
 
-    def __init__(self, asker: Asker, method: Method | None) -> None:
-        self.asker, self.method = asker, method
-        self.unforeseen: list[str] = []
+    def __init__(self, asker: Asker, method: Method | None, batch: int, schema: JsonSchema | None = None) -> None:
+        self.asker, self.method, self.batch, self.schema = asker, method, batch, schema
+        self._unforeseen: list[str] = []  # what rows failed of that is no error about a row
 
-    def ask(self, rows: Sequence[Loaded]) -> list[Record]:
+    def answer(
+        self, manifest: Manifest, indices: range, on_rows: Callable[[int], None] = lambda n: None
+    ) -> list[Record]:
+        """A record for each row, in the order of the manifest.
+
+        Args:
+            on_rows: told how many more rows are done.
+
+        Raises:
+            BatchError: no row could be answered, and not because of what the rows are: the model or the machine fails.
+            ConfigurationError, MissingTapError, UnsupportedModelError: the method does not fit the model.
+        """
+        read = [manifest.read(index) for index in indices]
+        records = {one.number: _record(one.number, error=one.problem) for one in read if isinstance(one, Unread)}
+        on_rows(len(records))
+        self._unforeseen = []
+        rows = [one for one in read if isinstance(one, Row)]
+        for loaded, refused in _opened(sorted(rows, key=_extent, reverse=True), self.batch):
+            found = [*refused, *self._ask(loaded)]
+            records |= {record["row"]: record for record in found}
+            on_rows(len(found))
+        if self._unforeseen and all(record["error"] for record in records.values()):
+            raise BatchError(f"No row of rows {indices.start + 1}-{indices.stop} was answered: {self._unforeseen[0]}")
+        return [records[manifest.table.number(index)] for index in indices]
+
+    def _ask(self, rows: Sequence[Loaded]) -> list[Record]:
         if not rows:
             return []
         try:
-            return self._ask(rows)
+            return self._ask_together(rows)
         except (*_OF_SETTINGS, torch.AcceleratorError):  # a device that failed once answers nothing any more
             raise
         except Exception as error:
             problem = str(error) if isinstance(error, FoveateError) else f"{type(error).__name__}: {error}"
             if not isinstance(error, FoveateError | torch.OutOfMemoryError | MemoryError) and len(rows) == 1:
-                self.unforeseen.append(problem)
+                self._unforeseen.append(problem)
         if len(rows) == 1:
             return [_of(rows[0][0], error=problem)]
         half = len(rows) // 2
-        return self.ask(rows[:half]) + self.ask(rows[half:])
+        return self._ask(rows[:half]) + self._ask(rows[half:])
 
-    def _ask(self, rows: Sequence[Loaded]) -> list[Record]:
+    def _ask_together(self, rows: Sequence[Loaded]) -> list[Record]:
         found = prepare(self.asker, rows)
-        answers = self.asker.answer(found.inputs, self.method) if found.rows else []
+        more = {} if self.schema is None else {"logits_processor": LogitsProcessorList([self.schema.processor()])}
+        answers = self.asker.answer(found.inputs, self.method, **more) if found.rows else []
         records = [_of(row, answer) for row, answer in zip(found.rows, answers, strict=True)]
         return records + [_of(row, error=str(error)) for row, error in found.refused]
 

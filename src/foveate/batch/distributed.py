@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from foveate.batch.answering import answer_rows
 from foveate.batch.job import BatchDone, BatchJob
 from foveate.batch.parts import BatchError, BatchFolder
 from foveate.cluster.connection import Cluster, told
@@ -26,7 +25,7 @@ class _Worker:
     def __init__(self, job: BatchJob, expected: str, retry_errors: bool) -> None:
         self.job, self.retry = job, retry_errors
         self.manifest, self.asker = job.manifest(), job.load()
-        self.method, self.parts = job.setting.make(), job.parts(self.manifest, self.asker)
+        self.answering, self.parts = job.answering(self.asker), job.parts(self.manifest, self.asker)
         if self.parts.hash != expected:
             raise BatchError(f"A machine sees another model or manifest than the first: {dict(self.parts.spec)}")
 
@@ -34,8 +33,7 @@ class _Worker:
         numbers = [int(part) for part in batch["part"]]
         for part in numbers:
             if self.parts.lacks(part, self.retry):
-                rows = self.parts.range(part)
-                self.parts.commit(part, answer_rows(self.asker, self.method, self.manifest, rows, self.job.batch))
+                self.parts.commit(part, self.answering.answer(self.manifest, self.parts.range(part)))
         return {"rows": [len(self.parts.range(part)) for part in numbers]}
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from foveate.batch.answering import answer_rows
+from foveate.batch.answering import Answering
 from foveate.batch.manifest import Manifest
 from foveate.batch.parts import BatchFolder
 from foveate.engine import attach as engine
 from foveate.files.outputs import check_folder
 from foveate.inference.answer import Asker
+from foveate.inference.schemas import SchemaCompiler, read_schema
 from foveate.inference.weights import fingerprint, warn_if_tuned_elsewhere
 from foveate.specs.settings import Setting
 
@@ -29,6 +30,7 @@ class BatchJob:
         batch: rows a batch.
         part: rows a part: what a killed process loses at most.
         limit: the first so many rows only.
+        schema: JSON schema that every answer follows.
     """
 
     model: str
@@ -43,6 +45,7 @@ class BatchJob:
     dtype: str | None = None
     device: str | None = None
     attention: str | None = None
+    schema: str | None = None
 
     def manifest(self) -> Manifest:
         """The rows, read anew.
@@ -71,6 +74,17 @@ class BatchJob:
             pass
         return asker
 
+    def answering(self, asker: Asker) -> Answering:
+        """What answers the rows.
+
+        Raises:
+            SchemaError, MissingExtraError: a schema that cannot be followed, or nothing to follow it with.
+        """
+        schema = None
+        if self.schema is not None:
+            schema = SchemaCompiler.of(asker.model, asker.processor.tokenizer).compile(read_schema(self.schema))
+        return Answering(asker, self.setting.make(), self.batch, schema)
+
     def parts(self, manifest: Manifest, asker: Asker) -> BatchFolder:
         """The folder, with all that answers depend on."""
         model = asker.model
@@ -86,7 +100,7 @@ class BatchJob:
             "rows": len(manifest),
             "batch": self.batch,
             "part": self.part,
-        }
+        } | ({} if self.schema is None else {"schema": self.schema})
         return BatchFolder(self.out, spec, len(manifest), self.part)
 
 
@@ -113,17 +127,17 @@ def run(
         on_rows: told how many more rows are done.
 
     Raises:
-        DataError, BatchError: see `Manifest.open`, `BatchFolder.held` and `answer_rows`.
+        DataError, BatchError: see `Manifest.open`, `BatchFolder.held` and `Answering.answer`.
         FoveateError: what `BatchJob.load` raises.
     """
     check_folder(job.out)
     manifest = job.manifest()
     asker = job.load()
-    parts, method = job.parts(manifest, asker), job.setting.make()
+    parts, answering = job.parts(manifest, asker), job.answering(asker)
     with parts.held():
         missing = parts.missing(retry_errors)
         computed = sum(len(parts.range(part)) for part in missing)
         on_start(len(manifest), len(manifest) - computed)
         for part in missing:
-            parts.commit(part, answer_rows(asker, method, manifest, parts.range(part), job.batch, on_rows))
+            parts.commit(part, answering.answer(manifest, parts.range(part), on_rows))
         return BatchDone(parts, computed, parts.errors())

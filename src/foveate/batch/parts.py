@@ -41,7 +41,10 @@ Record = dict[str, Any]
 
 
 class BatchError(FoveateError, RuntimeError):
-    """A folder that holds answers to something else, is in use or is damaged, or a batch that cannot go on."""
+    """A folder that holds answers to something else, is in use or is damaged, or a batch that cannot go on.
+
+    Remedy: use another `--out`, or the settings that the folder was begun with; the message names the difference.
+    """
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,10 @@ PROCESS = "most resident memory of a fresh process during generate, weights and 
 
 
 class MeasurementError(FoveateError, RuntimeError):
-    """A measurement did not come to its end."""
+    """A measurement did not come to its end.
+
+    Remedy: read what the process said; `--no-memory` measures without it.
+    """
 
 
 def cuda_peak(model: Any, inputs: dict[str, Tensor], method: Method | None, new_tokens: int) -> int:

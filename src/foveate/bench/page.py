@@ -43,7 +43,7 @@ def _facts(found: dict[str, Any]) -> str:
     command = found["run"].get("command") or found.get("command", "")
     machine = where.get("gpu") or f"{where['processor']}, {where['cores']} cores, {where['threads']} thread(s)"
     return (
-        f"    {command}\n\n"
+        f"<!-- not run: a measurement of some minutes -->\n```bash\n{command}\n```\n\n"
         f"{machine}; {where['dtype']}, {where['attention']}; torch {where['torch']}, transformers "
         f"{where['transformers']}, foveate {where['foveate']}; {where['measured']}. Load average at the end "
         f"{where['load_average']}: {_load(where)}\n"

@@ -34,6 +34,7 @@ def batch(
     part: Annotated[int, typer.Option(min=1, help="Rows per file: the most that a kill loses.")] = 256,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask the first rows only.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    schema: Annotated[Path | None, typer.Option(help="JSON schema that every answer follows.")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="At the end also write answers.parquet.")] = False,
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Compute parts again in which a row failed.")
@@ -55,9 +56,10 @@ def batch(
     check_packages("foveate batch", "batch", "pyarrow")
     from foveate.batch.job import BatchJob, run
 
+    name = model or zoo.DEFAULT
     job = BatchJob(
-        model or zoo.DEFAULT, source, out, prompt, one_setting(method, keep), size, part, max_new_tokens, limit, dtype,
-        device, attention,
+        name, source, out, prompt, one_setting(method, keep, name), size, part, max_new_tokens, limit, dtype,
+        device, attention, None if schema is None else _read(schema),
     )  # fmt: skip
     start: Callable[..., BatchDone] = run
     check_ray(ray, address=address, actors=actors != 1, gpus=gpus)
@@ -76,3 +78,15 @@ def batch(
     rows = done.parts.rows
     typer.echo(f"{rows} rows, {done.computed} of them computed now, {done.errors} with an error")
     typer.echo(f"{done.parts.merge().resolve() if merge else f'{out.resolve()}: {len(done.parts)} parts'}")
+
+
+def _read(file: Path) -> str:
+    from foveate.errors import SchemaError
+    from foveate.inference.schemas import read_schema
+
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SchemaError(f"--schema {file} cannot be read ({type(error).__name__}).") from error
+    read_schema(text)  # what is no JSON shows before a model is loaded
+    return text

@@ -19,7 +19,10 @@ BoxFormat = Literal["pixel", "pixel_xywh", "normalized", "thousandths"]
 
 
 class BoxError(FoveateError):
-    """A box that does not describe a region of its image."""
+    """A box that does not describe a region of its image.
+
+    Remedy: declare the right `--box-format`; docs/data.md says what each means.
+    """
 
 
 def normalize_boxes(

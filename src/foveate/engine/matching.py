@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import accumulate, islice, pairwise
 
 import torch
@@ -16,6 +15,9 @@ from foveate.engine.layout import EncodedImage, TowerImage, assign
 from foveate.errors import InputError, MissingTapError
 from foveate.families.base import Family
 from foveate.families.layout import ImageShape, shape_of_runs
+
+MARKS = 2
+"""The marks that end a frame and begin the next one, where each has some."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class _Pieces:
     shapes: list[ImageShape] | None = None
     features: list[Tensor] | None = None
 
-    def shape(self, family: Family, modality: str, number: int, grids: Sequence[Grid]) -> ImageShape:
+    def shape(self, family: Family, modality: str, number: int, grids: Sequence[Grid] = ()) -> ImageShape:
         """How the tokens of an encoded one lie.
 
         Args:
@@ -63,10 +65,11 @@ def match_images(family: Family, call: Call, calls: Sequence[Sequence[TowerImage
     """
     encoded = [image for images in calls for image in images]
     pieces = {m: _pieces(family, m, call, encoded) for m in call.visual if m in call.given}
-    shares = _shares(family, pieces, calls)
+    shapes = {m: [found.shape(family, m, n) for n in range(len(found.encoded))] for m, found in pieces.items()}
+    shares = _shares(family, shapes, calls)
     result: dict[str, list[EncodedImage]] = {}
     for modality, found in pieces.items():
-        images = _encoded(family, modality, found, shares[modality])
+        images = _encoded(family, modality, found, shapes[modality], shares[modality])
         own_images = [images[i] for i in found.source]
         mask, video = call.visual[modality], modality == "video"
         if family.in_tiles(modality):
@@ -78,36 +81,45 @@ def match_images(family: Family, call: Call, calls: Sequence[Sequence[TowerImage
 
 
 def _shares(
-    family: Family, pieces: dict[str, _Pieces], calls: Sequence[Sequence[TowerImage]]
+    family: Family, shapes: dict[str, list[ImageShape]], calls: Sequence[Sequence[TowerImage]]
 ) -> dict[str, list[list[TowerImage]]]:
     """Per modality and encoded feature tensor the tower's images that made it; empty ones where nothing fits."""
     encoded = [image for images in calls for image in images]
-    grids = [image.grid for image in encoded]
-    starts = set(accumulate((len(images) for images in calls), initial=0))
-    order = [(modality, n) for modality, found in pieces.items() for n in range(len(found.encoded))]
-    shapes = [pieces[modality].shape(family, modality, n, ()) for modality, n in order]
-
-    @cache
-    def ways(number: int, end: int) -> list[tuple[int, ...]]:
-        """How many of the images before `end` the first tensors may be made of, two ways at most of each kind."""
-        if number == 0:
-            return [(end,)]
-        counts = family.tower_counts(order[number - 1][0], shapes[number - 1], grids[:end])
-        found = [(*way, n) for n in counts if n <= end for way in ways(number - 1, end - n)]
-        return sorted(found, key=lambda way: way[0] not in starts)[:2]
-
-    found = ways(len(order), len(encoded))
-    if len(found) == 2 and found[1][0] in starts and any(image.taps for image in encoded):
+    order = [(modality, shape) for modality, found in shapes.items() for shape in found]
+    counts = _counts(family, order, [image.grid for image in encoded], [len(images) for images in calls])
+    if len(counts) > 1 and any(image.taps for image in encoded):
         raise MissingTapError(
-            f"Which tiles of '{family.name}' were read for which image cannot be told: {found[0][1:]} or "
-            f"{found[1][1:]} tiles would both fit. Ask about one image at a time, or use a method that needs no taps."
+            f"Which tiles of '{family.name}' were read for which image cannot be told: {counts[0]} or "
+            f"{counts[1]} tiles would both fit. Ask about one image at a time, or use a method that needs no taps."
         )
-    own = iter(encoded[found[0][0] :] if found else ())
-    counts = found[0][1:] if found else [0] * len(order)
-    result: dict[str, list[list[TowerImage]]] = {modality: [] for modality in pieces}
-    for (modality, _), n in zip(order, counts, strict=True):
+    chosen = counts[0] if counts else (0,) * len(order)
+    own = iter(encoded[len(encoded) - sum(chosen) :])
+    result: dict[str, list[list[TowerImage]]] = {modality: [] for modality in shapes}
+    for (modality, _), n in zip(order, chosen, strict=True):
         result[modality].append(list(islice(own, n)))
     return result
+
+
+def _counts(
+    family: Family, order: Sequence[tuple[str, ImageShape]], grids: Sequence[Grid], calls: Sequence[int]
+) -> list[tuple[int, ...]]:
+    """How many of the tower's latest images each feature tensor is made of: the ways that begin with a call of the
+    tower, else one that does not; two at most.
+
+    Args:
+        calls: images in each call of the tower.
+    """
+    ways: dict[int, list[tuple[int, ...]]] = {len(grids): [()]}
+    for modality, shape in reversed(order):
+        longer: dict[int, list[tuple[int, ...]]] = {}
+        for end, found in ways.items():
+            for n in family.tower_counts(modality, shape, grids[:end]):
+                if n <= end:
+                    longer.setdefault(end - n, []).extend((n, *way) for way in found)
+        ways = {start: found[:2] for start, found in longer.items()}
+    starts = set(accumulate(calls, initial=0))
+    whole = [way for start, found in ways.items() if start in starts for way in found]
+    return whole[:2] or [way for found in ways.values() for way in found][:1]
 
 
 def _pieces(family: Family, modality: str, call: Call, encoded: Sequence[TowerImage]) -> _Pieces:
@@ -159,13 +171,23 @@ def _copies(modality: str, mask: Tensor, sizes: list[int], times: int) -> list[i
 
 
 def _encoded(
-    family: Family, modality: str, found: _Pieces, shares: Sequence[Sequence[TowerImage]]
+    family: Family,
+    modality: str,
+    found: _Pieces,
+    shapes: Sequence[ImageShape],
+    shares: Sequence[Sequence[TowerImage]],
 ) -> list[EncodedImage]:
-    """What the tower encoded, as images in the language model."""
+    """What the tower encoded, as images in the language model.
+
+    Args:
+        shapes: of each, as far as they are known without the tower.
+        shares: the tower's images that made each.
+    """
     result = []
-    for number, (size, tiles) in enumerate(zip(found.encoded, shares, strict=True)):
+    for number, (size, shape, tiles) in enumerate(zip(found.encoded, shapes, shares, strict=True)):
         grids = [tile.grid for tile in tiles]
-        shape = found.shape(family, modality, number, grids)
+        if shape.guessed:
+            shape = found.shape(family, modality, number, grids)
         if shape.size != size:
             raise InputError(
                 f"An image of {shape.size} visual tokens arrived with {size} {modality} features. "
@@ -195,6 +217,7 @@ def _joined(mask: Tensor, ids: Tensor | None, pieces: Sequence[EncodedImage], fr
     """Tiles (or frames) that belong to one image (or video) as one.
 
     The token in front of the last run of a row says that an image ends with that run, as do all runs behind such a one.
+    A video goes on where no more than the marks around a frame stand between two runs.
     """
     if ids is None or not pieces:
         return list(pieces)
@@ -211,7 +234,8 @@ def _joined(mask: Tensor, ids: Tensor | None, pieces: Sequence[EncodedImage], fr
         for i in own:
             column = int(columns[start])
             run = int(_run_start(mask[number], column))
-            if closed and run != last_run:
+            end = int(columns[start - 1]) + 1 if start else -MARKS - 1
+            if run != last_run and (column - end > MARKS if frames else closed):
                 groups.append([])
                 starts.append([])
             groups[-1].append(pieces[i])

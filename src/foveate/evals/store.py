@@ -16,7 +16,10 @@ Record = dict[str, Any]
 
 
 class StoreError(FoveateError, RuntimeError):
-    """A results file that belongs to another run, is in use or is damaged."""
+    """A results file that belongs to another run, is in use or is damaged.
+
+    Remedy: give the run a folder of its own with `--out`, or wait for the process that holds it.
+    """
 
 
 class Store:

@@ -14,7 +14,10 @@ Row = dict[str, Any]
 
 
 class NothingRetainsError(FoveateError, RuntimeError):
-    """No setting keeps the demanded share of accuracy."""
+    """No setting keeps the demanded share of accuracy.
+
+    Remedy: offer larger keeps or other methods, or lower `--min-retention`.
+    """
 
 
 MARGIN = 0.02

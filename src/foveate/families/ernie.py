@@ -34,7 +34,8 @@ class Ernie(Family):
         if (short := shape.grids[0]) == grid:
             return joined
         frames = joined.view(grid.t, grid.h * grid.w, *joined.shape[1:])[: 2 * short.t]
-        return frames.unflatten(0, (short.t, 2)).float().mean(1).to(joined.dtype).flatten(0, 1)
+        pairs: Tensor = frames.unflatten(0, (short.t, 2)).float().mean(1)
+        return pairs.to(joined.dtype).flatten(0, 1)
 
     def _halved(self, grid: Grid) -> Grid:
         return Grid(max(1, grid.t // 2), grid.h, grid.w)

@@ -38,7 +38,7 @@ class Gemma4(Family):
         found = {}
         for modality in self.given(kwargs):
             places = kwargs.get(PLACES[modality])
-            if isinstance(places, Tensor):
+            if isinstance(places, Tensor) and (modality == "image" or kwargs.get(FRAMES) is not None):
                 grids = self.tower_grids((), {"pixel_position_ids": places})
                 counts = kwargs[FRAMES].tolist() if modality == "video" else [1] * len(grids)
                 found[modality] = [self._image(modality, list(own)) for own in _split(grids, counts)]

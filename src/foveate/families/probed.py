@@ -95,7 +95,8 @@ class Probed:
     @property
     def modalities(self) -> tuple[str, ...]:
         """What can be pruned: `image`, `video`."""
-        takes = ("video" in self.token_ids or self.shares_token) and self.name not in NO_VIDEO
+        known = "video" in self.token_ids or self.shares_token
+        takes = known and "pixel_values_videos" in self.arguments and self.name not in NO_VIDEO
         return ("image", "video") if takes else ("image",)
 
     # -- facts -------------------------------------------------------------------------------------------

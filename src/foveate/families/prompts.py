@@ -56,7 +56,8 @@ def _maker(family: Family) -> Maker:
         return _stitched
     if "image_grid_thw" in family.arguments and family.merge in ("units", "windowed"):
         return _patches
-    if family.name in TILED or family.name in ("llava", "vipllava", "gemma3", "paligemma"):
+    tiled = family.name in TILED and family.merge != "none"
+    if tiled or family.name in ("llava", "vipllava", "gemma3", "paligemma"):
         return _tiles
     raise ConfigurationError(
         f"How a random image of '{family.name}' is made is not known; measure on a real one (--image)."

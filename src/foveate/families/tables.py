@@ -48,7 +48,7 @@ RESAMPLED = frozenset(("idefics2", "aria"))
 ENCODES_LATE = frozenset(("phi4_multimodal", "chameleon"))
 """Types whose language model encodes images itself, so that nothing of them is known before it runs."""
 
-IN_FRAMES = frozenset(("video_llava", "perception_lm"))
+IN_FRAMES = frozenset(("video_llava", "perception_lm", "minicpmv4_6", "minicpmv4_7", "minicpm_ocr"))
 """Types whose videos come as a feature per frame."""
 
 ENCODED_IN_FRAMES = frozenset(("glm4v", "glm46v", "glm4v_moe", "glm_ocr", "glmga", "gemma4", "gemma4_unified"))

@@ -19,6 +19,7 @@ from foveate.inference.chats import user
 from foveate.inference.loading import load
 from foveate.inference.placeholders import check_text, placeholders
 from foveate.inference.streaming import Stream
+from foveate.trace.html import render
 from foveate.trace.records import PrefillTrace
 from foveate.trace.trace import Trace
 
@@ -60,6 +61,10 @@ class Answer:
         alive = self.prefill.alive_per_layer(self.row)
         return sum(alive) / max(1, len(alive))
 
+    def _repr_html_(self) -> str:
+        """Text and trace, as notebooks show them."""
+        return render(self.prefill, f"{self.text} ({self.stop})", self.row)
+
 
 @dataclass(frozen=True)
 class Asker:
@@ -91,7 +96,8 @@ class Asker:
 
         Args:
             chats: each a list of messages (several turns, several images each: see `chats.open_chat`).
-            remote, local: where pictures may come from.
+            remote: whether pictures may come from http(s) addresses.
+            local: whether they may come from files.
 
         Raises:
             InputError, ImageError: what cannot be prepared.

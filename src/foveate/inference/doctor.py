@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
+from foveate import zoo
 from foveate.core.method import Method
 from foveate.engine.checks import check, notes
 from foveate.errors import FoveateError, UnsupportedModelError
@@ -73,8 +74,8 @@ def examine(config: Any) -> Findings:
 
 
 def of_checkpoint(path_or_id: str) -> Findings:
-    """The same for a checkpoint's `config.json`; no weights are read."""
-    return examine(AutoConfig.from_pretrained(path_or_id))
+    """The same for the `config.json` of a folder, a Hub id or a model of the zoo; no weights are read."""
+    return examine(AutoConfig.from_pretrained(zoo.resolve(path_or_id)))
 
 
 def example(kind: type[Method], model: Any) -> Method | None:

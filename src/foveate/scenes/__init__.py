@@ -15,7 +15,7 @@ from .motion import VIDEO_TYPES, ask_video
 from .moving import compose_moving
 from .questions import DOCUMENT_TYPES, NEEDS, TYPES, Question, ask
 from .scene import Box, Cell, Field, Glyph, Scene, Shape
-from .share import Shares, shares
+from .share import TokenShares, shares
 from .spec import SceneSpec
 from .splits import SPECS, SPLITS, Sample, Split, UnknownSplitError, load, name_image
 
@@ -35,8 +35,8 @@ __all__ = [
     "Scene",
     "SceneSpec",
     "Shape",
-    "Shares",
     "Split",
+    "TokenShares",
     "UnknownSplitError",
     "ask",
     "ask_video",

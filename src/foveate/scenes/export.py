@@ -18,7 +18,10 @@ _TILE, _CAPTION, _COLUMNS, _MOST = 240, 44, 5, 60
 
 
 class ExportError(FoveateError, OSError):
-    """The output folder cannot be written or holds something else."""
+    """The output folder cannot be written or holds something else.
+
+    Remedy: choose a new or empty folder.
+    """
 
 
 def export(split: Split, out: Path, on_sample: Callable[[], None] = lambda: None) -> None:

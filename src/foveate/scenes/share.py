@@ -15,7 +15,7 @@ from .splits import Sample
 
 
 @dataclass(frozen=True)
-class Shares:
+class TokenShares:
     """Of samples' tokens of 28 x 28 px (and, in videos, two frames).
 
     Attributes:
@@ -29,10 +29,12 @@ class Shares:
     evidence: float
 
 
-def shares(samples: Iterable[Sample]) -> Shares:
+def shares(samples: Iterable[Sample]) -> TokenShares:
     """Means over samples, each counted alike; 0 without any."""
     found = [_shares(sample) for sample in samples]
-    return Shares(*(sum(each) / len(found) for each in zip(*found, strict=True))) if found else Shares(0, 0, 0)
+    return (
+        TokenShares(*(sum(each) / len(found) for each in zip(*found, strict=True))) if found else TokenShares(0, 0, 0)
+    )
 
 
 def _shares(sample: Sample) -> tuple[int, float, float]:

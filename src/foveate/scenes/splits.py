@@ -46,7 +46,10 @@ Picture = tuple[Scene, Image.Image]
 
 
 class UnknownSplitError(FoveateError):
-    """A split of another name, or samples beyond its end."""
+    """A split of another name, or samples beyond its end.
+
+    Remedy: choose a split of `foveate.scenes.SPLITS`, and fewer samples.
+    """
 
 
 @dataclass(frozen=True)

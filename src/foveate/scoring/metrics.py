@@ -13,7 +13,10 @@ from foveate.scoring.text import folded, number, plain, tokens, ungrouped
 
 
 class MetricError(FoveateError, ValueError):
-    """An unknown metric, or references that a metric cannot score."""
+    """An unknown metric, or references that a metric cannot score.
+
+    Remedy: choose a metric of docs/metrics.md that fits the number of references.
+    """
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:

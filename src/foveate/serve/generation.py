@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from foveate.core.method import Method
+from foveate.inference.schemas import JsonSchema
 from foveate.serve.detokenizing import Detokenizer
 from foveate.serve.sampling import Sampler, Sampling
 from foveate.trace.records import PrefillTrace
@@ -82,6 +83,7 @@ class Generation:
         notify: called in the scheduler's thread with every event, in order; must not block.
         arrived: when the request came, by `time.monotonic`.
         deadline: when its answers are cut.
+        schema: that the answers follow.
         columns: at most held by every layer after the prefill.
         cancelled: set by anybody at any time: nobody waits for the answer.
     """
@@ -92,6 +94,7 @@ class Generation:
     new_tokens: int
     notify: Callable[[Event], None]
     stops: tuple[str, ...] = ()
+    schema: JsonSchema | None = None
     answers: int = 1
     arrived: float = field(default_factory=time.monotonic)
     deadline: float = float("inf")
@@ -116,7 +119,7 @@ class AnswerRow:
 
     def __init__(self, request: Generation, number: int, tokenizer: Any) -> None:
         self.request, self.number = request, number
-        self.sampler = Sampler(request.sampling, number, request.inputs["input_ids"][0])
+        self.sampler = Sampler(request.sampling, number, request.inputs["input_ids"][0], request.schema)
         self.detokenizer = Detokenizer(tokenizer, request.stops)
 
     @property

@@ -87,6 +87,11 @@ class ServeOptions:
     media: MediaOptions = MediaOptions()
 
     @property
+    def longest(self) -> float:
+        """Seconds that a request which was let in can take to its last byte; so long a shutdown waits."""
+        return self.seconds + 2 * self.patience
+
+    @property
     def most_body(self) -> int:
         return int(self.body_megabytes * 1e6)
 

@@ -6,15 +6,17 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from pydantic import ValidationError
 
 from foveate.data.videos import FrameSampling
 from foveate.engine.planning import plan_columns
+from foveate.errors import MissingExtraError, SchemaError
 from foveate.inference.answer import Asker
 from foveate.inference.batches import sampler
+from foveate.inference.schemas import JsonSchema, SchemaCompiler
 from foveate.serve.choices import MethodChoices
 from foveate.serve.clips import ClipReader
 from foveate.serve.generation import Event, Generation
@@ -67,6 +69,7 @@ class Preparation:
         """
         self._check(request)
         method = await self._run(lambda: self._choices.choose(request.foveate))
+        schema = await self._run(lambda: self._schema(request))
         sources = [await self._fetch(part) for part in request.media()]
         media = [await self._run(partial(self._open, *one)) for one in zip(request.media(), sources, strict=True)]
         inputs = await self._run(lambda: self._encode(request, media))
@@ -80,6 +83,7 @@ class Preparation:
             new_tokens=self._new_tokens(request, length),
             notify=notify,
             stops=request.stops,
+            schema=schema,
             answers=request.n,
             arrived=arrived,
             deadline=arrived + self._options.seconds,
@@ -111,6 +115,19 @@ class Preparation:
             raise RequestError(f"this server gives at most {self._options.most_new_tokens}", param="max_tokens")
         if request.n > self._options.rows:
             raise RequestError(f"this server generates at most {self._options.rows} answers at once", param="n")
+
+    def _schema(self, request: ChatRequest) -> JsonSchema | None:
+        wanted = request.response_format.schema_of()
+        if wanted is None:
+            return None
+        try:
+            return self._compiler.compile(wanted)
+        except (SchemaError, MissingExtraError) as error:
+            raise RequestError(str(error), param="response_format", code="schema") from error
+
+    @cached_property
+    def _compiler(self) -> SchemaCompiler:
+        return SchemaCompiler.of(self._asker.model, self._asker.processor.tokenizer)
 
     async def _fetch(self, part: ImagePart | VideoPart) -> str | bytes:
         if isinstance(part, VideoPart):

@@ -22,6 +22,8 @@ KINDS = {
 class RequestError(FoveateError):
     """A request that is refused, or that failed.
 
+    Remedy: change the field that is named in `param`, or ask again after `Retry-After`.
+
     Args:
         message: for the client: what is wrong, where, and the remedy.
         status: HTTP status.
@@ -52,12 +54,16 @@ class RequestError(FoveateError):
 
 def invalid(error: ValidationError) -> RequestError:
     """The first thing that a body is refused for; what the client sent is not repeated."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = ".".join(str(step) for step in first["loc"])
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(step for step in map(str, first["loc"]) if not step.startswith("<"))  # what it was taken for
     more = error.error_count() - 1
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "this field is not known here; remove it"
+    elif first["type"] == "union_tag_invalid":
+        message = f"its type is none of {first['ctx']['expected_tags']}"
+    elif first["type"] == "union_tag_not_found":
+        message = "it needs a type"
     text = f"{where}: {message}" if where else message
     return RequestError(f"{text}{f' (and {more} more)' if more else ''}", param=where or None, code=first["type"])
 

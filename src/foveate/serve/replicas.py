@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from foveate.serve.job import ServeJob
 NAME = "foveate"
 REFUSALS = 64
 """Requests that a replica takes in beyond its places, to refuse them itself, with 429 and when to come back."""
+MOST_UNASSIGNED = 1024
+"""Requests that a proxy holds until a replica takes them; beyond that it answers 503."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,8 @@ def application(job: ServeJob, cluster: Cluster, scaling: Scaling) -> Any:
         serve.ingress(app)(Replica),
         name=NAME,
         max_ongoing_requests=options.rows + options.queue + REFUSALS,
-        max_queued_requests=options.rows + options.queue,
-        graceful_shutdown_timeout_s=options.seconds + 2 * options.patience,
+        max_queued_requests=MOST_UNASSIGNED,
+        graceful_shutdown_timeout_s=options.longest,
         graceful_shutdown_wait_loop_s=0.5,
         ray_actor_options=dict(cluster.share),
         **scaling.options(options.rows),
@@ -121,14 +124,14 @@ def run_replicas(job: ServeJob, cluster: Cluster, scaling: Scaling, on_ready: Ca
         serve.start(http_options={"host": job.options.host, "port": job.options.port})
         if NAME in serve.status().applications:
             raise ClusterError(f"An application named {NAME} runs on this cluster already: end it first.")
-        with suppress(KeyboardInterrupt), _deployed(serve, bound, cluster):
+        with suppress(KeyboardInterrupt), _deployed(serve, bound, cluster, job.options.longest):
             on_ready()
             while True:
                 signal.pause()
 
 
 @contextmanager
-def _deployed(serve: Any, bound: Any, cluster: Cluster) -> Iterator[None]:
+def _deployed(serve: Any, bound: Any, cluster: Cluster, seconds: float) -> Iterator[None]:
     try:
         try:
             serve.run(bound, name=NAME, route_prefix="/")
@@ -136,7 +139,11 @@ def _deployed(serve: Any, bound: Any, cluster: Cluster) -> Iterator[None]:
             raise ClusterError(f"The replicas did not start: {error}") from error
         yield
     finally:
-        serve.delete(NAME)  # waits until its replicas have finished what they have
+        end = time.monotonic() + seconds
+        with suppress(TimeoutError):  # Ray waits for a minute; replicas may have longer to finish what they have
+            serve.delete(NAME)
+        while NAME in serve.status().applications and time.monotonic() < end:
+            time.sleep(0.5)
         if cluster.address is None:
             serve.shutdown()
 

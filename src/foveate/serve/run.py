@@ -23,7 +23,7 @@ def server(service: Service, log_level: str = "info") -> uvicorn.Server:
         build(service),
         host=options.host,
         port=options.port,
-        timeout_graceful_shutdown=int(options.seconds + 2 * options.patience),
+        timeout_graceful_shutdown=int(options.longest),
         timeout_keep_alive=5,
         server_header=False,
         log_level=log_level,

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from foveate.errors import ConfigurationError
+from foveate.inference.schemas import JsonSchema
 
 UNSUPPORTED = (
     "no_repeat_ngram_size", "encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "bad_words_ids",
@@ -68,10 +69,14 @@ class Sampler:
         how: see `Sampling`.
         number: of this answer among those of its request; each draws on its own.
         prompt: `[n]` token ids, for the repetition penalty.
+        schema: that the answer follows.
     """
 
-    def __init__(self, how: Sampling, number: int = 0, prompt: Tensor | None = None) -> None:
+    def __init__(
+        self, how: Sampling, number: int = 0, prompt: Tensor | None = None, schema: JsonSchema | None = None
+    ) -> None:
         self.greedy = how.temperature == 0
+        self._json = None if schema is None else schema.row()
         self._processors = LogitsProcessorList()
         self._seen: Tensor | None = None
         if how.penalty != 1.0:
@@ -95,6 +100,8 @@ class Sampler:
             logits: `[V]` of this row.
         """
         scores = logits[None].float()
+        if self._json is not None:
+            scores = self._json.allow(scores[0])[None]
         if len(self._processors):
             seen = self._seen if self._seen is not None else torch.empty(0, dtype=torch.long)
             scores = self._processors(seen[None].to(scores.device), scores)
@@ -102,6 +109,8 @@ class Sampler:
             token = int(scores[0].argmax())
         else:  # drawn on the host: a seed gives the same on every device
             token = int(torch.multinomial(scores[0].softmax(-1).cpu(), 1, generator=self._random))
+        if self._json is not None:
+            self._json.take(token)
         if self._seen is not None:
             self._seen = torch.cat([self._seen, torch.tensor([token])])
         return token

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
+
+from foveate.inference.schemas import ANY_OBJECT
 
 Text = Annotated[str, StringConstraints(max_length=1_000_000)]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+TEXT, LIST = "<text>", "<list>"
+"""What a value was taken for, where it may be a text or a list; pydantic puts it into the path of an error."""
+
+
+def _text_or_list(value: Any) -> str:
+    return LIST if isinstance(value, list) else TEXT
 
 
 class Strict(BaseModel):
@@ -66,7 +76,10 @@ class ChatMessage(Strict):
     """One turn. Images and videos stand in user turns only."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[Part], Field(min_length=1, max_length=256)]
+    content: Annotated[
+        Annotated[Text, Tag(TEXT)] | Annotated[list[Part], Field(min_length=1, max_length=256), Tag(LIST)],
+        Discriminator(_text_or_list),
+    ]
 
     @model_validator(mode="after")
     def _images_are_the_users(self) -> ChatMessage:
@@ -83,6 +96,48 @@ class StreamOptions(Strict):
     """What a stream holds besides text."""
 
     include_usage: bool = False
+
+
+class TextAnswer(Strict):
+    """An answer of any form."""
+
+    type: Literal["text"]
+
+    def schema_of(self) -> None:
+        """None: anything goes."""
+
+
+class JsonObjectAnswer(Strict):
+    """An answer that is some JSON object."""
+
+    type: Literal["json_object"]
+
+    def schema_of(self) -> Mapping[str, Any]:
+        """That of every object."""
+        return ANY_OBJECT
+
+
+class NamedSchema(Strict):
+    """A schema under a name. It is always followed, whatever `strict` says."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    description: Text | None = None
+    strict: bool | None = None
+
+
+class JsonSchemaAnswer(Strict):
+    """An answer that follows a JSON schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+    def schema_of(self) -> Mapping[str, Any]:
+        """As given."""
+        return self.json_schema.schema_
+
+
+AnswerFormat = Annotated[TextAnswer | JsonObjectAnswer | JsonSchemaAnswer, Field(discriminator="type")]
 
 
 class FoveateOptions(Strict):
@@ -106,12 +161,19 @@ class ChatRequest(Strict):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
+    stop: (
+        Annotated[
+            Annotated[StopText, Tag(TEXT)] | Annotated[list[StopText], Field(max_length=4), Tag(LIST)],
+            Discriminator(_text_or_list),
+        ]
+        | None
+    ) = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] = 1
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: Annotated[str, StringConstraints(max_length=512)] | None = None
+    response_format: AnswerFormat = TextAnswer(type="text")
     foveate: FoveateOptions = FoveateOptions()
 
     @model_validator(mode="after")

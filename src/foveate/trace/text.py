@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from foveate.core.tower import IN_TOWER
 from foveate.trace.records import PrefillTrace
 
@@ -9,8 +11,8 @@ from foveate.trace.records import PrefillTrace
 def describe(trace: PrefillTrace) -> str:
     """A few lines: tokens alive per stage and image, KV bytes, time spent selecting."""
     if not trace.groups:
-        return f"{trace.method}: no visual tokens seen yet"
-    lines = [trace.method, f"  visual tokens  {chain(trace)}"]
+        return f"{title(trace)}: no visual tokens seen yet"
+    lines = [title(trace), f"  visual tokens  {chain(trace)}"]
     lines.append(f"  average        {trace.keep_ratio:.1%} of {trace.visual_tokens} per layer ({trace.layers} layers)")
     if trace.kv_bytes:
         share = trace.kv_bytes / trace.kv_bytes_unpruned
@@ -21,6 +23,11 @@ def describe(trace: PrefillTrace) -> str:
     if len(trace.groups) > 1:
         lines += [f"  {_image_line(trace, number)}" for number in range(len(trace.groups))]
     return "\n".join(lines)
+
+
+def title(trace: PrefillTrace) -> str:
+    """The method with the parameters that are set; those that are None follow from the model or are not used."""
+    return re.sub(r"\((?:, )?", "(", re.sub(r"(?:, |(?<=\())\w+=None\b", "", trace.method))
 
 
 def stages(trace: PrefillTrace) -> list[tuple[int, int, int]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from PIL import Image
 
+from foveate.trace.html import render
 from foveate.trace.overlay import overlay
 from foveate.trace.records import PrefillTrace
 from foveate.trace.text import describe
@@ -46,6 +47,10 @@ class Trace:
 
     def __str__(self) -> str:
         return describe(self.last)
+
+    def _repr_html_(self) -> str:
+        """The last prefill, as notebooks show it."""
+        return render(self.last)
 
     def __repr__(self) -> str:
         return f"Trace({self.method}, {len(self.prefills)} prefills)"

@@ -9,8 +9,8 @@ from typing import Any
 from foveate.files.atomic import replacing
 
 SHOWN = (
-    "loss", "le_loss", "loc_loss", "kl_loss", "keep_loss", "reward", "accuracy", "recall", "kept", "kept_share",
-    "threshold", "kl", "frac_reward_zero_std", "grad_norm", "learning_rate",
+    "loss", "le_loss", "loc_loss", "kl_loss", "keep_loss", "reward", "accuracy", "recall", "expected", "kept",
+    "kept_share", "threshold", "kl", "frac_reward_zero_std", "grad_norm", "learning_rate",
 )  # fmt: skip
 """What is drawn where it was logged, in this order."""
 

@@ -55,13 +55,19 @@ def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def keep_rate_loss(logits: Sequence[Tensor], target: float) -> Tensor:
-    """Mean over prompts of `max(0, expected kept fraction - target)`; `logits[b]` is [N_b].
+    """Mean over prompts of `|expected kept fraction - target|`; `logits[b]` is [N_b].
 
-    Linear and per prompt: a question that needs the whole image may pay for it, there is no pressure to reach
-    the target from below, and the price of a token does not depend on how many others are kept.
+    Linear and per prompt: a question that needs the whole image may pay for it, and the price of a token does not
+    depend on how many others are kept. From below too: most answers are known without the image's last tokens, so that
+    distillation alone leaves fewer than the target allows, too few for the other questions.
     """
-    rates = torch.stack([row.float().sigmoid().mean() for row in logits])
-    return F.relu(rates - target).mean()
+    return (expected_share(logits) - target).abs().mean()
+
+
+def expected_share(logits: Sequence[Tensor]) -> Tensor:
+    """`[B]` share of its tokens that each prompt keeps if every token is kept with its probability; `logits[b]` is
+    [N_b]."""
+    return torch.stack([row.float().sigmoid().mean() for row in logits])
 
 
 def confusion(logits: Sequence[Tensor], masks: Sequence[Tensor], threshold: float = 0.5) -> Tensor:

@@ -16,7 +16,10 @@ R = TypeVar("R")
 
 
 class ProcessError(FoveateError, RuntimeError):
-    """Another of several processes failed, so that this one cannot go on."""
+    """Another of several processes failed, so that this one cannot go on.
+
+    Remedy: read what that process said, mend it, and go on with `--resume`.
+    """
 
 
 def world() -> tuple[int, int]:

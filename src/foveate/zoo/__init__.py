@@ -21,7 +21,10 @@ _ROOT = Path(__file__).parent
 
 
 class UnknownZooModelError(FoveateError):
-    """A `foveate/...` name that no folder of the package answers to."""
+    """A `foveate/...` name that no folder of the package answers to.
+
+    Remedy: choose one of `foveate.zoo.names()`.
+    """
 
 
 def names() -> list[str]:

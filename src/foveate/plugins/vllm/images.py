@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -91,6 +91,6 @@ def is_one_axis(config: Any) -> bool:
     return "mrope_section" not in (getattr(config.get_text_config(), "rope_parameters", None) or {})
 
 
-def _in_stacks(pixels: Any) -> bool:
+def _in_stacks(pixels: Any) -> TypeGuard[Tensor]:
     """Whether every image brings a stack of tiles."""
     return isinstance(pixels, Tensor) and pixels.dim() == 5

@@ -81,7 +81,7 @@ class PrunedProcessor:
         """`hf_inputs` is what items are made of next, so our fields go into it."""
         config = dict(super()._get_mm_fields_config(hf_inputs, without_ours(hf_processor_mm_kwargs)))  # type: ignore[misc]
         plan: PruningPlan = self.info.plan
-        keep = plan.settings.asked(hf_processor_mm_kwargs)
+        keep = plan.settings.asked({key: value for key, value in hf_processor_mm_kwargs.items() if key != SALT})
         shapes = plan.images.shapes(hf_inputs)
         if shapes:
             hf_inputs[PIXELS] = plan.images.unpadded(hf_inputs, shapes)

@@ -11,7 +11,7 @@ from foveate.core.method import BEFORE_LLM, Method
 from foveate.core.view import ModelInfo
 from foveate.errors import ConfigurationError, InputError
 from foveate.specs.choose import choose_method
-from foveate.specs.settings import parse_keeps
+from foveate.specs.grammar import one_budget
 from foveate.version import __version__
 
 NAME = "foveate"
@@ -61,12 +61,12 @@ class Settings:
         return cls(method, low, high)
 
     def asked(self, kwargs: Mapping[str, object]) -> float | None:
-        """The share that a request asks for, None if it asks for none.
+        """The share that a request asks for, None if it asks for none or for what the server gives anyway.
 
         Raises:
             InputError: it asks for anything else, or for more or less than it may.
         """
-        others = sorted(set(kwargs) - {KEEP, SALT})
+        others = sorted(set(kwargs) - {KEEP})
         if others:
             raise InputError(f"mm_processor_kwargs: {', '.join(others)} cannot be set per request here; {KEEP} can.")
         keep = kwargs.get(KEEP)
@@ -76,7 +76,7 @@ class Settings:
             raise InputError(f"{KEEP}={keep!r} must be a share of the visual tokens in (0, 1].")
         if not self.low <= keep <= self.high:
             raise InputError(f"{KEEP}={keep!r}: this server takes {self.low:.4g} to {self.high:.4g}.")
-        return float(keep)
+        return None if self.salt(keep) == self.salt(None) else float(keep)
 
     def chosen(self, keep: float | None) -> Method:
         """The method with a request's share; the server's own without one."""
@@ -104,8 +104,8 @@ def check(method: Method, info: ModelInfo, one_axis: bool) -> None:
         )
     if method.tower_stages(info):
         raise ConfigurationError(
-            f"{method.name} drops tokens inside the vision tower, which vLLM cannot run; use a method that prunes behind "
-            "it, such as visionzip, or `foveate serve`."
+            f"{method.name} drops tokens inside the vision tower, which vLLM cannot run; use a method that prunes "
+            "behind it, such as visionzip, or `foveate serve`."
         )
     if method.positions == "index" or (method.positions == "contiguous" and not one_axis):
         raise ConfigurationError(
@@ -120,7 +120,7 @@ def _check_count(method: Method) -> None:
     if method.keep is None or method.budget.threshold is not None:
         raise ConfigurationError(
             f"{method.name} decides by what it sees how many tokens it keeps, but vLLM must know before; give keep as "
-            "a share or a count."
+            "a share or a count, where the method takes one."
         )
     if method.per == "prompt":
         raise ConfigurationError(
@@ -131,7 +131,7 @@ def _check_count(method: Method) -> None:
 
 def _budget(keep: object) -> float | int | None:
     if isinstance(keep, str):
-        return parse_keeps([keep])[0]
+        return one_budget(keep)
     if keep is None:
         return None
     Keep.of(keep)  # type: ignore[arg-type]  # raises what is wrong with it

@@ -57,14 +57,9 @@ def fill_answers(
     if examples.answered:
         return examples
     rows = [row for row in examples if not row.answers]
-    keys = divided(row_digest, rows)
-    spec = {
-        **_circumstances(asker, collator, weights),
-        "questions": hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:16],
-        "rows a file": part,
-    }
-    asking = _Asking(asker, collator, rows, keys, batch)
-    texts = _answers(asking, BatchFolder(folder, plain(spec), len(rows), part))
+    asking = _Asking(asker, collator, rows, divided(row_digest, rows), batch)
+    spec = plain(_circumstances(asking, weights) | {"rows a file": part})
+    texts = _answers(asking, BatchFolder(folder, spec, len(rows), part))
     given = dict(zip((row.number for row in rows), texts, strict=True))
     filled = (_answered(row, given.get(row.number)) for row in examples)
     answered = [example for example in filled if example.answer]
@@ -76,18 +71,6 @@ def fill_answers(
 def _answered(example: Row, answer: str | None) -> Row:
     """With the base model's answer, where one was missing and it gave one."""
     return replace(example, answers=(answer,)) if answer and not example.answers else example
-
-
-def _circumstances(asker: Asker, collator: Collator, weights: str | None) -> dict[str, Any]:
-    """Everything besides image and question that an answer depends on."""
-    template = getattr(collator.processor, "chat_template", None) or collator.tokenizer.chat_template
-    return {
-        "weights": weights,
-        "system message": collator.system,
-        "chat template": hashlib.sha256(str(template).encode()).hexdigest()[:16],
-        "image processor": collator.processor.image_processor.to_dict(),
-        "generation": {**GREEDY, "max_new_tokens": asker.max_new_tokens},
-    }
 
 
 @dataclass(frozen=True)
@@ -120,6 +103,20 @@ class _Asking:
         return found[: len(part)]
 
 
+def _circumstances(asking: _Asking, weights: str | None) -> dict[str, Any]:
+    """Everything that the answers depend on."""
+    collator = asking.collator
+    template = getattr(collator.processor, "chat_template", None) or collator.tokenizer.chat_template
+    return {
+        "weights": weights,
+        "system message": collator.system,
+        "chat template": hashlib.sha256(str(template).encode()).hexdigest()[:16],
+        "image processor": collator.processor.image_processor.to_dict(),
+        "generation": {**GREEDY, "max_new_tokens": asking.asker.max_new_tokens},
+        "questions": hashlib.sha256(json.dumps(asking.keys).encode()).hexdigest()[:16],
+    }
+
+
 def _answers(asking: _Asking, parts: BatchFolder) -> list[str]:
     """An answer for every row, in order. In each round, every process asks one part."""
     rank, count = world()
@@ -135,7 +132,7 @@ def _answers(asking: _Asking, parts: BatchFolder) -> list[str]:
                 turn = missing[start : start + count]
                 if rank < len(turn) or is_sharded(asking.asker.model):  # then all must ask, whatever comes of it
                     part = turn[rank % len(turn)]
-                    records = asking.records(parts.range(part), parts.size)
+                    records = asking.records(parts.range(part), len(parts.range(0)))
                     own[part] = [record["answer"] for record in records]
                 if rank < len(turn):
                     parts.commit(part, records)

@@ -133,9 +133,7 @@ def prepare(family: Family, batch: Mapping[str, Tensor], blocks: Sequence[int], 
         glimpses=glimpses,
         columns=columns,
         conds=[torch.cat([group.taps[tap] for group in layout.groups]) for tap in taps],
-        images=[
-            images_of(group.grids, list(zip(group.images, group.across, strict=True))) for group in layout.groups
-        ],
+        images=[images_of(group.grids, list(zip(group.images, group.across, strict=True))) for group in layout.groups],
     )
 
 

@@ -33,7 +33,7 @@ class Objective:
         localization: mask loss of the VIP's logits against the evidence boxes.
         language: cross entropy of the answer, predicted with the glimpse token in sight.
         distillation: KL divergence of the softly gated answer from the unpruned one.
-        keep_rate: penalty on the expected kept fraction above `keep_target` (with distillation).
+        keep_rate: penalty on the distance of the expected kept fraction from `keep_target` (with distillation).
         gate_temperature: of the distribution that gates are drawn from in distillation, see `gates`.
         dice, bce: parts of the mask loss.
         official: see `Look.features`.
@@ -141,6 +141,7 @@ def distilled(
     return {
         "kl_loss": losses.distillation_loss(student, teacher),
         "keep_loss": losses.keep_rate_loss(deciding, objective.keep_target),
+        "expected": losses.expected_share(deciding).mean(),
     }
 
 

@@ -30,7 +30,11 @@ score: <number from 0 to 1>"""
 
 
 class JudgeError(FoveateError, RuntimeError):
-    """The judge cannot be reached, or refuses to work."""
+    """The judge cannot be reached, or refuses to work.
+
+    Remedy: check `--judge-url`, `--judge-model` and `OPENAI_API_KEY`, then go on with `--resume`; nothing is judged
+    twice.
+    """
 
 
 @dataclass

@@ -140,7 +140,7 @@ class PlusTrainer(GRPOTrainer):
         if self._choices is not None:
             shares = [row.kept / max(row.total, 1) for row in self._choices]
         mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["kept_share"].append(sum(shares) / len(shares))
+        self._log_metric("kept_share", sum(shares) / len(shares))  # averaged over all processes
         if self.policy is not None:
             self._metrics[mode]["threshold"].append(self.policy.threshold)
         known = [{**row, "kept_share": share} for row, share in zip(inputs, shares, strict=True)]
