@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo vllm-test vllm-bench ray-test test families docs docs-test lint bench load clean
+.PHONY: demo vllm-test vllm-bench ray-test test families docs docs-test lint bench load lowest newest bare coverage clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -82,5 +82,40 @@ vllm-bench: .venv-vllm/.done
 ray-test: .venv-ray/.done
 	.venv-ray/bin/python -m pytest tests/serve/test_replicas.py tests/batch/test_distributed.py $(ARGS)
 
+# What versions and what coverage mean, and what each of these tests: docs/testing.md
+CORE := tests/core tests/maths tests/engine tests/methods tests/families tests/inference tests/specs tests/trace tests/test_matrix.py
+
+# the oldest versions that pyproject.toml allows of what the core needs
+LOWEST := torch==2.11.0 transformers==5.17.0 numpy==1.26.4 pillow==10.4.0
+.venv-lowest/.done: pyproject.toml
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install -q $(LOWEST) -e '.[cli,eval]' hypothesis pytest pytest-timeout networkx
+	@touch $@
+
+lowest: .venv-lowest/.done
+	.venv-lowest/bin/python -m pytest $(CORE) $(ARGS)
+
+# whatever is newest today: no constraints
+.venv-newest/.done: pyproject.toml
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install -q -U --upgrade-strategy eager -e '.[cli,eval]' hypothesis pytest pytest-timeout networkx
+	@touch $@
+
+newest: .venv-newest/.done
+	.venv-newest/bin/python -m pytest $(CORE) $(ARGS)
+
+# the wheel without extras, and with those of the command line
+bare: $(VENV)/.dev
+	rm -rf .venv-bare build/bare
+	$(BIN)/python -m hatchling build -t wheel -d build/bare
+	$(PYTHON) -m venv .venv-bare
+	.venv-bare/bin/python -m pip install -q -c constraints.txt build/bare/*.whl
+	cd build && PYTHON=../.venv-bare/bin/python $(CURDIR)/$(BIN)/python -m pytest -p no:cacheprovider $(CURDIR)/tests/bare.py $(ARGS)
+
+# of src/foveate without plugins, in one process: 40 minutes on one core
+coverage: $(VENV)/.dev
+	$(BIN)/python -m coverage run -m pytest $(ARGS)
+	$(BIN)/python -m coverage report --skip-covered --fail-under 90
+
 clean:
-	rm -rf $(VENV) .venv-vllm .venv-ray .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) .venv-vllm .venv-ray .venv-lowest .venv-newest .venv-bare .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

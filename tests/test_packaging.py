@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -31,6 +32,35 @@ def test_the_wheel_holds_the_package_alone(built: Path) -> None:
     expected |= {"foveate/py.typed", "foveate/zoo/scenes-qwen2_5_vl/model.safetensors"}
     expected |= {"foveate/zoo/scenes-llava/model.safetensors", "foveate/zoo/scenes-qwen2_5_vl/glimpse/config.json"}
     assert expected <= set(names)
+
+
+def test_the_wheel_is_small_and_holds_every_licence(built: Path) -> None:
+    (file,) = built.glob("*.whl")
+    assert file.stat().st_size <= 35e6
+    with zipfile.ZipFile(file) as wheel:
+        names = {name.rpartition("/licenses/")[2] for name in wheel.namelist() if "/licenses/" in name}
+        (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        text = wheel.read(metadata).decode()
+    assert names == {"LICENSE", "src/foveate/scenes/fonts/LICENSE_DEJAVU"}
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert links
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+
+
+def test_the_source_distribution_builds_the_same_wheel(built: Path, tmp_path: Path) -> None:
+    (source,), (wheel,) = built.glob("*.tar.gz"), built.glob("*.whl")
+    with tarfile.open(source) as packed:
+        packed.extractall(tmp_path, filter="data")
+    (folder,) = tmp_path.iterdir()
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    (again,) = tmp_path.glob("*.whl")
+
+    def content(file: Path) -> dict[str, int]:
+        with zipfile.ZipFile(file) as opened:
+            return {info.filename: info.CRC for info in opened.infolist()}
+
+    assert content(again) == content(wheel)
 
 
 def test_the_source_distribution_holds_what_a_checkout_needs(built: Path) -> None:

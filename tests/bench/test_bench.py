@@ -22,7 +22,8 @@ from foveate.errors import ConfigurationError
 from foveate.families import presets, prompts
 from foveate.inference.batches import build_batch
 from foveate.methods import make
-from foveate.specs.settings import Setting, grid, parse_keeps
+from foveate.specs.grammar import parse_keeps
+from foveate.specs.settings import Setting, grid
 from tests.tiny import Tiny, make_tiny
 
 SMALL = 16

@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -199,6 +200,11 @@ def test_the_html_report_is_self_contained(plan: Plan, whole: Evaluation, tmp_pa
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page)
     assert page.count("data:image/jpeg") >= 2
     assert "random 1/9" in page
+    assert page.count("<details>") == 1
+    texts = re.findall(r'<img alt="([^"]*)"', page)
+    assert len(texts) == page.count("<img ")
+    assert "random 1/9: " in texts[0]
+    assert all(" visual tokens per layer" in text for text in texts[1:])
     assert (tmp_path / "pareto.png").stat().st_size > 10_000
 
 
@@ -210,6 +216,13 @@ def test_worst_cases_are_those_lost_to_pruning(whole: Evaluation) -> None:
                 assert case["reference_score"] > case["score"]
             elif group["title"].startswith("Best"):
                 assert case["reference_score"] < case["score"]
+
+
+def test_there_are_pictures_even_if_nothing_was_right(whole: Evaluation) -> None:
+    wrong = [replace(one, scores=np.zeros_like(one.scores)) for one in whole.answers]
+    (group,) = html.groups(whole.asker, whole.task, whole.settings, wrong)
+    assert group["title"] == "Examples: none was right"
+    assert [case["setting"] for case in group["cases"]] == [setting.name for setting in whole.settings[1:]]
 
 
 def test_the_page_escapes_what_models_say(whole: Evaluation) -> None:

@@ -19,6 +19,7 @@ from foveate.evals.tune import NothingRetainsError, choose, judge
 from foveate.evals.tune import tuned as file_of
 from foveate.methods import make
 from foveate.specs import tuned
+from foveate.specs.choose import choose_method
 from foveate.specs.settings import Setting, grid
 from foveate.specs.tuned import TunedFileError
 
@@ -175,7 +176,7 @@ def test_the_file_gives_the_method_back(rows: list[dict], tmp_path: Path) -> Non
     written = file_of(choose(verdicts, 0.9), verdicts, SETTINGS, found)
     path = tmp_path / "foveate.json"
     path.write_text(written.to_json())
-    assert tuned.read(path) == make("random", keep=0.25)
+    assert choose_method(str(path)) == make("random", keep=0.25)
     assert tuned.load(path).evidence["chosen"]["setting"] == "random 1/4"
     assert grid([str(path)], [0.5])[1] == Setting("random 1/4", "random", {"keep": 0.25})
 
@@ -202,7 +203,7 @@ def test_unusable_files(tmp_path: Path, content: str | None, words: str) -> None
     if content is not None:
         path.write_text(content)
     with pytest.raises(TunedFileError, match=words):
-        tuned.read(path)
+        choose_method(str(path))
 
 
 def test_reading_the_file_imports_nothing_heavy() -> None:
@@ -228,6 +229,6 @@ def test_the_command_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert result.exit_code == 0, result.output
     assert "chosen" in result.output
     assert "first token ms" in result.output
-    assert tuned.read(tmp_path / "foveate.json").name == "random"
+    assert choose_method(str(tmp_path / "foveate.json")).name == "random"
     with pytest.raises(FoveateError, match="No setting is sure to retain"):
         CliRunner().invoke(app, [*options, *paths, "--min-retention", "1.5"], catch_exceptions=False)

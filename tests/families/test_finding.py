@@ -166,3 +166,34 @@ def test_tiles_lie_where_the_picture_has_them() -> None:
 def test_grids_by_columns() -> None:
     assert ColumnGrid(1, 2, 3).coordinates()[:, 1:].tolist() == [[0, 0], [1, 0], [0, 1], [1, 1], [0, 2], [1, 2]]
     assert torch.equal(Grid(1, 1, 3).coordinates(), ColumnGrid(1, 1, 3).coordinates())
+
+
+def test_pools_of_left_out_images_are_left_out() -> None:
+    """Molmo 2 counts the patches of all images of a call."""
+    family = adapt(build("molmo2"))
+    pools = torch.tensor([[0, 1], [2, -1], [4, 5], [6, 7], [8, 9], [10, 11]])
+    given = {
+        "pixel_values": torch.arange(3.0).view(3, 1, 1).expand(3, 4, 5),
+        "image_grids": torch.tensor([[1, 2, 0, 0]] * 3),
+        "image_token_pooling": pools,
+        "image_num_crops": torch.ones(3, dtype=torch.long),
+    }
+    taken = family.take(given, {"image": [0, 2]})
+    assert taken["pixel_values"][:, 0, 0].tolist() == [0, 2]
+    assert taken["image_token_pooling"].tolist() == [[0, 1], [2, -1], [4, 5], [6, 7]]
+    assert taken["image_grids"].shape == (2, 4)
+    assert set(family.take(given, {"image": []}).values()) == {None}
+
+
+def test_chosen_frames_of_videos_are_taken() -> None:
+    """Gemma 4 has the frames of all videos behind one another."""
+    family = adapt(build("gemma4"))
+    frames = torch.arange(5.0).view(5, 1, 1).expand(5, 4, 6)
+    given = {
+        "pixel_values_videos": frames,
+        "video_position_ids": torch.zeros(5, 4, 2, dtype=torch.long),
+        "num_frames_per_video": torch.tensor([2, 1, 2]),
+    }
+    taken = family.take(given, {"video": [0, 2]})
+    assert taken["pixel_values_videos"][:, 0, 0].tolist() == [0, 1, 3, 4]
+    assert taken["num_frames_per_video"].tolist() == [2, 2]

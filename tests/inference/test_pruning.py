@@ -15,7 +15,8 @@ from foveate.errors import ConfigurationError, TunedElsewhereWarning
 from foveate.inference.pruning import resolve
 from foveate.inference.weights import fingerprint
 from foveate.methods import Random
-from foveate.specs.choose import choose_method, one_budget
+from foveate.specs.choose import choose_method
+from foveate.specs.grammar import one_budget
 from foveate.specs.tuned import Tuned, TunedFileError
 from tests.tiny import Tiny
 

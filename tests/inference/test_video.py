@@ -140,7 +140,7 @@ def test_ask_about_a_video(clip: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "time to first token ms" in done.stdout
     assert out.stat().st_size > 1000
-    assert foveate("ask", clip, "What?", "--frames", "2", "--fps", "1").returncode == 2
+    assert foveate("ask", clip, "What?", "--frames", "2", "--fps", "1").returncode == 1
     nothing = foveate("ask", tmp_path / "no.mp4", "What?")
     assert "There is no video file" in nothing.stderr
     assert "none was given" in foveate("ask", out, "What?", "--frames", "2").stderr

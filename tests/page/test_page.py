@@ -23,6 +23,7 @@ from foveate.methods import make
 from foveate.page.app import EXAMPLES, NOTHING, Page, launch
 from foveate.page.bars import WAITING, bars
 from foveate.page.comparing import Side, compare
+from foveate.specs.settings import setting
 from foveate.trace.overlay import KEPT, overlays
 from foveate.zoo import DEFAULT
 from tests.cli.run import foveate
@@ -33,7 +34,7 @@ QUIET = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 
 @pytest.fixture(scope="module")
 def page() -> Page:
-    return Page(Asker.load(DEFAULT, 8, device="cpu"), DEFAULT)
+    return Page(Asker.load(DEFAULT, 8, device="cpu"), DEFAULT, setting("vitcop"))
 
 
 @pytest.fixture
@@ -117,8 +118,17 @@ def test_the_page_says_what_its_model_knows(page: Page) -> None:
 
 def test_a_wrong_method_shows_before_a_model_is_loaded() -> None:
     done = foveate("page", "--method", "nothing_such")
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert "There is no method" in done.stderr
+
+
+def test_the_first_method_is_what_was_written_and_the_slider_is_its_budget(page: Page, scene: tuple[str, str]) -> None:
+    written = Page(page.asker, DEFAULT, setting("(fastervlm + fastv:layer=3):keep=1/4"))
+    assert (written.methods[0], written.keep) == ("fastervlm + fastv:layer=3", 0.25)
+    *_, last = written.ask(*scene, written.methods[0], 0.5)
+    assert last[4]["compose"]["method"] == str(setting("fastervlm + fastv:layer=3", 0.5).make())
+    with pytest.raises(FoveateError, match="leave keep out"):
+        Page(page.asker, DEFAULT, setting("none"))
 
 
 @pytest.fixture(scope="module")

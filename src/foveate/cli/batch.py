@@ -56,8 +56,9 @@ def batch(
     check_packages("foveate batch", "batch", "pyarrow")
     from foveate.batch.job import BatchJob, run
 
+    name = model or zoo.DEFAULT
     job = BatchJob(
-        model or zoo.DEFAULT, source, out, prompt, one_setting(method, keep), size, part, max_new_tokens, limit, dtype,
+        name, source, out, prompt, one_setting(method, keep, name), size, part, max_new_tokens, limit, dtype,
         device, attention, None if schema is None else _read(schema),
     )  # fmt: skip
     start: Callable[..., BatchDone] = run

@@ -43,7 +43,8 @@ def bench(
     from foveate import zoo
     from foveate.bench.job import Job
     from foveate.bench.run import calls, run
-    from foveate.specs.settings import grid, parse_keeps
+    from foveate.specs.grammar import parse_keeps
+    from foveate.specs.settings import grid
 
     _check(json, csv, plot)
     name = model or zoo.DEFAULT

@@ -70,13 +70,14 @@ def measure(
     return [Column(*column) for column in zip(methods, answers, totals, strict=True)]
 
 
-def table(runs: Sequence[Column]) -> Table:
+def table(runs: Sequence[Column], with_answer: bool = True) -> Table:
     """One column per run: the answer and the waiting first, then what was kept, then where the time went."""
     from foveate.trace.text import chain
 
     rows = make_table(["", *(run.name for run in runs)], left=True, show_header=len(runs) > 1, box=None, pad_edge=False)
     last = [run.prefill for run in runs]
-    add_row(rows, "answer", *(plain(run.answer.text, "bold") for run in runs))
+    if with_answer:
+        add_row(rows, "answer", *(plain(run.answer.text, "bold") for run in runs))
     add_row(rows, "time to first token ms", *_times(runs, lambda run: run.first_tokens))
     add_row(rows, "whole answer ms", *_times(runs, lambda run: run.totals))
     add_row(rows, "KV cache bytes", *(f"{trace.kv_bytes:,} ({_share(trace)})" for trace in last))

@@ -43,7 +43,7 @@ def demo(
     from foveate.data.images import open_image
     from foveate.errors import InputError
     from foveate.files.outputs import PICTURES, check_file
-    from foveate.specs.choose import one_budget
+    from foveate.specs.grammar import one_budget
     from foveate.trace.overlay import save
 
     console = Console()

@@ -74,7 +74,8 @@ def evaluate(
 
 def common_options(model: str | None, method: list[str], keep: list[str]) -> dict[str, Any]:
     from foveate import zoo
-    from foveate.specs.settings import grid, parse_keeps
+    from foveate.specs.grammar import parse_keeps
+    from foveate.specs.settings import grid
 
     name = model or zoo.DEFAULT
     return {"model": name, "settings": grid(method, parse_keeps(keep), name)}

@@ -24,12 +24,12 @@ def page(
 
     check_packages("foveate page", "page", "gradio")
     from foveate.inference.answer import Asker
-    from foveate.methods import find
     from foveate.page.app import Page, launch
+    from foveate.specs.settings import setting
 
-    chosen = find(method).name
     name = model or zoo.DEFAULT
+    chosen = setting(method, model=name)
     asker = Asker.load(name, max_new_tokens, dtype=dtype, device=device, attn_implementation=attention)
-    blocks = launch(Page(asker, name), port, chosen)
+    blocks = launch(Page(asker, name, chosen), port)
     typer.echo(f"{blocks.local_url} (for browsers of this machine; Ctrl-C ends it)")
     blocks.block_thread()

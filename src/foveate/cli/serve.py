@@ -61,7 +61,7 @@ def serve(
     check_packages("foveate serve", "serve", "fastapi", "uvicorn", "prometheus_client", "httpx2")
     from foveate.serve.job import ServeJob
     from foveate.serve.options import MediaOptions, ServeOptions, check_exposure, parse_size, read_keys
-    from foveate.specs.choose import one_budget
+    from foveate.specs.grammar import one_budget
 
     sizes: dict[str, Any] = {"megabytes": max_megabytes, "megapixels": max_megapixels, "frames": max_frames}
     media = MediaOptions(tuple(image_domain), _folder(image_folder), image_private, max_images, **sizes)
@@ -109,7 +109,7 @@ def _run_replicas(job: ServeJob, cluster: Cluster, replicas: str, autoscaling: l
 
 def _range(text: str) -> tuple[float, float]:
     from foveate.errors import ConfigurationError
-    from foveate.specs.settings import parse_keeps
+    from foveate.specs.grammar import parse_keeps
 
     low, _, high = text.partition(":")
     try:

@@ -40,6 +40,11 @@ def groups(
         right = sorted((i for i in range(len(one.scores)) if one.scores[i] >= 0.5), key=lambda i: _share(one, i))
         frugal += [c for i in right[:1] if (c := _case(asker, task, setting, reference, one, i))]
     found.append({"title": "Examples: right with the smallest share of tokens", "cases": frugal})
+    if not any(group["cases"] for group in found):  # nothing was answered: what was kept is worth a look all the same
+        first = [
+            _case(asker, task, setting, reference, one, 0) for setting, one in zip(settings[1:], others, strict=True)
+        ]
+        found.append({"title": "Examples: none was right", "cases": [case for case in first if case]})
     return [group for group in found if group["cases"]]
 
 
@@ -61,6 +66,8 @@ def _case(
     trace = asker.answer(inputs, setting.make(), max_new_tokens=1)[0].prefill
     return record | {
         "picture": _encode(picture(images[0], trace).convert("RGB"), "JPEG"),
+        "alt": f"The picture of {record['sample']}, and what {setting.name} kept of it: {record['kept_tokens']:.1f} of "
+        f"{record['visual_tokens']} visual tokens per layer",
         "setting": setting.name,
         "score": float(one.scores[index]),
         "reference": reference.records[index]["prediction"],
@@ -73,6 +80,12 @@ def _encode(picture: Any, kind: str) -> str:
     picture.thumbnail((480, 480))
     picture.save(buffer, kind, quality=82)
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _plot_text(rows: Sequence[dict[str, Any]], metric: str) -> str:
+    """What the plot shows, for who does not see it."""
+    points = "; ".join(f"{row['setting']}: {row['score']:.1%} with {row['kept']:.1%}" for row in rows)
+    return f"{metric.replace('_', ' ')} against visual tokens kept and time to first token. {points} of the tokens."
 
 
 def render(found: dict[str, Any], plot: Any, cases: Sequence[dict[str, Any]]) -> str:
@@ -105,6 +118,7 @@ def render(found: dict[str, Any], plot: Any, cases: Sequence[dict[str, Any]]) ->
         skipped=found["skipped"],
         facts=found["environment"],
         batch=found["batch"],
+        plot_text=_plot_text(rows, found["metric"]),
         plot=base64.b64encode(picture.getvalue()).decode(),
         details=json.dumps(details, indent=1, ensure_ascii=False),
         pct=lambda value: "-" if value is None else f"{100 * value:.1f}",

@@ -12,6 +12,7 @@ from foveate.core.grid import Grid
 from foveate.families.base import Family
 from foveate.families.layout import ImageShape
 
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 GRIDS = {"image": "image_grids", "video": "video_grids"}
 POOLS = {"image": "image_token_pooling", "video": "video_token_pooling"}
 CROPS = "image_num_crops"
@@ -32,16 +33,24 @@ class Molmo2(Family):
     def take(self, kwargs: dict[str, Any], chosen: dict[str, list[int]]) -> dict[str, Any]:
         taken: dict[str, Any] = {}
         for modality, numbers in chosen.items():
-            pixels = "pixel_values" if modality == "image" else "pixel_values_videos"
-            names = (pixels, GRIDS[modality], POOLS[modality])
-            grids = kwargs[GRIDS[modality]]
+            image = modality == "image"
+            pixels, grids, pools = (kwargs[name[modality]] for name in (PIXELS, GRIDS, POOLS))
+            crops = kwargs[CROPS].tolist() if image else grids[:, 0].tolist()
             tokens = [ImageShape(_parts(modality, row)).size for row in grids.tolist()]
-            crops = kwargs[CROPS].tolist() if modality == "image" else grids[:, 0].tolist()
-            parts = zip(kwargs[pixels].split(crops), grids.split(1), kwargs[POOLS[modality]].split(tokens), strict=True)
-            own = [part for number, part in enumerate(parts) if number in numbers]
-            taken |= (
-                dict(zip(names, map(torch.cat, zip(*own, strict=True)), strict=True)) if own else dict.fromkeys(names)
-            )
+            own_pixels, own_pools = pixels.split(crops), list(pools.split(tokens))
+            gone = 0  # patches of images left out so far; pools count the patches of all images
+            for number, own in enumerate(own_pools):
+                own_pools[number] = torch.where(own >= 0, own - gone, own)
+                if number not in numbers:
+                    gone += crops[number] * pixels.shape[-2]
+            kept = sorted(numbers)
+            taken |= {
+                PIXELS[modality]: torch.cat([own_pixels[number] for number in kept]) if kept else None,
+                GRIDS[modality]: grids[kept] if kept else None,
+                POOLS[modality]: torch.cat([own_pools[number] for number in kept]) if kept else None,
+            }
+            if image:
+                taken[CROPS] = kwargs[CROPS][kept] if kept else None
         return taken
 
 

@@ -176,7 +176,13 @@ class ImageTextProcessor(ProcessorMixin):
     def replace_image_token(self, image_inputs: Mapping[str, Any], image_idx: int, **kwargs: Any) -> str:
         """The marker as often as the `image_idx`-th image has tokens."""
         tensors = BatchFeature(dict(image_inputs), tensor_type="pt")
-        return self.image_token * self.family.incoming(dict(tensors))["image"][image_idx].size
+        shapes = self.family.incoming(dict(tensors)).get("image")
+        if shapes is None:
+            raise InputError(
+                f"How many tokens an image has in {self.family.name} models is not known; install torchvision, and "
+                "foveate loads the model's own processor."
+            )
+        return self.image_token * shapes[image_idx].size
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
         """As a stock processor's, for images from anywhere (see `chats.open_chat`).

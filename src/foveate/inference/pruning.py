@@ -95,6 +95,11 @@ def detach(model: nn.Module) -> None:
     engine.detach(model)
 
 
+def name_of(model: Any) -> str:
+    """The folder or Hub id that a model was loaded from, empty if that is not known."""
+    return str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+
+
 def resolve(model: Any, method: Choice, keep: float | int | None = None, **parameters: Any) -> Method | None:
     """The method itself. A foveate.json that was measured on other weights than `model`'s warns.
 
@@ -104,8 +109,7 @@ def resolve(model: Any, method: Choice, keep: float | int | None = None, **param
     if isinstance(method, str | Path):
         if str(method).endswith(".json"):
             warn_if_tuned_elsewhere(str(method), tuned.load(method).evidence, model)
-        name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
-        return choose_method(str(method), keep=keep, model=name, **parameters)
+        return choose_method(str(method), keep=keep, model=name_of(model), **parameters)
     given = parameters if keep is None else {"keep": keep, **parameters}
     if given:
         raise ConfigurationError(

@@ -36,6 +36,9 @@ def without_videos(source: str, model_type: str, images: Any, tokenizer: Any, te
     Args:
         source: checkpoint, for the processor's own settings.
         images: its image processor, which may be one that needs no torchvision.
+
+    Raises:
+        MissingExtraError: it wants another package.
     """
     kind: Any = getattr(transformers, PROCESSOR_MAPPING_NAMES.get(model_type) or "", None)
     if kind is None:
@@ -54,5 +57,7 @@ def without_videos(source: str, model_type: str, images: Any, tokenizer: Any, te
         described, _ = kind.get_processor_dict(source)
         settings = {name: value for name, value in described.items() if name in own and value is not None}
         return WithoutVideos(**parts, **settings, chat_template=template)
-    except (ImportError, AttributeError, TypeError, ValueError, OSError):
+    except ImportError as error:  # of a package that even its image part wants
+        raise MissingExtraError(" ".join(str(error).split())) from error
+    except (AttributeError, TypeError, ValueError, OSError):
         return None

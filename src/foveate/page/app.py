@@ -14,11 +14,12 @@ from PIL import Image
 
 from foveate import scenes
 from foveate.data.images import open_image
+from foveate.engine.attach import prune
 from foveate.errors import FoveateError, InputError, OutputError
 from foveate.inference.answer import Asker
 from foveate.page.bars import CSS, WAITING, bars
 from foveate.page.comparing import Side, choices, compare
-from foveate.specs.choose import choose_method
+from foveate.specs.settings import BUDGETS, Setting, setting
 from foveate.trace.overlay import overlays
 
 EXAMPLES = (9, 0, 4, 6, 15)
@@ -55,11 +56,19 @@ class Page:
     Args:
         asker: answers.
         model: the name it was loaded by.
+        first: the method that is chosen at first, with its parameters.
+
+    Raises:
+        ConfigurationError: the model cannot be asked under that method.
     """
 
-    def __init__(self, asker: Asker, model: str) -> None:
-        self.asker, self.model = asker, model
-        self.methods = choices(asker, model)
+    def __init__(self, asker: Asker, model: str, first: Setting) -> None:
+        self.asker, self.model, self.first = asker, model, first.without_keep()
+        given = next((first.parameters[name] for name in BUDGETS if name in first.parameters), None)
+        self.keep = given if isinstance(given, float) else 0.11
+        """Where the slider stands at first."""
+        with prune(asker.model, self.first.with_keep(self.keep).make()):
+            self.methods = list(dict.fromkeys([self.first.name, *choices(asker, model)]))
 
     def about(self) -> str:
         """Markdown at the head."""
@@ -75,7 +84,8 @@ class Page:
         if not picture:
             raise InputError("Give a picture first: drop one on the page, or choose an example.")
         image = open_image(picture)
-        chosen = choose_method(method, keep=keep, model=self.model)
+        own = self.first if method == self.first.name else setting(method, model=self.model)
+        chosen = own.with_keep(keep).make()
         if chosen is None:
             raise InputError("Choose a method that prunes.")
         for stock, pruned in compare(self.asker, image, question, chosen):
@@ -90,13 +100,8 @@ class Page:
         return stock.text, pruned.text, bars(stock, pruned), pictures, trace
 
 
-def build(page: Page, folder: Path, method: str = "vitcop") -> Any:
-    """The Gradio blocks.
-
-    Args:
-        folder: the examples' pictures are written here.
-        method: the one that is chosen at first.
-    """
+def build(page: Page, folder: Path) -> Any:
+    """The Gradio blocks; the examples' pictures are written into the folder."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when it is imported
     import gradio as gr
 
@@ -111,7 +116,7 @@ def build(page: Page, folder: Path, method: str = "vitcop") -> Any:
         gr.Markdown(page.about(), elem_id="about")
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=320):
-                inputs = _inputs(gr, page, method)
+                inputs = _inputs(gr, page)
                 button = gr.Button("Ask", variant="primary", elem_id="ask")
                 gr.Examples(_examples(folder), inputs[:2], label="Rendered scenes", cache_examples=False)
             with gr.Column(scale=7, min_width=420):
@@ -124,15 +129,14 @@ def build(page: Page, folder: Path, method: str = "vitcop") -> Any:
     return blocks
 
 
-def _inputs(gr: Any, page: Page, method: str) -> list[Any]:
+def _inputs(gr: Any, page: Page) -> list[Any]:
     picture = gr.Image(type="filepath", label="Picture", sources=["upload", "clipboard"], height=300, elem_id="picture")
     question = gr.Textbox(
         label="Question", placeholder="What letter is on the red square?", lines=1, elem_id="question"
     )
-    chosen = method if method in page.methods else page.methods[0]
-    kind = gr.Dropdown(page.methods, value=chosen, label="Method", elem_id="method")
+    kind = gr.Dropdown(page.methods, value=page.first.name, label="Method", elem_id="method")
     keep = gr.Slider(
-        0.02, 1, value=0.11, step=0.01, label="Keep", elem_id="keep",
+        0.02, 1, value=page.keep, step=0.01, label="Keep", elem_id="keep",
         info="Average share of visual tokens per decoder layer; for adaptive methods the most they may keep.",
     )  # fmt: skip
     return [picture, question, kind, keep]
@@ -163,7 +167,7 @@ def _examples(folder: Path) -> list[list[str]]:
     return found
 
 
-def launch(page: Page, port: int, method: str = "vitcop") -> Any:
+def launch(page: Page, port: int) -> Any:
     """Serve the page to browsers of this machine; returns at once.
 
     Args:
@@ -176,7 +180,7 @@ def launch(page: Page, port: int, method: str = "vitcop") -> Any:
         OutputError: the port is taken.
     """
     folder = tempfile.TemporaryDirectory(prefix="foveate-page-")
-    blocks = build(page, Path(folder.name), method)
+    blocks = build(page, Path(folder.name))
     blocks.folder_until_then = folder
     import gradio as gr
 

@@ -37,7 +37,7 @@ class ServeJob:
         return replace(
             self,
             model=_absolute(self.model),
-            method=_absolute(self.method),
+            method=str(Path(self.method).resolve()) if Path(self.method).is_file() else self.method,
             module=self.module and _absolute(self.module),
             options=replace(self.options, media=replace(media, folder=folder)),
         )

@@ -1,6 +1,8 @@
 """`foveate.json`: a method with its parameters, and the evidence that it was chosen by.
 
 {"format": "foveate.tuned/1", "method": "vitcop", "parameters": {"keep": 0.33}, "evidence": {...}}
+
+Of several methods in a row the method is `compose`, and its parameter `methods` lists their texts.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from foveate.core.method import Method
 from foveate.errors import FoveateError
 
 FORMAT = "foveate.tuned/1"
@@ -66,18 +67,3 @@ def load(path: str | Path) -> Tuned:
     if not isinstance(parameters, dict):
         raise TunedFileError(f"{path}: 'parameters' must be an object such as {{\"keep\": 0.33}}, not {parameters!r}.")
     return Tuned(method, parameters, evidence if isinstance(evidence, dict) else {})
-
-
-def read(path: str | Path) -> Method:
-    """The method that a foveate.json names, configured.
-
-    Raises:
-        TunedFileError: the file is unusable, or this version has no such method or parameter.
-    """
-    from foveate.methods import make
-
-    tuned = load(path)
-    try:
-        return make(tuned.method, **tuned.parameters)
-    except (FoveateError, TypeError) as error:
-        raise TunedFileError(f"{path}: {error}") from error

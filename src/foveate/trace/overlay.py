@@ -54,14 +54,11 @@ def overlay(
     grids, dropped = [group.grids[number] for number in numbers], dropped_at(group)
     layers = [step.layer for step in group.steps]
     covers = panels(grids, image.width, image.height) if all(grid.placed for grid in grids) else [[]]
-    plain = _readable(image, len(covers))
-    canvases = []
-    for panel in covers:
-        canvas = plain.copy()
+    own = [dropped[starts[number] :][: group.grids[number].size] for number in numbers]
+    canvases = [_readable(image, len(covers)) for _ in covers]
+    for canvas, panel in zip(canvases, covers, strict=True):
         for number, box in panel:
-            own = dropped[starts[numbers[number]] :][: grids[number].size]
-            paint(canvas, box, frame_of(own, grids[number], frame), len(layers))
-        canvases.append(canvas)
+            paint(canvas, box, frame_of(own[number], grids[number], frame), len(layers))
     first, total = starts[numbers[0]], sum(grid.size for grid in grids)
     counts = [int((dropped[first : first + total] == s).sum()) for s in range(len(layers) + 1)]
     if not all(grid.placed for grid in grids):

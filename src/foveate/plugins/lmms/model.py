@@ -23,7 +23,7 @@ from foveate.errors import ConfigurationError
 from foveate.inference.answer import Asker, cut
 from foveate.inference.chats import user
 from foveate.specs.choose import choose_method
-from foveate.specs.settings import parse_value
+from foveate.specs.grammar import parse_value
 
 Chat = list[dict[str, Any]]
 _SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "num_beams", "max_new_tokens", "repetition_penalty")

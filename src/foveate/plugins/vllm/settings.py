@@ -11,7 +11,7 @@ from foveate.core.method import BEFORE_LLM, Method
 from foveate.core.view import ModelInfo
 from foveate.errors import ConfigurationError, InputError
 from foveate.specs.choose import choose_method
-from foveate.specs.settings import parse_keeps
+from foveate.specs.grammar import one_budget
 from foveate.version import __version__
 
 NAME = "foveate"
@@ -131,7 +131,7 @@ def _check_count(method: Method) -> None:
 
 def _budget(keep: object) -> float | int | None:
     if isinstance(keep, str):
-        return parse_keeps([keep])[0]
+        return one_budget(keep)
     if keep is None:
         return None
     Keep.of(keep)  # type: ignore[arg-type]  # raises what is wrong with it

@@ -132,7 +132,7 @@ def _answers(asking: _Asking, parts: BatchFolder) -> list[str]:
                 turn = missing[start : start + count]
                 if rank < len(turn) or is_sharded(asking.asker.model):  # then all must ask, whatever comes of it
                     part = turn[rank % len(turn)]
-                    records = asking.records(parts.range(part), parts.size)
+                    records = asking.records(parts.range(part), len(parts.range(0)))
                     own[part] = [record["answer"] for record in records]
                 if rank < len(turn):
                     parts.commit(part, records)
