@@ -24,6 +24,10 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -q -c constraints.txt -e '.[cli,docs]'
 	@touch $@ $(VENV)/.cli
 
+$(VENV)/.examples: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -q -c constraints.txt -e '.[examples]'
+	@touch $@
+
 # make demo IMAGE=photo.jpg Q="What is the total?"
 demo: $(VENV)/.cli
 	$(BIN)/foveate demo --out demo.png $(if $(IMAGE),--image "$(IMAGE)") $(if $(Q),--question "$(Q)")
@@ -37,9 +41,9 @@ families: $(VENV)/.dev
 
 # the site, in site/; the second target also runs the blocks of the docs that train, load or measure, and the notebooks
 docs: $(VENV)/.docs
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-docs-test: $(VENV)/.dev
+docs-test: $(VENV)/.dev $(VENV)/.examples
 	$(BIN)/python -m pytest -n 2 --dist load tests/docs -m "docs_long or not docs_long" $(ARGS)
 
 lint: $(VENV)/.dev
