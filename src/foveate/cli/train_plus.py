@@ -54,14 +54,7 @@ def plus(
     judged = ["openai"] if judge_model is not None else []
     check_packages("`foveate train plus`", "train", "accelerate", "datasets", "trl", "peft", "yaml", *judged)
     if config is not None:
-        given = [name for name in context.params if "COMMANDLINE" in str(context.get_parameter_source(name))]
-        if other := [f"--{name.replace('_', '-')}" for name in given if name not in ("config", "out")]:
-            raise ConfigurationError(f"--config describes the whole schedule; write {', '.join(other)} into it")
-        from foveate.training.plus.schedule import read, run
-
-        folder = run(read(config, out))
-        leave_group()
-        say(f"model in {folder}")
+        _run_schedule(context, config, out)
         return
     if model is None or data is None or out is None:
         raise ConfigurationError("give --model, --data and --out, or a whole schedule with --config")
@@ -95,6 +88,17 @@ def plus(
     else:
         repeat(settings, seeds, train, check_done)
     leave_group()
+
+
+def _run_schedule(context: typer.Context, config: Path, out: Path | None) -> None:
+    given = [name for name in context.params if "COMMANDLINE" in str(context.get_parameter_source(name))]
+    if other := [f"--{name.replace('_', '-')}" for name in given if name not in ("config", "out")]:
+        raise ConfigurationError(f"--config describes the whole schedule; write {', '.join(other)} into it")
+    from foveate.training.plus.schedule import read, run
+
+    folder = run(read(config, out))
+    leave_group()
+    say(f"model in {folder}")
 
 
 def _rewards(given: list[str] | None) -> dict[str, float]:
