@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -58,7 +58,7 @@ def plus(
         return
     if model is None or data is None or out is None:
         raise ConfigurationError("give --model, --data and --out, or a whole schedule with --config")
-    from foveate.training.plus.run import PlusSettings, check_done, train
+    from foveate.training.plus.run import PlusSettings
 
     settings = PlusSettings(
         model=model,
@@ -82,9 +82,15 @@ def plus(
         shard=shard,
         resume=resume,
     )
+    _train(settings, seeds)
+
+
+def _train(settings: Any, seeds: int | None) -> None:
+    from foveate.training.plus.run import check_done, train
+
     if seeds is None:
         train(settings)
-        say(f"{'model' if full else 'adapter'} in {out}")
+        say(f"{'model' if settings.lora is None else 'adapter'} in {settings.out}")
     else:
         repeat(settings, seeds, train, check_done)
     leave_group()
