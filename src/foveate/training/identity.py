@@ -11,12 +11,13 @@ from typing import Any
 from PIL import Image
 
 from foveate.data.rows import Row, Stored
+from foveate.data.videos import Clip
 from foveate.errors import ConfigurationError, DataError
 from foveate.files.atomic import write_text
 
 
-def image_digest(source: Path | str | Stored | Image.Image) -> str:
-    """Digest of an image's content, which is not decoded. Addresses stand for themselves."""
+def image_digest(source: Path | str | Stored | Image.Image | Clip) -> str:
+    """Digest of an image's or video's content, which is not decoded. Addresses stand for themselves."""
     digest = hashlib.sha256()
     try:
         for part in _content(source):
@@ -34,6 +35,8 @@ def _content(source: Any) -> Iterator[bytes]:
         source = folder / held if isinstance(held, str) and held[:5].lower() != "data:" else held
     if isinstance(source, Image.Image):
         yield from (f"{source.mode} {source.size}".encode(), source.tobytes())
+    elif isinstance(source, Clip):
+        yield from (f"{source.frames.shape} {source.indices} {source.fps}".encode(), source.frames.tobytes())
     elif isinstance(source, Path):
         yield source.read_bytes()
     else:

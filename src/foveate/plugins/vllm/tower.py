@@ -94,7 +94,7 @@ class Tower:
             self._note(tap, _flat(output))
             return output
 
-        block.forward = noting  # type: ignore[method-assign]
+        block.forward = noting
 
     def _note(self, tap: Tap, value: Tensor) -> None:
         if self._grids:

@@ -40,7 +40,7 @@ def plan_memory(
 def _longest(collator: Collator, rows: Sequence[Row], size: int) -> int:
     """Tokens of the longest row of the longest batch; of the first batch where lengths are not known."""
     known = extents(rows)
-    places = range(min(size, len(rows)))
+    places = list(range(min(size, len(rows))))
     if known is not None:
         places = sorted(range(len(rows)), key=known.__getitem__)[-size:]
     found: int = collator([rows[place] for place in places])["input_ids"].shape[1]

@@ -241,7 +241,9 @@ def build_trainer(
         base=base,
         pruning=pruning,
         policy=policy,
-        held_out=eval_data and _held_out(settings, arguments, eval_data, pruning, rewards, processor, base),
+        held_out=None
+        if eval_data is None
+        else _held_out(settings, arguments, eval_data, pruning, rewards, processor, base),
         eval_dataset=None if eval_data is None else dataset(eval_data, settings.system),
     )
 

@@ -125,7 +125,7 @@ class PlusTrainer(GRPOTrainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
         model.train(training)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self.is_world_process_zero():
             tqdm.write(
                 f"step {self.state.global_step}: reward {found['reward']:.3f} ({found['reward_low']:.3f} to "
