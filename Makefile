@@ -24,6 +24,10 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -q -c constraints.txt -e '.[cli,docs]'
 	@touch $@ $(VENV)/.cli
 
+$(VENV)/.examples: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -q -c constraints.txt -e '.[examples]'
+	@touch $@
+
 # make demo IMAGE=photo.jpg Q="What is the total?"
 demo: $(VENV)/.cli
 	$(BIN)/foveate demo --out demo.png $(if $(IMAGE),--image "$(IMAGE)") $(if $(Q),--question "$(Q)")
@@ -37,9 +41,9 @@ families: $(VENV)/.dev
 
 # the site, in site/; the second target also runs the blocks of the docs that train, load or measure, and the notebooks
 docs: $(VENV)/.docs
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-docs-test: $(VENV)/.dev
+docs-test: $(VENV)/.dev $(VENV)/.examples
 	$(BIN)/python -m pytest -n 2 --dist load tests/docs -m "docs_long or not docs_long" $(ARGS)
 
 lint: $(VENV)/.dev
@@ -82,7 +86,7 @@ CORE := tests/core tests/maths tests/engine tests/methods tests/families tests/i
 LOWEST := torch==2.11.0 transformers==5.17.0 numpy==1.26.4 pillow==10.4.0
 .venv-lowest/.done: pyproject.toml
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install -q $(LOWEST) -e '.[cli,eval]' hypothesis pytest pytest-timeout networkx
+	.venv-lowest/bin/python -m pip install -q $(LOWEST) -e '.[cli,eval,video]' hypothesis pytest pytest-timeout networkx psutil
 	@touch $@
 
 lowest: .venv-lowest/.done
@@ -91,7 +95,7 @@ lowest: .venv-lowest/.done
 # whatever is newest today: no constraints
 .venv-newest/.done: pyproject.toml
 	$(PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install -q -U --upgrade-strategy eager -e '.[cli,eval]' hypothesis pytest pytest-timeout networkx
+	.venv-newest/bin/python -m pip install -q -U --upgrade-strategy eager -e '.[cli,eval,video]' hypothesis pytest pytest-timeout networkx psutil
 	@touch $@
 
 newest: .venv-newest/.done

@@ -41,15 +41,20 @@ def _content(source: Any) -> Iterator[bytes]:
 
 
 def row_digest(row: Row) -> str:
-    """Digest of a question and the content of its images."""
-    content = json.dumps([row.question, *map(image_digest, row.images)])
+    """Digest of a question and the content of its images and videos."""
+    content = json.dumps([row.question, *map(image_digest, (*row.images, *row.videos))])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def table_digest(data: str) -> str:
-    """Digest of a table's file; of the built-in scenes, their name."""
+    """Digest of a table's file, or of what a saved dataset says of itself (its fingerprint); of the built-in scenes,
+    their name."""
     path = Path(data)
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else data
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path] if path.is_file() else []
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16] if files else data
 
 
 def differences(known: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
