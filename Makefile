@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo vllm-test vllm-bench ray-test test families docs docs-test lint bench load lowest newest bare coverage clean
+.PHONY: demo vllm-test ray-test test families docs docs-test lint bench load lowest newest bare coverage clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,10 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -q -c constraints.txt -e '.[cli,docs]'
 	@touch $@ $(VENV)/.cli
 
+$(VENV)/.examples: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -q -c constraints.txt -e '.[examples]'
+	@touch $@
+
 # make demo IMAGE=photo.jpg Q="What is the total?"
 demo: $(VENV)/.cli
 	$(BIN)/foveate demo --out demo.png $(if $(IMAGE),--image "$(IMAGE)") $(if $(Q),--question "$(Q)")
@@ -37,9 +41,9 @@ families: $(VENV)/.dev
 
 # the site, in site/; the second target also runs the blocks of the docs that train, load or measure, and the notebooks
 docs: $(VENV)/.docs
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-docs-test: $(VENV)/.dev
+docs-test: $(VENV)/.dev $(VENV)/.examples
 	$(BIN)/python -m pytest -n 2 --dist load tests/docs -m "docs_long or not docs_long" $(ARGS)
 
 lint: $(VENV)/.dev
@@ -66,9 +70,6 @@ load: $(VENV)/.dev
 vllm-test: .venv-vllm/.done
 	PYTHONPATH=$(CURDIR)/tests/vllm/site .venv-vllm/bin/python -m pytest tests/vllm $(ARGS)
 
-vllm-bench: .venv-vllm/.done
-	PYTHONPATH=$(CURDIR)/tests/vllm/site .venv-vllm/bin/python -m benchmarks.vllm_serving $(ARGS)
-
 # replicas and batches on a Ray cluster of this machine; Ray is no part of the other environment
 .venv-ray/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-ray
@@ -85,7 +86,7 @@ CORE := tests/core tests/maths tests/engine tests/methods tests/families tests/i
 LOWEST := torch==2.11.0 transformers==5.17.0 numpy==1.26.4 pillow==10.4.0
 .venv-lowest/.done: pyproject.toml
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install -q $(LOWEST) -e '.[cli,eval]' hypothesis pytest pytest-timeout networkx
+	.venv-lowest/bin/python -m pip install -q $(LOWEST) -e '.[cli,eval,video]' hypothesis pytest pytest-timeout networkx psutil
 	@touch $@
 
 lowest: .venv-lowest/.done
@@ -94,7 +95,7 @@ lowest: .venv-lowest/.done
 # whatever is newest today: no constraints
 .venv-newest/.done: pyproject.toml
 	$(PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install -q -U --upgrade-strategy eager -e '.[cli,eval]' hypothesis pytest pytest-timeout networkx
+	.venv-newest/bin/python -m pip install -q -U --upgrade-strategy eager -e '.[cli,eval,video]' hypothesis pytest pytest-timeout networkx psutil
 	@touch $@
 
 newest: .venv-newest/.done

@@ -54,8 +54,8 @@ WIDE = """\
 
 {written} Greedy answers, exact match, in percent.
 
-The splits `large` (672 x 672 px), `document` (white pages with fields and a table between wide margins) and `dense`
-(8 to 12 shapes), asked of the model that was trained on such images and without any reward for where it looks.
+Splits: `large` (672 x 672 px), `document` (white pages with fields and a table between wide margins), `dense` (8 to 12
+shapes); those that have been measured are below. The model was trained on such images.
 {paired}
 """
 VIDEO = """\

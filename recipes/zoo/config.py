@@ -65,7 +65,8 @@ class StageConfig:
         distil_weight: weight of matching another tower's features.
         reach_share: share of the steps in which questions see the image in a run of layers only, drawn for each of
             these steps: reading may happen in no layer in particular.
-        reach_layers: shortest such run.
+        reach_layers: shortest such run. Runs of more than half of the layers share the middle ones, so that nothing has
+            to be read elsewhere.
         forced: every layer of the tower reads what the other tower's block reads and learns its own step.
     """
 

@@ -110,7 +110,10 @@ class ClusterError(FoveateError, RuntimeError):
 
 
 class SchemaError(FoveateError, ValueError):
-    """A JSON schema that cannot be read, or that answers cannot be made to follow."""
+    """A JSON schema that cannot be read, or that answers cannot be made to follow.
+
+    Remedy: mend or simplify the schema where the message says; `pip install 'foveate[json]'` brings what follows it.
+    """
 
 
 class OutputError(FoveateError, OSError):

@@ -65,7 +65,7 @@ def check_options(line: str) -> None:
         return
     words = shlex.split(line, comments=True)[1:]
     for number, word in enumerate(words):
-        if word in ("|", "&&", ";", "&", ">", "2>"):
+        if word in ("|", "&&", ";", "&", "<", ">", "2>"):
             words = words[:number]
             break
     command: Any = _app()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import socket
@@ -20,6 +21,7 @@ from tests.docs.commands import check, commands
 from tests.docs.stand_ins import PORTS, stand_in
 
 ROOT = Path(__file__).parents[2]
+INSTALLS = re.compile(r"^pip install .*$", re.MULTILINE)
 SECONDS = 300
 """A server must listen within them, a shell block end within four times as many."""
 
@@ -53,7 +55,7 @@ class Reader(AbstractContextManager["Reader"]):
             for line in commands(code):
                 self._command(line)
         else:
-            done = self._shell(code)
+            done = self._shell(INSTALLS.sub(":", code))
             out, _ = done.communicate(timeout=4 * SECONDS)
             assert done.returncode == 0, out
 

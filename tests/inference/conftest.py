@@ -8,7 +8,7 @@ from foveate import zoo
 from tests.inference.pairs import Pair
 
 
-@pytest.fixture(scope="module", params=zoo.names())
+@pytest.fixture(scope="module", params=["foveate/scenes-llava", zoo.DEFAULT])
 def pair(request: pytest.FixtureRequest) -> Pair:
     return Pair(request.param)
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-
-import torch
+from typing import Any
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 
 
 def test_the_first_method_runs_as_written() -> None:
     first, second = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)[:2]
-    names = {"features": torch.randn(576, 8, generator=torch.Generator().manual_seed(0))}
-    scope: dict[str, object] = {**names, "__name__": __name__}
-    exec(first + second.splitlines()[0], scope)
-    found = scope["LargestFeatures"](keep=64).select(scope["view"])  # type: ignore[operator]
-    assert found.tolist() == sorted(names["features"].norm(dim=-1).topk(64).indices.tolist())
+    scope: dict[str, Any] = {"__name__": __name__}
+    exec(first + second, scope)
+    view = scope["view"]
+    found = scope["LargestFeatures"](keep=64).select(view)
+    assert found.tolist() == sorted(view.hidden.norm(dim=-1).topk(64).indices.tolist())
 
 
 def test_it_needs_three_concepts() -> None:

@@ -46,9 +46,11 @@ def module(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trainer_of(settings: plus.PlusSettings, rewards: Any = None) -> Any:
     arguments = plus.grpo_arguments(settings)
     examples = read_rows(settings.data, Rules(needs_boxes=False), settings.limit)
-    return plus.build_trainer(
-        settings, arguments, examples, rewards or Rewards({"exact_match": 1.0}), *load_base(settings)
-    )
+    eval_data = None
+    if settings.eval_data is not None:
+        eval_data = read_rows(settings.eval_data, Rules(needs_boxes=False), settings.eval_limit)
+    rewards = rewards or Rewards({"exact_match": 1.0})
+    return plus.build_trainer(settings, arguments, examples, rewards, *load_base(settings), eval_data)
 
 
 def length_reward(completion_ids: list[list[int]], **_: Any) -> list[float]:

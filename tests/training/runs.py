@@ -22,6 +22,7 @@ FAST = {
     "learning_rate": 0.01,
     "use_cpu": True,
     "disable_tqdm": True,
+    "dataloader_num_workers": 0,
 }
 DISTILL = Objective(localization=0, language=0, distillation=1.0)
 

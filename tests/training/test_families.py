@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,18 @@ import torch
 from PIL import Image, ImageDraw
 
 from foveate.data.rows import Row
-from foveate.errors import MissingTapError, UnsupportedModelError
+from foveate.errors import DataError, MissingTapError, UnsupportedModelError
 from foveate.families import adapt
 from foveate.glimpse import GlimpseModule
 from foveate.training.glimpse.collate import Collator
 from foveate.training.glimpse.model import GlimpseForTraining
 from foveate.training.glimpse.objectives import Objective
+from foveate.training.glimpse.run import GlimpseSettings, train
 from tests.clips import write_clip
 from tests.families.tiny import TABLE, build
 from tests.training.processors import PROCESSORS
+from tests.training.runs import DISTILL as DISTILLED
+from tests.training.runs import FAST
 from tests.training.test_types import ROWS, answered
 
 BOX = (0.5, 0.0, 1.0, 0.5)
@@ -87,6 +92,21 @@ def test_videos_are_learned_from(name: str, tmp_path: Path) -> None:
     batch = Collator(adapt(model), PROCESSORS[name](), with_boxes=False)(asked)
     losses = overfit(model, batch, DISTILL, 3e-4)
     assert losses[-1] < losses[0]
+
+
+def test_a_table_with_videos_is_trained_on(settings: GlimpseSettings, tmp_path: Path) -> None:
+    """From a file to a module, unlabelled; evidence boxes are refused."""
+    pytest.importorskip("av")
+    write_clip(tmp_path / "clip.mp4", frames=8, size=(112, 84))
+    rows = [{"video": "clip.mp4", "frames": 4, "question": f"What moves {how}?"} for how in ("fast", "slowly")]
+    (tmp_path / "videos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = FAST | {"max_steps": 1, "save_steps": 1}
+    run = replace(settings, data=str(tmp_path / "videos.jsonl"), arguments=arguments)
+    with pytest.raises(DataError, match="videos cannot be used"):
+        train(run)
+    metrics = train(replace(run, objective=DISTILLED))
+    assert metrics["train_loss"] == metrics["train_loss"]
+    assert (run.out / "model.safetensors").is_file()
 
 
 @pytest.mark.families

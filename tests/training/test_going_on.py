@@ -18,6 +18,7 @@ from foveate.errors import ConfigurationError
 from foveate.inference.loading import load
 from foveate.training.glimpse.objectives import Objective
 from foveate.training.glimpse.run import GlimpseSettings, train
+from foveate.training.identity import table_digest
 from foveate.training.plus import run as plus
 
 from .plus import QUICK
@@ -121,3 +122,13 @@ def test_answers_of_another_model_are_not_taken(settings: GlimpseSettings, other
     train(replace(run, out=fresh("same")))
     part = "answers/part-000000.parquet"
     assert (tmp_path / "same" / part).stat().st_mtime_ns == (run.out / part).stat().st_mtime_ns, "asked again"
+
+
+def test_saved_datasets_are_known_by_their_content(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    for name, question in (("one", "a?"), ("two", "b?")):
+        datasets.Dataset.from_dict({"question": [question]}).save_to_disk(tmp_path / name)
+    shutil.copytree(tmp_path / "one", tmp_path / "moved")
+    one, two, moved = (table_digest(str(tmp_path / name)) for name in ("one", "two", "moved"))
+    assert one == moved != two
+    assert table_digest("scenes:val") == "scenes:val"

@@ -84,8 +84,10 @@ def test_the_global_batch_is_told(settings: GlimpseSettings) -> None:
     from transformers import TrainingArguments
 
     given = {"output_dir": "x", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
-    told = batch_line(parse_arguments(TrainingArguments, given), 1234)
-    assert told.startswith("1,234 rows; global batch 8 (2 x 4 accumulated x 1 process), learning rate 5e-05")
+    told = batch_line(parse_arguments(TrainingArguments, given), 1234, "more")
+    assert told.startswith(
+        "1,234 rows; global batch 8 (2 x 4 accumulated x 1 process), learning rate 5e-05 (published: more)"
+    )
 
 
 def test_an_adapter_folder_is_a_base(settings: GlimpseSettings, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -214,6 +215,7 @@ def test_weights_in_the_dtype_of_their_file_are_mapped(base: Path) -> None:
     def mappings() -> int:
         return Path("/proc/self/maps").read_text().count(file)
 
+    gc.collect()
     before = mappings()  # of models of other tests
     converted, _ = load_merged(str(base), "bfloat16")
     assert mappings() <= before

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
     CLIPImageProcessor,
@@ -39,7 +41,6 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from benchmarks.vllm_serving import as_vllm_reads
 from foveate import zoo
 
 IMAGE, START, END, VOCAB = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>", 576
@@ -179,8 +180,22 @@ def write(family: str, folder: Path) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
-    as_vllm_reads(folder)
+    _as_vllm_reads(folder)
     return folder
+
+
+def _as_vllm_reads(folder: Path) -> None:
+    """vLLM 0.32 knows weights of CLIP towers by an older name, and the placeholder of LLaVA by its older key."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    if "image_token_index" not in config:
+        config["image_token_index"] = config["image_token_id"]
+    file.write_text(json.dumps(config, indent=1))
+    if config["vision_config"]["model_type"] != "clip_vision_model":
+        return
+    weights, old = load_file(folder / "model.safetensors"), "vision_tower.vision_model."
+    renamed = {name if old in name else name.replace("vision_tower.", old): weight for name, weight in weights.items()}
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def prompt(family: str, *parts: str | int) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 import openai
 import pytest
 
-from benchmarks.vllm_serving import free_port, started
 from foveate.scenes import load
+from tests.vllm.processes import free_port, started
 
 PAGE = (Path(__file__).parents[2] / "docs" / "vllm.md").read_text()
 
@@ -25,7 +25,7 @@ def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
     port = free_port()
-    server = block("bash", "MODEL=").replace("vllm serve", f"exec vllm serve --port {port}")
+    server = block("bash", "MODEL=").replace("vllm serve $MODEL", f"exec vllm serve $MODEL --port {port}")
     client = block("python", "openai").replace("localhost:8000", f"localhost:{port}")
     with started(["bash", "-c", server], port) as address:
         names: dict[str, object] = {}

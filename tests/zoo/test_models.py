@@ -10,7 +10,7 @@ from foveate.errors import FoveateError
 from foveate.inference.answer import Asker
 from foveate.inference.batches import build_batch
 from foveate.inference.loading import load
-from recipes.zoo.evaluate import oracle, random_share, withhold
+from recipes.zoo.evaluate import media, oracle, random_share, withhold
 
 
 class Reader:
@@ -52,6 +52,17 @@ def test_it_answers(reader):
     samples = list(scenes.load("test", n=36))
     right = [a == s.answer for a, s in zip(reader.answers(samples), samples, strict=True)]
     assert sum(right) >= 0.75 * len(right)
+
+
+def test_the_wide_model_answers_about_videos():
+    """About twice as often as who knows the questions' types and answers but not the video (a third)."""
+    asker = Asker.load("foveate/scenes-qwen2_5_vl-wide", 8)
+    samples = list(scenes.load("video", n=16))
+    inputs = asker.questions([(media(s), s.question) for s in samples])
+    assert inputs["video_grid_thw"].tolist() == [[9, 16, 16]] * 16
+    assert "pixel_values" not in inputs
+    right = [found.text == s.answer for found, s in zip(asker.answer(inputs), samples, strict=True)]
+    assert sum(right) >= 0.5 * len(right)
 
 
 def test_a_batch_answers_as_its_rows_do(reader):

@@ -57,6 +57,7 @@ def glimpse(
     attention: Annotated[str, typer.Option(help="Backend of the base; distillation: sdpa or eager.")] = "sdpa",
     start: Annotated[str | None, typer.Option(help="Go on from this module instead of a fresh one.")] = None,
     shard: Annotated[bool, typer.Option("--shard", help="Divide the base model among the processes.")] = False,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Train so many times, in OUT/seed-N.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")] = False,
     weights: Weights = None,
     arguments: Pairs = None,
@@ -64,7 +65,8 @@ def glimpse(
 ) -> None:
     """Train a glimpse module for a frozen model. bf16, checkpointing, logging and so on: --set NAME=VALUE."""
     check_packages("`foveate train glimpse`", "train", "accelerate", "matplotlib", "yaml")
-    from foveate.training.glimpse.run import GlimpseSettings, train
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked from a process that has used it
+    from foveate.training.glimpse.run import GlimpseSettings, check_done, train
 
     settings = GlimpseSettings(
         model=model,
@@ -85,8 +87,18 @@ def glimpse(
         shard=shard,
         resume=resume,
     )
-    _report(out, train(settings))
+    if seeds is None:
+        _report(out, train(settings))
+    else:
+        repeat(settings, seeds, train, check_done)
     leave_group()
+
+
+def repeat(settings: Any, seeds: int, train: Any, check_done: Any) -> None:
+    """The run with several seeds, and a line for every metric that was measured."""
+    from foveate.training.seeds import lines, train_seeds
+
+    say("\n".join([f"runs in {settings.out}", *lines(train_seeds(settings, seeds, train, check_done))]))
 
 
 def leave_group() -> None:

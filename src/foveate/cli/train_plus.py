@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from foveate.cli.train_glimpse import BoxFormats, leave_group, pairs, say, value
+from foveate.cli.train_glimpse import BoxFormats, leave_group, pairs, repeat, say, value
 from foveate.errors import ConfigurationError
 from foveate.files.outputs import check_folder, check_packages
 
@@ -37,6 +37,10 @@ def plus(
     judge_url: Annotated[str, typer.Option(help="OpenAI-compatible endpoint.")] = "http://localhost:8000/v1",
     learn_threshold: Annotated[bool, typer.Option("--learn-threshold", help="Threshold as policy.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first rows only.")] = None,
+    eval_data: Annotated[str | None, typer.Option(help="Evaluate on this at every eval_steps.")] = None,
+    eval_limit: Annotated[int, typer.Option(min=1, help="The same for evaluation.")] = 200,
+    patience: Annotated[int | None, typer.Option(min=1, help="Stop after so many worse evaluations.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Train so many times, in OUT/seed-N.")] = None,
     box_format: Annotated[BoxFormats, typer.Option(help="Boxes in the table.")] = BoxFormats.pixel,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable rows out and count them.")] = False,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
@@ -50,18 +54,11 @@ def plus(
     judged = ["openai"] if judge_model is not None else []
     check_packages("`foveate train plus`", "train", "accelerate", "datasets", "trl", "peft", "yaml", *judged)
     if config is not None:
-        given = [name for name in context.params if "COMMANDLINE" in str(context.get_parameter_source(name))]
-        if other := [f"--{name.replace('_', '-')}" for name in given if name not in ("config", "out")]:
-            raise ConfigurationError(f"--config describes the whole schedule; write {', '.join(other)} into it")
-        from foveate.training.plus.schedule import read, run
-
-        folder = run(read(config, out))
-        leave_group()
-        say(f"model in {folder}")
+        _run_schedule(context, config, out)
         return
     if model is None or data is None or out is None:
         raise ConfigurationError("give --model, --data and --out, or a whole schedule with --config")
-    from foveate.training.plus.run import PlusSettings, train
+    from foveate.training.plus.run import PlusSettings
 
     settings = PlusSettings(
         model=model,
@@ -74,6 +71,9 @@ def plus(
         judge=None if judge_model is None else {"model": judge_model, "base_url": judge_url},
         learn_threshold=learn_threshold,
         limit=limit,
+        eval_data=eval_data,
+        eval_limit=eval_limit,
+        patience=patience,
         box_format=box_format.value,
         skip_bad=skip_bad,
         system=system,
@@ -82,9 +82,29 @@ def plus(
         shard=shard,
         resume=resume,
     )
-    train(settings)
+    _train(settings, seeds)
+
+
+def _train(settings: Any, seeds: int | None) -> None:
+    from foveate.training.plus.run import check_done, train
+
+    if seeds is None:
+        train(settings)
+        say(f"{'model' if settings.lora is None else 'adapter'} in {settings.out}")
+    else:
+        repeat(settings, seeds, train, check_done)
     leave_group()
-    say(f"{'model' if full else 'adapter'} in {out}")
+
+
+def _run_schedule(context: typer.Context, config: Path, out: Path | None) -> None:
+    given = [name for name in context.params if "COMMANDLINE" in str(context.get_parameter_source(name))]
+    if other := [f"--{name.replace('_', '-')}" for name in given if name not in ("config", "out")]:
+        raise ConfigurationError(f"--config describes the whole schedule; write {', '.join(other)} into it")
+    from foveate.training.plus.schedule import read, run
+
+    folder = run(read(config, out))
+    leave_group()
+    say(f"model in {folder}")
 
 
 def _rewards(given: list[str] | None) -> dict[str, float]:

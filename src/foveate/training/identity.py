@@ -11,12 +11,13 @@ from typing import Any
 from PIL import Image
 
 from foveate.data.rows import Row, Stored
+from foveate.data.videos import Clip
 from foveate.errors import ConfigurationError, DataError
 from foveate.files.atomic import write_text
 
 
-def image_digest(source: Path | str | Stored | Image.Image) -> str:
-    """Digest of an image's content, which is not decoded. Addresses stand for themselves."""
+def image_digest(source: Path | str | Stored | Image.Image | Clip) -> str:
+    """Digest of an image's or video's content, which is not decoded. Addresses stand for themselves."""
     digest = hashlib.sha256()
     try:
         for part in _content(source):
@@ -34,6 +35,8 @@ def _content(source: Any) -> Iterator[bytes]:
         source = folder / held if isinstance(held, str) and held[:5].lower() != "data:" else held
     if isinstance(source, Image.Image):
         yield from (f"{source.mode} {source.size}".encode(), source.tobytes())
+    elif isinstance(source, Clip):
+        yield from (f"{source.frames.shape} {source.indices} {source.fps}".encode(), source.frames.tobytes())
     elif isinstance(source, Path):
         yield source.read_bytes()
     else:
@@ -41,15 +44,20 @@ def _content(source: Any) -> Iterator[bytes]:
 
 
 def row_digest(row: Row) -> str:
-    """Digest of a question and the content of its images."""
-    content = json.dumps([row.question, *map(image_digest, row.images)])
+    """Digest of a question and the content of its images and videos."""
+    content = json.dumps([row.question, *map(image_digest, (*row.images, *row.videos))])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def table_digest(data: str) -> str:
-    """Digest of a table's file; of the built-in scenes, their name."""
+    """Digest of a table's file, or of what a saved dataset says of itself (its fingerprint); of the built-in scenes,
+    their name."""
     path = Path(data)
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else data
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path] if path.is_file() else []
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16] if files else data
 
 
 def differences(known: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:

@@ -135,7 +135,7 @@ def estimate(model: Any, rows: int, length: int) -> Cost:
     """
     sizes = TextSizes.of(adapt(model.base).parts.text.config, _item(model.base))
     return glimpse_cost(
-        sizes, model.objective, model.module.config, _bytes(model), _learning(model.module), rows * length
+        sizes, model.objective, model.module.config, bytes_of(model), _learning(model.module), rows * length
     )
 
 
@@ -166,8 +166,10 @@ def _item(model: nn.Module) -> int:
     return next(p for p in model.parameters() if p.is_floating_point()).element_size()
 
 
-def _bytes(model: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters())
+def bytes_of(model: nn.Module, device: torch.device | None = None) -> int:
+    """Bytes of the weights that this process holds, those on a device if one is given."""
+    own = [p.to_local() if hasattr(p, "to_local") else p for p in model.parameters()]
+    return sum(p.numel() * p.element_size() for p in own if device is None or p.device.type == device.type)
 
 
 def _learning(model: nn.Module) -> int:

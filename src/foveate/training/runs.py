@@ -36,6 +36,7 @@ CURVES = "curves.png"
 DECISIVE = (
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay",
     "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed", "bf16", "fp16",
+    "train_sampling_strategy",
 )  # fmt: skip
 """Fields of a trainer's arguments that a run may not change on its way; how long it goes, it may."""
 
@@ -112,12 +113,19 @@ def with_evaluation(settings: RunSettings, given: dict[str, Any], metric: str) -
 
 
 def begin(
-    settings: RunSettings, arguments: Any, weights: str, rules: Rules, first: int = 0, names: Sequence[str] = ()
+    settings: RunSettings,
+    arguments: Any,
+    weights: str,
+    rules: Rules,
+    published: str,
+    first: int = 0,
+    names: Sequence[str] = (),
 ) -> tuple[Path | None, Rows]:
     """What can be checked before models are loaded: the checkpoint to go on from, and the rows.
 
     Args:
         weights: file of a finished run.
+        published: how much the paper's run learned from, to compare with.
         first: row to begin with.
         names: see `check_resumed`.
     """
@@ -129,7 +137,7 @@ def begin(
         check_resumed(settings, checkpoint, arguments, names)
     set_seed(arguments.seed)
     if is_first():
-        stderr().print(batch_line(arguments, len(rows)), markup=False, highlight=False)
+        stderr().print(batch_line(arguments, len(rows), published), markup=False, highlight=False)
     return checkpoint, rows
 
 
@@ -145,13 +153,13 @@ def check_same(data: str) -> None:
         raise ConfigurationError(f"{data} is not the same file for all processes; copy it to all machines")
 
 
-def batch_line(arguments: Any, rows: int) -> str:
+def batch_line(arguments: Any, rows: int, published: str) -> str:
     """How much a step learns from, and how fast, beside what was published."""
     size, parts, processes = arguments.train_batch_size, arguments.gradient_accumulation_steps, arguments.world_size
     return (
         f"{rows:,} rows; global batch {size * parts * processes} ({size} x {parts} accumulated x {processes} "
-        f"process{'es' if processes > 1 else ''}), learning rate {arguments.learning_rate:g} (GlimpsePrune: 20,000 "
-        "rows, global batch 16 on two GPUs with 8 accumulated, learning rate 1e-4)"
+        f"process{'es' if processes > 1 else ''}), learning rate {arguments.learning_rate:g} "
+        f"(published: {published})"
     )
 
 

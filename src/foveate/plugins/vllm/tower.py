@@ -66,7 +66,7 @@ class Tower:
 
     def _listen(self, tap: Tap, block: nn.Module) -> None:
         if tap.kind == "hidden":
-            block.register_forward_hook(lambda module, args, output: self._note(tap, _flat(output)))
+            self._listen_to_output(tap, block)
             return
         attention = _attention(block)
         if tap.kind == "received":
@@ -84,6 +84,17 @@ class Tower:
             self._note(tap, _gathered(own) if _is_split(attention) else own)
 
         projection.register_forward_hook(keys)
+
+    def _listen_to_output(self, tap: Tap, block: nn.Module) -> None:
+        """Blocks that vLLM may compile call their `forward` themselves, past all hooks."""
+        forward = block.forward
+
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            self._note(tap, _flat(output))
+            return output
+
+        block.forward = noting
 
     def _note(self, tap: Tap, value: Tensor) -> None:
         if self._grids:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler, SequentialSampler
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import EvalPrediction, Trainer, TrainerCallback
 
@@ -17,6 +18,7 @@ from foveate.errors import CheckpointError
 from foveate.glimpse.module import WEIGHTS, GlimpseModule
 from foveate.training.glimpse.model import GlimpseForTraining
 from foveate.training.glimpse.objectives import TOKEN_MEANS, Shares
+from foveate.training.loading import LengthBuckets, extents
 from foveate.training.losses import IGNORE
 from foveate.training.sharding import place
 
@@ -43,6 +45,20 @@ class GlimpseTrainer(Trainer):
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
         place(model, device)  # parts of a divided base are where they belong
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Batches of prompts of similar length, where lengths are known."""
+        rows, size = train_dataset or self.train_dataset, self.args.train_batch_size
+        grouped = self.args.train_sampling_strategy == "group_by_length"
+        known = extents(rows) if grouped and size > 1 else None
+        if known is not None:
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return LengthBuckets(known, size * self.args.world_size, seed)
+        return RandomSampler(rows) if grouped else super()._get_train_sampler(train_dataset)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """In their order."""
+        return SequentialSampler(eval_dataset) if self.args.world_size == 1 else None
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The micro-batches of a step, after counting the answer tokens and samples of all of them on all processes."""

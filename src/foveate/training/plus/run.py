@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from foveate.data.reading import read_rows
 from foveate.data.rows import Rows, Rules
 from foveate.errors import ConfigurationError, MissingExtraError
 from foveate.families import adapt
@@ -18,13 +19,15 @@ from foveate.glimpse.official import load_module
 from foveate.inference.weights import fingerprint
 from foveate.training.arguments import parse_arguments
 from foveate.training.base import ADAPTER, load_base
+from foveate.training.glimpse.collate import Collator
+from foveate.training.plus.held_out import HeldOut
 from foveate.training.plus.judge import Judge
 from foveate.training.plus.rewards import Rewards
 from foveate.training.plus.rollouts import Prune, Pruning, dataset
 from foveate.training.plus.threshold import ThresholdPolicy
 from foveate.training.processes import together
-from foveate.training.rows import check_for
-from foveate.training.runs import RunSettings, begin, check_resumed, check_weights, run, write_summary
+from foveate.training.rows import check_for, tracked
+from foveate.training.runs import RunSettings, begin, check_resumed, check_weights, run, with_evaluation, write_summary
 from foveate.training.sharding import mesh_of, shard
 
 PUBLISHED = {
@@ -44,6 +47,9 @@ PUBLISHED = {
     "use_bias_correction_kl": False,  # the published gradient of the KL term
 }
 """GlimpsePrune+'s settings of its reinforcement-learning stage, as fields of `trl.GRPOConfig`."""
+
+PUBLISHED_RUN = "8 groups of 4 a step on four devices, learning rate 1e-4"
+"""What the paper's reinforcement learning used, for a reader who compares."""
 
 LORA = {"r": 32, "lora_alpha": 64, "lora_dropout": 0.05}
 """Published settings of the adapter, as fields of `peft.LoraConfig`."""
@@ -100,13 +106,15 @@ def grpo_arguments(settings: PlusSettings) -> Any:
     given = {**PUBLISHED, **_DEFAULTS, **own, **settings.arguments, **_OURS}
     if "generation_batch_size" in settings.arguments and "steps_per_generation" not in settings.arguments:
         given.pop("steps_per_generation")  # TRL takes one of the two
-    arguments = parse_arguments(GRPOConfig, given)
+    if settings.eval_data is not None:
+        given = {"num_generations_eval": 1, **given}  # answers are greedy
+    elif given.get("eval_strategy", "no") != "no":
+        raise ConfigurationError("eval_strategy: nothing is held out; give --eval-data")
+    arguments = parse_arguments(GRPOConfig, with_evaluation(settings, given, "eval_reward"))
     if settings.shard and settings.lora is None:
         raise ConfigurationError("--shard divides what is frozen, and with --full nothing is; train an adapter")
     if arguments.use_vllm:
         raise ConfigurationError("use_vllm=True: vLLM would sample from unpruned prompts; leave it off")
-    if arguments.eval_strategy != "no" or settings.eval_data is not None or settings.patience is not None:
-        raise ConfigurationError("eval_strategy: evaluate checkpoints with `foveate eval`; leave it at 'no'")
     return arguments
 
 
@@ -159,7 +167,10 @@ def train(settings: PlusSettings) -> dict[str, float]:
     needs_boxes = settings.prune == "boxes" and settings.module is None
     rules = Rules(settings.box_format, needs_boxes, skip_bad=settings.skip_bad)
     rewards = make_rewards(settings)
-    checkpoint, examples = begin(settings, arguments, weights, rules, settings.first, DECISIVE)
+    checkpoint, examples = begin(settings, arguments, weights, rules, PUBLISHED_RUN, settings.first, DECISIVE)
+    eval_data = None
+    if settings.eval_data is not None:
+        eval_data = read_rows(settings.eval_data, rules, settings.eval_limit, progress=tracked)
     mesh = mesh_of(arguments.device) if settings.shard else None
     with together():
         base, processor = load_base(settings)
@@ -170,7 +181,9 @@ def train(settings: PlusSettings) -> dict[str, float]:
         shard(base.requires_grad_(False), mesh)
     with together():
         examples = check_for(adapt(base), processor, examples, settings.skip_bad, settings.system)
-    trainer = build_trainer(settings, arguments, examples, rewards, base, processor)
+        if eval_data is not None:
+            eval_data = check_for(adapt(base), processor, eval_data, settings.skip_bad, settings.system)
+    trainer = build_trainer(settings, arguments, examples, rewards, base, processor, eval_data)
     metrics = run(trainer, settings, checkpoint)
     if trainer.is_world_process_zero():
         judge = settings.judge and {name: value for name, value in settings.judge.items() if name != "api_key"}
@@ -195,7 +208,13 @@ def check_done(settings: PlusSettings) -> None:
 
 
 def build_trainer(
-    settings: PlusSettings, arguments: Any, examples: Rows, rewards: Rewards, base: Any, processor: Any
+    settings: PlusSettings,
+    arguments: Any,
+    examples: Rows,
+    rewards: Rewards,
+    base: Any,
+    processor: Any,
+    eval_data: Rows | None = None,
 ) -> Any:
     """The trainer on a freshly loaded model."""
     from foveate.training.plus.trainer import PlusTrainer
@@ -222,7 +241,19 @@ def build_trainer(
         base=base,
         pruning=pruning,
         policy=policy,
+        held_out=None
+        if eval_data is None
+        else _held_out(settings, arguments, eval_data, pruning, rewards, processor, base),
+        eval_dataset=None if eval_data is None else dataset(eval_data, settings.system),
     )
+
+
+def _held_out(
+    settings: PlusSettings, arguments: Any, rows: Rows, pruning: Pruning, rewards: Rewards, processor: Any, base: Any
+) -> HeldOut:
+    collator = Collator(adapt(base), processor, settings.system, with_boxes=False)
+    size, length = arguments.per_device_eval_batch_size, arguments.max_completion_length
+    return HeldOut(rows, collator, base, pruning, rewards, size, length)
 
 
 def _module(settings: PlusSettings) -> GlimpseModule | None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
@@ -18,6 +19,7 @@ from foveate.engine.replay import Replay, RowChoices, row_choices
 from foveate.errors import ConfigurationError
 from foveate.families import adapt
 from foveate.files.atomic import publish
+from foveate.training.plus.held_out import HeldOut
 from foveate.training.plus.judge import JudgeError
 from foveate.training.plus.rollouts import Pruning
 from foveate.training.plus.threshold import ThresholdPolicy
@@ -69,6 +71,7 @@ class PlusTrainer(GRPOTrainer):
         pruning: how rollouts are pruned.
         policy: learned threshold, or None.
         threshold_rate: learning rate of its mean.
+        held_out: questions that evaluations ask, or None.
 
     Raises:
         ConfigurationError: a KL term without PEFT: TRL would load the reference model anew, unpruned.
@@ -81,8 +84,10 @@ class PlusTrainer(GRPOTrainer):
         pruning: Pruning,
         policy: ThresholdPolicy | None = None,
         threshold_rate: float = 0.02,
+        held_out: HeldOut | None = None,
         **kwargs: Any,
     ) -> None:
+        self.held_out = held_out
         self.base, self.pruning, self.policy, self.threshold_rate = base, pruning, policy, threshold_rate
         if kwargs["args"].beta > 0 and kwargs.get("peft_config") is None:
             raise ConfigurationError(
@@ -109,6 +114,24 @@ class PlusTrainer(GRPOTrainer):
         except JudgeError:
             self._save_checkpoint(self.model, trial=None)  # nothing of the steps that were judged is lost
             raise
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        """Reward and kept share on the held-out questions, answered greedily."""
+        if self.held_out is None:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        training, model = self.model.training, self.accelerator.unwrap_model(self.model)
+        model.eval()
+        found = self.held_out.ask(model, None if self.policy is None else self.policy.threshold)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(dict(metrics))
+        model.train(training)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if self.is_world_process_zero():
+            tqdm.write(
+                f"step {self.state.global_step}: reward {found['reward']:.3f} ({found['reward_low']:.3f} to "
+                f"{found['reward_high']:.3f}), kept {found['kept_share']:.1%}"
+            )
+        return metrics
 
     # -- rollouts ----------------------------------------------------------------------------------------
 
@@ -189,6 +212,12 @@ class PlusTrainer(GRPOTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_policy(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_policy(str(self.state.best_model_checkpoint))
+
+    def _load_policy(self, checkpoint: str) -> None:
         if self.policy is not None:
-            mean = load_file(Path(resume_from_checkpoint) / THRESHOLD)["mean"]
-            self.policy.mean.data.copy_(mean)
+            self.policy.mean.data.copy_(load_file(Path(checkpoint) / THRESHOLD)["mean"])
