@@ -124,7 +124,10 @@ def unified_clip(h: int, w: int, random: torch.Generator) -> Picture:
 add(
     "gemma4_unified",
     {
-        "vision_config": {"patch_size": 14, "pooling_kernel_size": 2, "mm_embed_dim": 64, "mm_posemb_size": 16},
+        "vision_config": {
+            "patch_size": 14, "pooling_kernel_size": 2, "mm_embed_dim": 64, "mm_posemb_size": 16,
+            "output_proj_dims": 64,
+        },
         "text_config": text(head_dim=16, global_head_dim=16, sliding_window=8, layer_types=ALTERNATE),
         "audio_config": None, **BOTH_IDS, "audio_token_id": AUDIO, "boi_token_id": START, "eoi_token_id": END,
     },

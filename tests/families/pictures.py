@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from PIL import Image
@@ -86,15 +85,6 @@ def windows(picture: Image.Image) -> tuple[list[int], dict[str, Tensor]]:
     return [START, *[IMAGE] * (int(pixels["image_grid_thw"].prod()) // 4), END], pixels
 
 
-def frame_with_class_token(picture: Image.Image) -> tuple[list[int], dict[str, Tensor]]:
-    """Video-LLaVA: a square whose class token is a visual token too."""
-    cut = processor(
-        "VideoLlava", size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, do_center_crop=True
-    )
-    pixels = cut(picture.resize((56, 56)))
-    return [START, *[IMAGE] * 17, END], {"pixel_values_images": pixels["pixel_values_images"]}
-
-
 def anyres(picture: Image.Image) -> tuple[list[int], dict[str, Tensor]]:
     """OneVision: as LLaVA-NeXT, with more ways to cut."""
     cut = processor("LlavaOnevision", size={"height": 56, "width": 56}, image_grid_pinpoints=PINS)
@@ -102,20 +92,6 @@ def anyres(picture: Image.Image) -> tuple[list[int], dict[str, Tensor]]:
     pixels.pop("batch_num_images", None)
     (shape,) = adapt(model_for("llava_onevision")).incoming(pixels)["image"]
     return [START, *[IMAGE] * shape.size, END], pixels
-
-
-def with_places(picture: Image.Image) -> tuple[list[int], dict[str, Tensor]]:
-    """Gemma 4: patches with their places, filled up."""
-    patches = [part.reshape(-1) for row in _squares(picture, 14, 12, 8) for part in row]
-    places = [(x, y) for y in range(8) for x in range(12)]
-    pixels = {"pixel_values": torch.stack(patches)[None], "image_position_ids": torch.tensor([places])}
-    return [START, *[IMAGE] * 24, END], pixels
-
-
-def _squares(picture: Image.Image, side: int, across: int, down: int) -> Tensor:
-    """`[down, across, side, side, 3]` of a picture in shares of one."""
-    values = torch.from_numpy(np.array(picture.resize((side * across, side * down)))).float() / 255
-    return values.unflatten(1, (across, side)).unflatten(0, (down, side)).transpose(1, 2)
 
 
 def rows(picture: Image.Image) -> tuple[list[int], dict[str, Tensor]]:
@@ -127,8 +103,7 @@ def rows(picture: Image.Image) -> tuple[list[int], dict[str, Tensor]]:
 
 LAYOUTS = {
     "llava_next": stitched, "internvl": tiles_and_thumbnail, "idefics3": tiles_apart, "gemma3": squares,
-    "qwen2_5_vl": windows, "llava_pixtral": rows, "video_llava": frame_with_class_token, "llava_onevision": anyres,
-    "gemma4": with_places,
+    "qwen2_5_vl": windows, "llava_pixtral": rows, "llava_onevision": anyres,
 }  # fmt: skip
 
 

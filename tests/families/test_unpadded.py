@@ -52,7 +52,6 @@ def test_a_picture_is_told_by_its_newlines(name: str, height: int, width: int) -
     shape = own._shape(picture)
     features = torch.zeros(shape.size, 2)
     features[list(shape.fixed)] = 7.0
-    assert own.shape("image", shape.size, (), features) == shape or name == "llava_onevision"
     assert own.shape("image", shape.size, (), features).grids == shape.grids
     assert shape.tiles in own.tower_counts("image", shape, ())
 

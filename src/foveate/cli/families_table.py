@@ -52,7 +52,7 @@ tile, which is what the tower saw as an image. On {resampled} and deepseek_ocr2 
 place: pictures only count them, and methods that use places take their order. MiniCPM's slices have a budget each.
 
 Videos. On {one_token} they stand on the token of images, so stock code takes images or videos in a call, not both.
-{no_video}
+{no_video} Molmo 2's pictures see each other in both directions; a later turn with a new one is not tested there.
 
 Without torchvision images are prepared by the stock processors' own code for PIL, also for models whose processors
 want torchvision for videos. Transformers has no such code for {needs_torchvision}: these need torchvision.

@@ -95,11 +95,13 @@ class Unpadded(Family):
         found = [Stitched(0, 0, 0, 0, 0, 0)]
         for number, (down, across) in enumerate(pins):
             full_h, full_w = down * own, across * own
-            sizes = [(h, full_w) for h in range(full_h, 0, -2)]  # padding is the same on both sides
-            sizes += [(full_h, w) for w in range(full_w - 2, 0, -2)]
-            for h, w in sizes:
-                if not any(h <= d * own and w <= a * own and d * a < down * across for d, a in pins[:number]):
-                    found.append(self._scaled(down, across, h, w))
+            fewer = [pin for pin in pins[:number] if math.prod(pin) < down * across]
+            for h in range(full_h, 0, -2):  # padding is the same on both sides; what is left of it was rounded down
+                if not any(h < d * own and across <= a for d, a in fewer):
+                    found.append(self._scaled(down, across, h, full_w))
+            for w in range(full_w - 2, 0, -2):
+                if not any(w < a * own and down <= d for d, a in fewer):
+                    found.append(self._scaled(down, across, full_h, w))
         return found
 
     def _of_size(self, size: int, features: Tensor | None) -> Stitched:

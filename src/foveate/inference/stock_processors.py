@@ -20,7 +20,7 @@ def pil_image_processor(source: str) -> Any:
     """
     try:
         return AutoImageProcessor.from_pretrained(source, backend="pil")
-    except (ImportError, TypeError):  # before 5.2x the automatic class itself wanted torchvision
+    except (ImportError, TypeError, ValueError):  # no such class; before 5.2x the automatic one wanted torchvision
         described, _ = transformers.ImageProcessingMixin.get_image_processor_dict(source)
     name = described["image_processor_type"].removesuffix("Fast").removesuffix("Pil")
     kind = getattr(transformers, f"{name}Pil", None)
