@@ -145,7 +145,7 @@ def test_methods_lists_and_explains() -> None:
         (["{image}", "What?", "--method", "foveate.json", "--keep", "0.1"], "leave keep out"),
         (["{image}", "What?", "--keep", "1/3,1/9"], "one budget a question"),
         (["{image}", "{image}"], "question last"),
-        (["docs", "What?"], "no pictures"),
+        (["recipes", "What?"], "no pictures"),
         (["{image}", "What?", "--model", "/nowhere/at/all"], "Cannot load"),
     ],
 )
