@@ -23,6 +23,7 @@ from foveate.families.tables import (
     CLASS_TOKEN_LAST,
     ENCODED_IN_FRAMES,
     ENCODES_LATE,
+    FRAMED,
     IN_FRAMES,
     MERGES,
     ONE_TOKEN,
@@ -187,8 +188,13 @@ class Probed:
         for modality in self.given(kwargs):
             thw = kwargs.get(GRID_NAMES[modality])
             if thw is not None:
-                found[modality] = [ImageShape((grid,)) for grid in self._merged(thw)]
+                found[modality] = [self._whole(modality, grid) for grid in self._merged(thw)]
         return found
+
+    def _whole(self, modality: str, grid: Grid) -> ImageShape:
+        if self.name in FRAMED:
+            return self.shape(modality, grid.t * (grid.h * (grid.w + 1) + 2), [grid])
+        return ImageShape((grid,))
 
     def take(self, kwargs: dict[str, Any], chosen: dict[str, list[int]]) -> dict[str, Any]:
         """The raw-image arguments of such a call with only the chosen images of each modality."""

@@ -63,6 +63,9 @@ CLASS_TOKEN_LAST = frozenset(("llama4",))
 TEXT_POSITIONS = ("cosmos3_edge", "hunyuan_vl", "minicpmv4_7", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")
 """Types whose stock `generate` gives the tokens of a later image the positions of text."""
 
+FRAMED = ("hunyuan_vl",)
+"""Types that put a token before the image, one behind every row and one behind the image."""
+
 ALWAYS_TESTED = (
     "gemma3", "gemma4", "idefics3", "internvl", "llama4", "llava", "llava_next", "mistral3", "qwen2_vl", "qwen3_5",
     "qwen3_vl", "video_llava",
