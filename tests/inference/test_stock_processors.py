@@ -84,7 +84,8 @@ TEMPLATES = {"internvl": "<IMG_CONTEXT>", "smolvlm": "<image>"}
 
 def checkpoint(name: str, folder: Path) -> None:
     """A tokenizer, an image processor, settings and a template, as a checkpoint has them."""
-    words = {f"w{number}": number for number in range(128) if number not in IDS.values()} | IDS
+    ids = {token: number for token, number in IDS.items() if token == TEMPLATES[name] or number != IMAGE}
+    words = {f"w{number}": number for number in range(128) if number not in ids.values()} | ids
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w5"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(
