@@ -10,13 +10,17 @@ from typing import Any
 import torch
 from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast, Qwen2VLImageProcessorPil
 
-from recipes.zoo.config import ZooConfig
 from recipes.zoo.tokenizer import IMAGE
 
 
-def export(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, config: ZooConfig) -> None:
-    """bf16 weights, configurations, tokenizer and image processor; replaces what stood in `folder` at the end."""
-    family, image_size, largest = config.family, config.image_size, config.largest_side
+def export(
+    model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, family: str, image_size: int, largest: int = 672
+) -> None:
+    """bf16 weights, configurations, tokenizer and image processor; replaces what stood in `folder` at the end.
+
+    Args:
+        image_size: side of LLaVA's pictures; `largest`: side beyond which Qwen2.5-VL's are made smaller.
+    """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(partial)

@@ -84,7 +84,7 @@ def _worker(rank: int, config: ZooConfig, out: Path, port: int) -> None:
     trainer = Trainer(out, rank, config.processes, config.checkpoint_seconds)
     model, prompts = train_model(config, trainer)
     if rank == 0:
-        export(model, prompts.tokenizer, out / config.name, config)
+        export(model, prompts.tokenizer, out / config.name, config.family, config.image_size, config.largest_side)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

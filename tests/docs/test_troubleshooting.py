@@ -33,6 +33,7 @@ def test_no_error_of_ours_is_left_out() -> None:
     todo, seen = [FoveateError], set()
     while todo:
         kind = todo.pop()
-        seen.add(kind.__name__)
+        if kind.__module__.startswith("foveate."):  # recipes and tests have their own
+            seen.add(kind.__name__)
         todo += kind.__subclasses__()
     assert seen <= {kind[1] for kind in KINDS}

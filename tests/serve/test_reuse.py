@@ -26,7 +26,7 @@ def turns() -> tuple[list[Any], list[Any]]:
     return first, [*first, assistant("red"), user(second)]
 
 
-@pytest.mark.parametrize("name", ["vitcop", "fastv", "sparsevlm"])
+@pytest.mark.parametrize("name", ["fastv", "sparsevlm"])
 def test_methods_that_look_at_the_question_keep_others_for_the_next_one(name: str) -> None:
     """What the first turn has dropped, the second needs: no cache of the first turn holds it."""
     method = make(name, keep=1 / 3)
@@ -34,7 +34,7 @@ def test_methods_that_look_at_the_question_keep_others_for_the_next_one(name: st
     assert any(set(after) - set(held) for held, after in zip(before, now, strict=True))
 
 
-@pytest.mark.parametrize("name", ["divprune", "visionzip"])
+@pytest.mark.parametrize("name", ["divprune", "visionzip", "vitcop"])
 def test_methods_that_look_at_the_image_alone_keep_the_same(name: str) -> None:
     method = make(name, keep=1 / 3)
     before, now = (kept(chat, method) for chat in turns())

@@ -11,7 +11,7 @@ from trl import GRPOTrainer
 from foveate.training.glimpse.trainer import GlimpseTrainer
 from foveate.training.plus.trainer import PlusTrainer
 
-OURS = {GlimpseTrainer: {"_metrics"}, PlusTrainer: set()}
+OURS = {GlimpseTrainer: {"_metrics"}, PlusTrainer: {"_load_policy"}}
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(GlimpseTrainer, Trainer), (PlusTrainer, GRPOTrainer)])
