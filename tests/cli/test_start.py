@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -59,8 +58,13 @@ def test_ctrl_c() -> None:
     process.stdin.write("/help\n")
     process.stdin.flush()
     assert process.stdout.readline().startswith("/image")
-    time.sleep(0.2)  # it waits for the next line now
-    process.send_signal(signal.SIGINT)
+    for _ in range(60):  # while it still prints, the first one ends the printing only
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(1)
+            break
+        except subprocess.TimeoutExpired:
+            continue
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
