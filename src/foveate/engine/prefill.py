@@ -61,7 +61,7 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
             cache.free_window(layer, past)
     if forward.stages:
         forward.deepstack, kwargs = Deepstack.taken(kwargs)
-        kwargs = _whole_pass(session, call, kwargs)
+        kwargs = _whole_pass(call, kwargs)
     return _append_probe(forward, kwargs)
 
 
@@ -106,7 +106,7 @@ def go_on(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
         cache.in_pass = True
         if mask is not None and new > 1:
             call.forward.alive.valid = mask[:, past:].bool()
-        kwargs = _whole_pass(session, call, kwargs)
+        kwargs = _whole_pass(call, kwargs)
     return kwargs
 
 
@@ -138,9 +138,10 @@ def _embeds(kwargs: Kwargs) -> Tensor:
     return embeds
 
 
-def _whole_pass(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
-    """Layers that share keys may be run on the last tokens only (Gemma 4); masks of ours are for all."""
-    if all(facts.source == number for number, facts in enumerate(session.family.layers)):
+def _whole_pass(call: Call, kwargs: Kwargs) -> Kwargs:
+    """Layers that share keys may be run on the last tokens only (Gemma 4); masks of ours are for all. Such models also
+    take a pruned sequence for one that was cut already, and would run their head on all of it."""
+    if "logits_to_keep" not in kwargs:
         return kwargs
     asked = kwargs.get("logits_to_keep")
     call.last = asked if isinstance(asked, int) else 0
