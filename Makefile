@@ -35,7 +35,7 @@ demo: $(VENV)/.cli
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-# every model type: about 3 minutes of CPU time
+# every model type: about 6 minutes of CPU time
 families: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 tests/families tests/training -m families $(ARGS)
 
