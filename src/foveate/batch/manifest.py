@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from foveate.data.folders import KINDS, pictures_among
 from foveate.data.reading import read_row
 from foveate.data.rows import Row, Rules
 from foveate.data.tables import Table, read_table
-from foveate.data.videos import SUFFIXES, is_video
+from foveate.data.videos import is_video
 from foveate.errors import DataError, FoveateError
-from foveate.files.outputs import PICTURES
 
 QUESTION = "{question}"
 _LOOKED_AT = 100
@@ -117,15 +117,9 @@ class Manifest:
 def _table(source: Path) -> Table:
     if not source.is_dir() or (source / "state.json").is_file() or (source / "dataset_dict.json").is_file():
         return read_table(source)
-    names = sorted(
-        file.relative_to(source).as_posix()
-        for file in source.rglob("*")
-        if not file.name.startswith(".") and file.is_file() and (file.suffix.lower() in PICTURES or is_video(file))
-    )
+    names = sorted(file.relative_to(source).as_posix() for file in pictures_among(source.rglob("*")))
     if not names:
-        raise DataError(
-            f"{source} has no pictures or videos in it ({', '.join((*PICTURES, *SUFFIXES))}), and is no saved dataset."
-        )
+        raise DataError(f"{source} has no pictures or videos in it ({KINDS}), and is no saved dataset.")
     return Pictures(source, source, tuple(names))
 
 

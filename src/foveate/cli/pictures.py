@@ -46,18 +46,16 @@ def sampled(one: Any, processor: Any, frames: int | None = None, fps: float | No
 
 def _named(source: str) -> Iterator[str]:
     """A name as it is; of a folder its pictures and videos, sorted."""
-    from foveate.data.videos import SUFFIXES
+    from foveate.data.folders import KINDS, pictures_among
     from foveate.errors import InputError
-    from foveate.files.outputs import PICTURES
 
     folder = Path(source)
     if not folder.is_dir():
         yield source
         return
-    kinds = (*PICTURES, *SUFFIXES)
-    files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in kinds and file.name[0] != "."]
+    files = pictures_among(sorted(folder.iterdir()))
     if not files:
-        raise InputError(f"The folder {source} holds no pictures or videos ({', '.join(kinds)}).")
+        raise InputError(f"The folder {source} holds no pictures or videos ({KINDS}).")
     yield from map(str, files)
 
 
