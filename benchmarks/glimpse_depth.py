@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 # the other benchmarks of time to first token
-from ttft import first_token_flops, prefill
+from ttft import first_token_flops, prefill, right
 
 from foveate import zoo
 from foveate.core.method import Method
@@ -46,19 +46,19 @@ def accuracy(asker: Asker, data: str, questions: int, modules: list[str], batch:
     for folder in modules:
         method = GlimpsePrune(folder)
         settings[method.glimpse.config.reduce_layer] = method
-    right: dict[int | None, list[float]] = {depth: [] for depth in settings}
+    hits: dict[int | None, list[float]] = {depth: [] for depth in settings}
     kept: dict[int | None, list[float]] = {depth: [] for depth in settings}
     for start in range(0, len(task.ids), batch):
         rows, inputs = prepare(asker, task[start : start + batch], False, [])
         for depth, method in settings.items():
             for answer, row in zip(asker.answer(inputs, method), rows, strict=True):
-                right[depth].append(float(answer.text.strip().lower() in [a.strip().lower() for a in row.answers]))
+                hits[depth].append(float(right(answer.text, row.answers)))
                 kept[depth].append(answer.prefill.alive_per_layer(answer.row)[-1] / answer.visual_tokens)
-        print(f"{len(right[None])} questions", flush=True)
+        print(f"{len(hits[None])} questions", flush=True)
     for depth in sorted(settings, key=lambda d: -1 if d is None else d):
-        change = difference(right[depth], right[None])
+        change = difference(hits[depth], hits[None])
         against = "" if depth is None else f"{100 * change.mean:+.1f} ± {100 * (change.error or 0.0):.1f}"
-        shares = f"{statistics.mean(kept[depth]):.1%} | {100 * statistics.mean(right[depth]):.1f} | {against}"
+        shares = f"{statistics.mean(kept[depth]):.1%} | {100 * statistics.mean(hits[depth]):.1f} | {against}"
         yield f"| {'unpruned' if depth is None else depth} | {shares} |"
 
 

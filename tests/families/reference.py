@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import foveate
 from foveate.families import adapt
 from tests.families.tiny import TinyType
-from tests.reference import gone
+from tests.reference import Drop, gone
 
 
 def close(found: Tensor, wanted: Tensor) -> float:
@@ -126,3 +127,14 @@ def logits_of_survivors(model: Any, inputs: dict[str, Any], trace: dict[str, Any
 def rows_of(kind: str) -> Sequence[Sequence[Any]]:
     """A batch of two prompts of different length, one with two images."""
     return [[6, (kind, 2, 3), 5], [2, (kind, 3, 2), 4, (kind, 2, 2), 3]]
+
+
+def check_dropping_is_masking(
+    model: Any, entry: TinyType, inputs: dict[str, Any], layers: tuple[int, ...], steps: int, tolerance: float
+) -> None:
+    """Logits of a pruned answer are those of the stock model that masks what was dropped."""
+    with foveate.prune(model, Drop(layers, 0.4)) as trace:
+        tokens, logits, _ = generate(model, inputs, steps)
+    seen = trace.to_dict()
+    assert seen["alive_per_layer"][-1] < 0.8 * seen["visual_tokens"]
+    assert close(logits, masked_logits(model, entry, inputs, seen, tokens)) < tolerance

@@ -9,12 +9,12 @@ import torch
 
 import foveate
 from tests.families.reference import (
+    check_dropping_is_masking,
     close,
     generate,
     logits_of_survivors,
     longer,
     masked,
-    masked_logits,
     rows_of,
     with_positions,
 )  # fmt: skip
@@ -64,12 +64,7 @@ def test_keeping_everything_is_the_stock_model(name: str, layer: int) -> None:
 def test_dropping_is_masking(name: str, attention: str, layers: tuple[int, ...]) -> None:
     model, entry = model_of(name, attention)
     for rows in (rows_of("image")[:1], rows_of("image")):
-        inputs = entry.batch(rows)
-        with foveate.prune(model, Drop(layers, 0.4)) as trace:
-            tokens, logits, _ = generate(model, inputs, 4)
-        seen = trace.to_dict()
-        assert seen["alive_per_layer"][-1] < 0.8 * seen["visual_tokens"]
-        assert close(logits, masked_logits(model, entry, inputs, seen, tokens)) < TOLERANCE
+        check_dropping_is_masking(model, entry, entry.batch(rows), layers, 4, TOLERANCE)
 
 
 @pytest.mark.parametrize("name", names(exact=False))

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 import foveate
-from tests.families.reference import close, generate, logits_of_survivors, masked_logits, with_positions
+from tests.families.reference import (
+    check_dropping_is_masking,
+    close,
+    generate,
+    logits_of_survivors,
+    with_positions,
+)
 from tests.families.test_types import RECURRENT, TOLERANCE, model_of, with_videos
 from tests.families.tiny import TinyType
 from tests.reference import Drop
@@ -40,12 +46,7 @@ def test_keeping_everything_is_the_stock_model(name: str, layer: int) -> None:
 def test_dropping_is_masking(name: str, layers: tuple[int, ...]) -> None:
     model, entry = model_of(name)
     for rows in (ALONE, mixed(entry)):
-        inputs = entry.batch(rows)
-        with foveate.prune(model, Drop(layers, 0.4)) as trace:
-            tokens, logits, _ = generate(model, inputs, 3)
-        seen = trace.to_dict()
-        assert seen["alive_per_layer"][-1] < 0.8 * seen["visual_tokens"]
-        assert close(logits, masked_logits(model, entry, inputs, seen, tokens)) < TOLERANCE
+        check_dropping_is_masking(model, entry, entry.batch(rows), layers, 3, TOLERANCE)
 
 
 @pytest.mark.parametrize("name", with_videos(exact=False))

@@ -137,15 +137,7 @@ class Packed:
 
     def gather(self, x: Tensor, batch_dim: int = 0, dim: int = 1) -> Tensor:
         """Select along `dim` of a batched tensor without merging; a batch dimension of size 1 is expanded."""
-        rows = self.index.shape[0]
-        if rows == 1 == x.shape[batch_dim]:
-            return x.index_select(dim, self.index[0].to(x.device))
-        x = x.movedim((batch_dim, dim), (0, 1))
-        if x.shape[0] == 1 and rows > 1:
-            x = x.expand(rows, *x.shape[1:])
-        index = self.index.to(x.device)
-        picked = x[torch.arange(rows, device=x.device)[:, None], index]
-        return picked.movedim((0, 1), (batch_dim, dim))
+        return pick(x, self.index, batch_dim, dim)
 
     def apply(self, x: Tensor) -> Tensor:
         """Select and merge hidden states `[B, n, D]` -> `[B, m, D]`; padding is zero."""
@@ -156,6 +148,19 @@ class Packed:
             return out
         rows = [out[row] if m is None else mix(out[row], x[row], m.to(x.device)) for row, m in enumerate(self.merges)]
         return torch.stack(rows)
+
+
+def pick(x: Tensor, index: Tensor, batch_dim: int, dim: int) -> Tensor:
+    """Select `index` `[B, m]` along `dim`; a batch dimension of size 1 is expanded."""
+    rows = index.shape[0]
+    index = index.to(x.device)
+    if rows == 1 == x.shape[batch_dim]:
+        return x.index_select(dim, index[0])
+    x = x.movedim((batch_dim, dim), (0, 1))
+    if x.shape[0] == 1 and rows > 1:
+        x = x.expand(rows, *x.shape[1:])
+    picked = x[torch.arange(rows, device=x.device)[:, None], index]
+    return picked.movedim((0, 1), (batch_dim, dim))
 
 
 def pack(rows: list[Selection]) -> Packed:

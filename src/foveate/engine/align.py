@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.core.selection import pick
+
 
 def aligned(value: Any, index: Tensor, length: int) -> Any:
     """`value` at the tokens `index`; unchanged where no dimension of it runs along the sequence.
@@ -39,17 +41,3 @@ def _sequence_dims(shape: torch.Size, rows: int, length: int) -> tuple[int, int]
     if len(shape) >= 3 and shape[1] == length and shape[0] in (1, rows):
         return 0, 1
     return None
-
-
-def pick(x: Tensor, index: Tensor, batch_dim: int, dim: int) -> Tensor:
-    """Select `index` `[B, m]` along `dim`; a batch dimension of size 1 is expanded."""
-    rows = index.shape[0]
-    if rows == 1 == x.shape[batch_dim]:
-        return x.index_select(dim, index[0].to(x.device))
-    x = x.movedim((batch_dim, dim), (0, 1))
-    if x.shape[0] == 1 and rows > 1:
-        x = x.expand(rows, *x.shape[1:])
-    index = index.to(x.device)
-    if rows == 1:
-        return x[:, index[0]].movedim((0, 1), (batch_dim, dim))
-    return x[torch.arange(rows, device=x.device)[:, None], index].movedim((0, 1), (batch_dim, dim))

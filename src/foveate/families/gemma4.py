@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -63,5 +63,4 @@ class Gemma4(Family):
 
 def _split(values: Sequence[Any], counts: Sequence[int]) -> list[Sequence[Any]]:
     """Consecutive parts of so many values each."""
-    ends = torch.tensor([0, *counts]).cumsum(0).tolist()
-    return [values[start:end] for start, end in pairwise(ends)]
+    return [values[start:end] for start, end in pairwise(accumulate(counts, initial=0))]
