@@ -109,9 +109,11 @@ bare: $(VENV)/.dev
 	.venv-bare/bin/python -m pip install -q -c constraints.txt build/bare/*.whl
 	cd build && PYTHON=../.venv-bare/bin/python $(CURDIR)/$(BIN)/python -m pytest -p no:cacheprovider $(CURDIR)/tests/bare.py $(ARGS)
 
-# of src/foveate without plugins, in one process: 40 minutes on one core
+# of src/foveate without plugins
 coverage: $(VENV)/.dev
-	$(BIN)/python -m coverage run -m pytest $(ARGS)
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --skip-covered --fail-under 90
 
 clean:

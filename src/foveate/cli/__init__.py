@@ -19,6 +19,8 @@ def main() -> None:
         from foveate.cli.app import app
     except ImportError as error:
         sys.exit(f"foveate: {error}. The command line needs `pip install 'foveate[cli]'`.")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", TunedElsewhereWarning)

@@ -56,6 +56,8 @@ def chat(
     talk = Talk(asker, name, chosen, shown, url)
     if sys.stdin.isatty():
         typer.echo(f"{name}, {chosen.name}. /help lists the commands.")
+        if model is None:
+            typer.echo(f"{zoo.ONLY_SCENES} --model names another.")
     while talk.goes_on:
         talk.hear(_line())
 

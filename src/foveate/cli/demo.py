@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from foveate.cli.show import plain
+from foveate.zoo import ONLY_SCENES
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 PIXELS = 1_100_000
 """Largest picture: the built-in scenes make 1,008 visual tokens, so that pruning has something to save."""
-ONLY_SCENES = "The shipped model has seen rendered scenes only: of photographs and other pictures it knows nothing."
 ALREADY_READ = (
     "A tint says where a token was dropped, not that nobody saw it: what was dropped before layer k had been read by "
     "the text in layers 0 to k-1."

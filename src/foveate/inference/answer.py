@@ -18,6 +18,7 @@ from foveate.inference.batches import encode
 from foveate.inference.chats import user
 from foveate.inference.loading import load
 from foveate.inference.placeholders import check_text, placeholders
+from foveate.inference.pruning import Choice, resolve
 from foveate.inference.streaming import Stream
 from foveate.trace.html import render
 from foveate.trace.records import PrefillTrace
@@ -116,24 +117,24 @@ class Asker:
         """Model inputs of one user turn per row, `(images, question)`."""
         return self.inputs([[user(question, images)] for images, question in rows])
 
-    def answer(self, inputs: Mapping[str, Any], method: Method | None = None, **options: Any) -> list[Answer]:
+    def answer(self, inputs: Mapping[str, Any], method: Choice = None, **options: Any) -> list[Answer]:
         """Answers to prepared inputs, in the order of the rows (several per row for `num_return_sequences`).
 
         Args:
-            method: what prunes the prompt; None: nothing.
+            method: what prunes the prompt: a method, or its text (`vitcop:keep=1/9`); None: nothing.
             options: of `generate`, for this call.
         """
         given = self._options(options)
-        ids, trace = generate(self.model, inputs, method, **given)
+        ids, trace = generate(self.model, inputs, resolve(self.model, method), **given)
         new = ids[:, inputs["input_ids"].shape[1] :].tolist()
         each = max(1, len(new) // max(1, inputs["input_ids"].shape[0]))
         return [self._read(tokens, number // each, trace, given) for number, tokens in enumerate(new)]
 
-    def ask(self, chats: Sequence[Any], method: Method | None = None) -> list[Answer]:
+    def ask(self, chats: Sequence[Any], method: Choice = None) -> list[Answer]:
         """Prepare and answer a batch of conversations."""
         return self.answer(self.inputs(chats), method)
 
-    def stream(self, inputs: Mapping[str, Any], method: Method | None = None, **options: Any) -> Stream[Answer]:
+    def stream(self, inputs: Mapping[str, Any], method: Choice = None, **options: Any) -> Stream[Answer]:
         """One answer, piece by piece: iterate for text, then read `.answer`. Leaving the loop stops the model."""
         if inputs["input_ids"].shape[0] != 1:
             raise InputError("One row at a time can be streamed; ask the others in streams of their own.")

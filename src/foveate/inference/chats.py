@@ -21,13 +21,34 @@ SOURCES = ("image", "image_url", "url", "path", "base64")
 VIDEO_SOURCES = ("video", "video_url", "url", "path", "base64")
 
 
-def user(text: str, images: Iterable[Any] = ()) -> Message:
-    """One user turn: the images (anything that `open_picture` takes; a `Clip` is a video), then the text."""
+def user(text: str, images: Any = ()) -> Message:
+    """One user turn: the images, then the text.
+
+    Args:
+        text: the question.
+        images: one, or several in any order that can be iterated: what `open_picture` takes; a `Clip` is a video.
+
+    Raises:
+        InputError: the text is none.
+    """
+    if not isinstance(text, str):
+        raise InputError(
+            f"user(text, images) takes the question first, then pictures; the question was {_shown(text)}."
+        )
     content = [
         {"type": "video", "video": image} if isinstance(image, Clip) else {"type": "image", "image": image}
-        for image in images
+        for image in ([images] if _is_one(images) else images)
     ]
     return {"role": "user", "content": [*content, {"type": "text", "text": text}]}
+
+
+def _is_one(images: Any) -> bool:
+    """Whether this is a picture by itself: paths, bytes, files and arrays can be iterated, too."""
+    if hasattr(images, "shape"):
+        return len(images.shape) < 4
+    if isinstance(images, str | bytes | bytearray | dict) or hasattr(images, "read"):
+        return True
+    return not isinstance(images, Iterable)
 
 
 def assistant(text: str) -> Message:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from torch import nn
@@ -21,7 +22,30 @@ Choice = Method | str | Path | None
 """What users may give as a method."""
 
 
-@contextmanager
+class Block(AbstractContextManager[Trace]):
+    """What `prune` returns: a method in force within its `with` block. Without one it does nothing, and says so."""
+
+    def __init__(self, block: AbstractContextManager[Trace]) -> None:
+        self._block, self._entered = block, False
+
+    def __enter__(self) -> Trace:
+        self._entered = True
+        return self._block.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return self._block.__exit__(kind, error, traceback)
+
+    def __del__(self) -> None:
+        if not self._entered:
+            warnings.warn(
+                "foveate.prune(...) prunes nothing by itself: write `with foveate.prune(...) as trace:` around "
+                "`generate`, or call foveate.attach(...).",
+                stacklevel=2,
+            )
+
+
 def prune(
     model: nn.Module,
     method: Choice,
@@ -30,7 +54,7 @@ def prune(
     full_length: bool = False,
     every_thread: bool = False,
     **parameters: Any,
-) -> Iterator[Trace]:
+) -> Block:
     """Prune visual tokens of `model` within a `with` block.
 
     Args:
@@ -44,8 +68,8 @@ def prune(
         every_thread: also prune calls in threads that opened no block themselves.
         parameters: with a name, the method's other parameters.
 
-    Yields:
-        A `Trace`, filled by every prefill inside the block.
+    Returns:
+        A context manager; what stands after its `as` is a `Trace`, filled by every prefill inside the block.
 
     The innermost block of the current context wins; a worker thread belongs to it when it is started with
     `contextvars.copy_context().run`.
@@ -56,8 +80,7 @@ def prune(
         MissingTapError: the family cannot give what the method reads.
     """
     chosen = resolve(model, method, keep, **parameters)
-    with engine.prune(model, chosen, full_length=full_length, every_thread=every_thread) as trace:
-        yield trace
+    return Block(engine.prune(model, chosen, full_length=full_length, every_thread=every_thread))
 
 
 def attach(

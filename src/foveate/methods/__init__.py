@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 from functools import cache
 from inspect import isabstract
@@ -53,7 +54,9 @@ def find(name: str) -> type[Method]:
     wanted = name.lower().replace("-", "_")
     found = [key for key in registry() if key == wanted] or [key for key in registry() if key.startswith(wanted)]
     if len(found) != 1:
-        raise ConfigurationError(f"There is no method {name!r}; there are {', '.join(registry())}.")
+        near = found or difflib.get_close_matches(wanted, registry(), 1)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise ConfigurationError(f"There is no method {name!r}.{hint} There are {', '.join(registry())}.")
     return registry()[found[0]]
 
 

@@ -45,8 +45,10 @@ def overlay(
         stages: show what the first so many stages did; default: all.
 
     Raises:
-        InputError: there is no such image in the trace.
+        InputError: there is no such image in the trace, or `image` is no PIL image.
     """
+    if not isinstance(image, Image.Image):
+        raise InputError(f"overlay takes the picture itself, not {type(image).__name__}: PIL.Image.open(path).")
     group, numbers = find_group(trace, row, index)
     last = "kept to the end" if stages is None else f"left after stage {stages} of {len(group.steps)}"
     group = replace(group, steps=group.steps[:stages])

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from foveate.errors import FoveateError
 
-__all__ = ["DEFAULT", "SYSTEM", "UnknownZooModelError", "names", "path", "resolve"]
+__all__ = ["DEFAULT", "ONLY_SCENES", "SYSTEM", "UnknownZooModelError", "names", "path", "resolve"]
 
 DEFAULT = "foveate/scenes-qwen2_5_vl"
 SYSTEM = "You are a helpful assistant."
 """The only system message that the zoo's models have seen."""
+
+ONLY_SCENES = "The shipped model has seen rendered scenes only: of photographs and other pictures it knows nothing."
 
 _PREFIX = "foveate/"
 _ROOT = Path(__file__).parent
