@@ -126,7 +126,8 @@ def test_a_checkpoint_is_probed_without_its_weights() -> None:
 def test_what_is_said_to_be_tested_is() -> None:
     every_run = {TABLE[name].model_type for name in FEW}
     assert set(ALWAYS_TESTED) == every_run
-    assert set(TESTED) == {entry.model_type for entry in TABLE.values()} - every_run
+    there = {name for name in TESTED if name in CONFIG_MAPPING}  # an older transformers lacks some
+    assert there == {entry.model_type for entry in TABLE.values()} - every_run
 
 
 def test_every_registered_type_is_tested_or_refused() -> None:
@@ -135,6 +136,7 @@ def test_every_registered_type_is_tested_or_refused() -> None:
     assert sorted({*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES} - known) == []
 
 
+@pytest.mark.skipif("kimi_k25" not in TABLE, reason="not in this version of transformers")
 def test_refused_videos_are_refused_by_name() -> None:
     entry, model = TABLE["kimi_k25"], build("kimi_k25")
     inputs = entry.batch([[3, ("image", 2, 2), 4]])

@@ -59,6 +59,14 @@ class TinyType:
     by_row: bool = False
     change: Callable[[nn.Module], None] | None = None
 
+    def is_known(self) -> bool:
+        known = (
+            hasattr(transformers, self.kind)
+            if self.kind
+            else self.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+        )
+        return known and self.model_type in CONFIG_MAPPING
+
     def model_class(self) -> Any:
         name = self.kind or MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[self.model_type]
         return getattr(transformers, name if isinstance(name, str) else name[0])
@@ -132,8 +140,10 @@ def _filled_up(rows: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
 
 
 def add(model_type: str, config: Any, image: Maker, name: str = "", **more: Any) -> None:
-    """An entry of the table."""
-    TABLE[name or model_type] = TinyType(model_type, config, image, **more)
+    """An entry of the table, if the installed transformers has the type."""
+    entry = TinyType(model_type, config, image, **more)
+    if entry.is_known():
+        TABLE[name or model_type] = entry
 
 
 def build(name: str, attention: str = "sdpa") -> Any:

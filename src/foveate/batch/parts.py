@@ -115,7 +115,7 @@ class BatchFolder:
             raise BatchError(f"{file} cannot be read: it is no file of foveate batch. Choose another --out.") from error
         other = sorted(name for name in names if found.get(name) != self.spec.get(name))
         if other:
-            told = ", ".join(f"{name}: {found.get(name)!r} there, {self.spec.get(name)!r} now" for name in other)
+            told = "; ".join(_difference(name, found.get(name), self.spec.get(name)) for name in other)
             raise BatchError(
                 f"{self.folder} holds answers under other settings ({told}). Repeat those, or choose another --out."
             )
@@ -178,3 +178,13 @@ class BatchFolder:
             for part in range(len(self)):
                 writer.write_table(pq.read_table(self.path(part)).replace_schema_metadata(schema.metadata))
         return self.merged
+
+
+def _difference(name: str, there: Any, now: Any) -> str:
+    """What differs of a setting; of a text with many parts, such as a method's, only these."""
+    if isinstance(there, str) and isinstance(now, str):
+        old, new = there.split(", "), now.split(", ")
+        if len(old) == len(new) > 1:
+            differ = [(a, b) for a, b in zip(old, new, strict=True) if a != b]
+            there, now = ", ".join(a for a, _ in differ), ", ".join(b for _, b in differ)
+    return f"{name}: {there!r} there, {now!r} now"

@@ -66,7 +66,7 @@ def evaluate(
         attention=attention,
     )  # fmt: skip
     evaluation = run(plan)
-    console().print(table(evaluation.found))
+    console().print(table(evaluation.found, narrow=console().width < 110))
     if report:
         illustrate(evaluation, out)
     typer.echo(f"{out.resolve()}: results.jsonl, summary.json, summary.csv{', pareto.png, report.html' * report}")
@@ -108,14 +108,18 @@ def console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=170)
 
 
-def table(found: dict[str, Any]) -> Table:
-    """The summary for a terminal."""
+def table(found: dict[str, Any], narrow: bool = False) -> Table:
+    """The summary for a terminal; a narrow one leaves out what follows from other columns."""
     title = f"{found['run']['model']} on {found['run']['data']}, {found['results'][0]['samples']} samples"
     if found["skipped"]:
         title += f", {len(found['skipped'])} skipped"
     headers = ["setting", f"{found['metric']} %", "95 %", "retained %", "tokens\nper layer", "kept %"]
-    caption = "95 % bootstrap intervals; times are medians per sample; first token: vision and prefill"
-    shown = make_table([*headers, "first token\nms", "prefill\nms", "KV kB"], title, caption)
+    times = (
+        "; times stand in the report" if narrow else "; times are medians per sample; first token: vision and prefill"
+    )
+    caption = f"95 % bootstrap intervals{times}"
+    rest = [] if narrow else ["first token\nms", "prefill\nms", "KV kB"]
+    shown = make_table([*headers, *rest], title, caption)
     for row in found["results"]:
         low, high = row["score_interval"]
         add_row(
@@ -126,8 +130,6 @@ def table(found: dict[str, Any]) -> Table:
             "-" if row["retention"] is None else f"{row['retention']:.1%}",
             f"{row['kept_tokens']:.1f}",
             f"{row['kept']:.1%}",
-            f"{row['ttft_ms']:.2f}",
-            f"{row['prefill_ms']:.2f}",
-            f"{row['kv_bytes'] / 1000:.1f}",
+            *([] if narrow else [f"{row['ttft_ms']:.2f}", f"{row['prefill_ms']:.2f}", f"{row['kv_bytes'] / 1000:.1f}"]),
         )
     return shown

@@ -96,7 +96,12 @@ class Keep:
         if isinstance(value, Keep):
             return value
         if isinstance(value, bool) or not isinstance(value, Real):
-            raise BudgetError(f"keep={value!r} must be a ratio in (0, 1], a whole number of tokens or a Keep.")
+            hint = (
+                ': write keep=1/9 without quotes, or the method as a text, "vitcop:keep=1/9"'
+                if isinstance(value, str)
+                else ""
+            )
+            raise BudgetError(f"keep={value!r} must be a ratio in (0, 1], a whole number of tokens or a Keep{hint}.")
         if isinstance(value, Integral):
             if value < 1:
                 raise BudgetError(f"keep={value!r} must lie in (0, 1] as a ratio, or be a number of tokens from 1 on.")

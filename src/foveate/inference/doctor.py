@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
-from foveate import zoo
 from foveate.core.method import Method
 from foveate.engine.checks import check, notes
 from foveate.errors import FoveateError, UnsupportedModelError
 from foveate.families import adapt
 from foveate.families.base import Family
 from foveate.families.refusals import type_refusal
-from foveate.inference.loading import auto_class
+from foveate.inference.loading import auto_class, read_config
 from foveate.methods import registry
 
 
@@ -75,7 +73,7 @@ def examine(config: Any) -> Findings:
 
 def of_checkpoint(path_or_id: str) -> Findings:
     """The same for the `config.json` of a folder, a Hub id or a model of the zoo; no weights are read."""
-    return examine(AutoConfig.from_pretrained(zoo.resolve(path_or_id)))
+    return examine(read_config(path_or_id))
 
 
 def example(kind: type[Method], model: Any) -> Method | None:

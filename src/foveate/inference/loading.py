@@ -61,6 +61,22 @@ def load(
         raise _unreadable(source, error) from error
 
 
+def read_config(path_or_id: str) -> Any:
+    """The configuration of a checkpoint, without its weights.
+
+    Args:
+        path_or_id: as in `load`.
+
+    Raises:
+        CheckpointError: nothing there, or unreadable.
+    """
+    source = _source(path_or_id)
+    try:
+        return AutoConfig.from_pretrained(source)
+    except Exception as error:
+        raise _unreadable(source, error) from error
+
+
 def _too_large(source: str, where: str, error: BaseException) -> DeviceError:
     return DeviceError(
         f"{source} does not fit into the memory of {where}: {_first_line(error)} Use --dtype bfloat16 (dtype=), "

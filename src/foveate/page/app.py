@@ -192,7 +192,7 @@ def launch(page: Page, port: int) -> Any:
         )  # fmt: skip
     except OSError as error:
         raise OutputError(
-            f"Port {port} cannot be used ({error}); choose another --port, or 0 for a free one."
+            f"Port {port} cannot be used: something listens there already? Choose another --port, or 0 for a free one."
         ) from error
     return blocks
 

@@ -128,6 +128,8 @@ def find_group(trace: PrefillTrace, row: int, index: int) -> tuple[GroupTrace, l
         if group.row == row and 0 <= number < len(group.images):
             first = sum(group.images[:number])
             return group, list(range(first, first + group.images[number]))
+    if not trace.groups:
+        raise InputError("The last prefill read no image: there is nothing to draw.")
     raise InputError(f"The last prefill has no image {index} in row {row}.")
 
 
