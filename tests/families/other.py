@@ -216,8 +216,8 @@ add(
     "aria",
     {
         "vision_config": {"model_type": "idefics3_vision", **tower()},
-        "text_config": text(moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1), **IMAGE_IDS,
-        "projector_patch_to_query_dict": {16: 6},
+        "text_config": {"model_type": "aria_text", **text(moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1)},
+        **IMAGE_IDS, "projector_patch_to_query_dict": {16: 6},
     },
     aria,
 )  # fmt: skip

@@ -96,7 +96,7 @@ add(
         "vision_feature_select_strategy": "full", "deepstack_layer_map": [[-2, 0], [-1, 2]],
         "spatial_target_layers": [1, 3, 4, 5], "projector_dropout": 0.0, "qformer_config": {
             "model_type": "blip_2_qformer", "num_hidden_layers": 1, "intermediate_size": 48,
-            "cross_attention_frequency": 1, "hidden_size": 64,
+            "cross_attention_frequency": 1, "hidden_size": 64, "num_attention_heads": 4,
         },
     },
     windows,
