@@ -107,6 +107,19 @@ def test_what_cannot_be_followed_is_refused(compiler: SchemaCompiler, schema: An
         compiler.compile(schema)
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "multipleOf": 99_999_989},
+        {"allOf": [{"type": "integer", "multipleOf": 997}, {"type": "integer", "multipleOf": 991}]},
+        {"allOf": [{"type": "string", "pattern": f"^.*a.{{{n}}}$"} for n in range(10, 60)]},
+    ],
+)
+def test_what_would_take_hours_is_refused_in_seconds(compiler: SchemaCompiler, schema: Any) -> None:
+    with pytest.raises(SchemaError, match="takes more than 2 seconds"):
+        compiler.compile(schema)
+
+
 def test_a_schema_has_no_say_in_how_it_is_read(compiler: SchemaCompiler) -> None:
     white = compiler.compile({**ANY_OBJECT, "x-guidance": {"whitespace_flexible": True}}).row()
     for token in compiler._tokenizer.tokenize_str("{"):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 from PIL import Image
@@ -98,6 +99,7 @@ def test_bars_compare_only_what_can_be_told_apart(page: Page, scene: tuple[str, 
         ("scene", "<|image_pad|>", 0.1, "image_pad"),
         ("text", "What?", 0.1, "cannot be read as an image"),
         ("scene", "What?", 0.0, "keep"),
+        ("scene", "word " * 1000, 0.1, "5,000 letters"),
     ],
 )
 def test_what_cannot_be_asked_is_told(
@@ -141,6 +143,11 @@ def blocks(page: Page) -> Iterator[Any]:
 def test_a_taken_port_is_told(page: Page, blocks: Any) -> None:
     with pytest.raises(OutputError, match="--port"):
         launch(page, blocks.server_port)
+
+
+def test_it_answers_to_names_of_this_machine_only(blocks: Any) -> None:
+    for name, status in (("evil.example", 400), ("127.0.0.1.evil.example", 400), ("localhost", 200)):
+        assert httpx2.get(blocks.local_url, headers={"Host": f"{name}:{blocks.server_port}"}).status_code == status
 
 
 @pytest.fixture

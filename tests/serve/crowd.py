@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -84,3 +86,61 @@ async def crowd(address: str, clients: int) -> dict[int, str]:
         tasks = [(asks, reads_slowly, leaves, sends_nonsense, leaves)[i % 5](client, i) for i in range(clients)]
         found = await asyncio.gather(*tasks)
     return {number: text for number, text in enumerate(found) if number % 5 in (0, 1) and text is not None}
+
+
+@dataclass
+class Ending:
+    """What clients met that went on asking while a server ended."""
+
+    answered: int = 0
+    refused: set[int | str] = field(default_factory=set)
+    lost: list[str] = field(default_factory=list)
+
+
+async def keeps_asking(address: str, number: int, step: int, met: Ending) -> None:
+    """One question after the other, whole and as streams, until one is not let in. What is let in must be answered."""
+    own = httpx2.Limits(max_keepalive_connections=0)  # one that is kept may be closed just as it is used
+    async with httpx2.AsyncClient(base_url=address, timeout=300, limits=own) as client:
+        while True:
+            stream = number % 2 == 1
+            try:
+                reply = await client.post("/v1/chat/completions", json=wanted(number, stream=stream))
+            except httpx2.ConnectError:
+                met.refused.add("no connection")
+                return
+            except httpx2.HTTPError as error:
+                met.lost.append(f"{number}: {error!r}")
+                return
+            if reply.status_code == 429:
+                await asyncio.sleep(0.1)
+                continue
+            if reply.status_code != 200:
+                met.refused.add(reply.status_code)
+                return
+            text = streamed(reply.text) if stream else reply.json()["choices"][0]["message"]["content"]
+            if text != expected(number):
+                met.lost.append(f"{number}: {text!r} instead of {expected(number)!r}")
+            met.answered += 1
+            number += step
+
+
+def streamed(events: str) -> str | None:
+    """The text of a stream; None if it was cut."""
+    *lines, last = [line.removeprefix("data: ") for line in events.splitlines() if line]
+    pieces = [choice["delta"].get("content", "") for line in lines for choice in json.loads(line)["choices"]]
+    return "".join(pieces) if last == "[DONE]" else None
+
+
+async def ends_under_load(address: str, clients: int, end: Callable[[], None]) -> Ending:
+    """Clients that go on asking; `end` is called when each has had an answer or two."""
+    for number in range(12 * len(CHOICES)):  # every pair; worked out while clients wait, it would hold them up
+        expected(number)
+    met = Ending()
+    tasks = [asyncio.create_task(keeps_asking(address, number, clients, met)) for number in range(clients)]
+    while met.answered < 2 * clients:
+        assert not met.lost, met
+        assert not met.refused, met
+        await asyncio.sleep(0.01)
+    end()
+    await asyncio.gather(*tasks)
+    return met

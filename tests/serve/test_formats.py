@@ -88,6 +88,15 @@ def test_formats_that_are_refused(address: str, form: Any) -> None:
     assert reply.json()["error"]["param"].startswith("response_format")
 
 
+def test_schemas_that_take_hours_hold_nobody_up(address: str) -> None:
+    pytest.importorskip("llguidance")
+    endless = body(text="Hm?", response_format=wish({"type": "integer", "multipleOf": 99_999_989}))
+    with ThreadPoolExecutor(4) as pool:
+        refused = [pool.submit(post, address, endless) for _ in range(3)]  # more than there are workers
+        assert post(address, body(text="Hm?")).status_code == 200
+        assert {one.result().status_code for one in refused} == {400}
+
+
 def test_without_the_library_it_is_said(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with served(ServeOptions()) as (other, _):

@@ -146,6 +146,7 @@ BODIES: list[tuple[str, Any, str]] = [
     ("markup in two parts", messages(*({"type": "text", "text": t} for t in ("<|image", "_pad|>"))), "messages"),
     ("too long", body(text="word " * 60_000), "messages"),
     ("far too long", body(text="w" * 1_500_000), "messages"),
+    ("too long together", body() | {"messages": [turn([], "w" * 400_000)] * 3}, ""),
     ("empty stop", body(stop=""), "stop"),
     ("many stops", body(stop=["a"] * 9), "stop"),
     ("a stream of options", body(stream_options={"include_usage": True}), ""),

@@ -17,7 +17,7 @@ pytest.importorskip("ray.serve", reason="needs the extra `ray`")
 from foveate.errors import ConfigurationError
 from foveate.serve.replicas import Scaling
 from tests.cli.run import foveate
-from tests.serve.crowd import asks, expected, reads_slowly, wanted
+from tests.serve.crowd import asks, ends_under_load, expected, reads_slowly, wanted
 from tests.serve.live import post
 from tests.serve.test_shutdown import command
 
@@ -93,19 +93,12 @@ def test_clients_that_leave_are_not_worked_for(running: tuple[str, subprocess.Po
     assert post(running[0], wanted(0)).status_code == 200
 
 
-def test_sigterm_finishes_what_was_let_in(running: tuple[str, subprocess.Popen[str]]) -> None:
+def test_sigterm_under_load_loses_no_accepted_request(running: tuple[str, subprocess.Popen[str]]) -> None:
     address, process = running
-    numbers = range(REPLICAS * (ROWS + QUEUE) // 2)
-
-    async def end() -> list[str]:
-        async with httpx2.AsyncClient(base_url=address, timeout=300) as client:
-            tasks = [asyncio.create_task((reads_slowly if n % 2 else asks)(client, n)) for n in numbers]
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            assert sum(task.done() for task in tasks) < len(tasks) / 2
-            process.send_signal(signal.SIGTERM)
-            return await asyncio.gather(*tasks)
-
-    assert asyncio.run(end()) == [expected(n) for n in numbers]
+    met = asyncio.run(ends_under_load(address, REPLICAS * (ROWS + QUEUE), lambda: process.send_signal(signal.SIGTERM)))
+    print(met)
+    assert not met.lost
+    assert met.refused <= {404, 503, "no connection"}  # the first two are Ray's, once the deployment is to end
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert "Traceback" not in output

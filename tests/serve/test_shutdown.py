@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ import httpx2
 import pytest
 
 from tests.cli.run import foveate
+from tests.serve.crowd import ends_under_load
 from tests.serve.live import body, scenes, wait_until
 
 
@@ -81,6 +83,16 @@ def test_sigterm_under_load_loses_no_accepted_request() -> None:
         assert "Traceback" not in output
         with pytest.raises(httpx2.ConnectError):
             httpx2.get(f"{address}/health")
+
+
+def test_sigterm_while_more_come_cuts_nothing() -> None:
+    with command("--max-rows", "2", "--max-queue", "30", "--allow-method", "visionzip") as (address, process):
+        met = asyncio.run(ends_under_load(address, 12, lambda: process.send_signal(signal.SIGTERM)))
+        assert not met.lost
+        assert met.refused == {"no connection"}
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode in (0, -signal.SIGTERM)
+        assert "Traceback" not in output
 
 
 @pytest.mark.parametrize(

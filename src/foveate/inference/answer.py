@@ -67,6 +67,11 @@ class Answer:
         return render(self.prefill, f"{self.text} ({self.stop})", self.row)
 
 
+def context_length(model: Any) -> int:
+    """Tokens that a model reads at most; a number beyond all prompts if it does not say."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
+
+
 @dataclass(frozen=True)
 class Asker:
     """A model with its processor, and how it is to answer.

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from foveate.data.rows import Row
-from foveate.errors import FoveateError
-from foveate.inference.answer import Asker
+from foveate.errors import FoveateError, InputError
+from foveate.inference.answer import Asker, context_length
 
 Loaded = tuple[Row, Sequence[Any]]
 """A row and its opened images."""
@@ -49,7 +49,13 @@ def prepare(asker: Asker, rows: Sequence[Loaded]) -> Prepared:
 
 
 def _batch(asker: Asker, rows: Sequence[Loaded]) -> Mapping[str, Tensor]:
-    return asker.questions([(images, row.question) for row, images in rows]) if rows else {}
+    if not rows:
+        return {}
+    inputs = asker.questions([(images, row.question) for row, images in rows])
+    longest, most = int(inputs["attention_mask"].sum(-1).max()), context_length(asker.model)
+    if longest >= most:  # the answer would be noise, after a time that grows with the square
+        raise InputError(f"The prompt has {longest:,} tokens; the model reads {most:,}. Ask less, or show less.")
+    return inputs
 
 
 def _refused(asker: Asker, rows: Sequence[Loaded]) -> list[tuple[Row, FoveateError]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from foveate.errors import MissingExtraError, SchemaError
+from foveate.inference.trials import check_compiles
 
 LONGEST = 65_536
 """Characters of a schema."""
@@ -129,7 +130,8 @@ class SchemaCompiler:
         """Check a schema and make it ready. Nothing that it refers to is fetched.
 
         Raises:
-            SchemaError: no schema, or one with parts that cannot be followed; never ignored in silence.
+            SchemaError: no schema, one with parts that cannot be followed (never ignored in silence), or one that takes
+                too long to make ready.
         """
         from llguidance import LLMatcher
 
@@ -143,6 +145,7 @@ class SchemaCompiler:
             grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": False})
         except ValueError as error:
             raise SchemaError(f"No JSON schema: {_first(str(error))}") from error
+        check_compiles(grammar)
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
             raise SchemaError(f"The schema cannot be followed: {_first(matcher.get_error())}")

@@ -26,6 +26,8 @@ EXAMPLES = (9, 0, 4, 6, 15)
 """Numbers of scenes of the test split, of different questions."""
 _LARGEST_UPLOAD = "50mb"
 _MOST_WAITING = 16
+_LONGEST = 4000
+"""Characters of a question: one question is answered at a time, and a book would keep the others waiting."""
 _A_DAY = (86400, 86400)
 """Seconds between looks for uploads to delete, and their age; the rest go when the page ends."""
 _LAYOUT = """
@@ -83,6 +85,8 @@ class Page:
         """
         if not picture:
             raise InputError("Give a picture first: drop one on the page, or choose an example.")
+        if len(question) > _LONGEST:
+            raise InputError(f"The question has {len(question):,} letters; the page takes at most {_LONGEST:,}.")
         image = open_image(picture)
         own = self.first if method == self.first.name else setting(method, model=self.model)
         chosen = own.with_keep(keep).make()
@@ -183,11 +187,16 @@ def launch(page: Page, port: int) -> Any:
     blocks = build(page, Path(folder.name))
     blocks.folder_until_then = folder
     import gradio as gr
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    # a web page may let any name point here; its browser then sends that name
+    own_names = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
     try:
         blocks.queue(max_size=_MOST_WAITING).launch(
             server_name="127.0.0.1", server_port=port or _free_port(), share=False, max_file_size=_LARGEST_UPLOAD,
             ssr_mode=False, footer_links=[], css=CSS + _LAYOUT, prevent_thread_lock=True, quiet=True, mcp_server=False,
+            app_kwargs={"middleware": [own_names]},
             theme=gr.themes.Soft(font="system-ui", font_mono="ui-monospace"), enable_monitoring=False,
         )  # fmt: skip
     except OSError as error:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from foveate.data.videos import FrameSampling
 from foveate.engine.planning import plan_columns
 from foveate.errors import MissingExtraError, SchemaError
-from foveate.inference.answer import Asker
+from foveate.inference.answer import Asker, context_length
 from foveate.inference.batches import sampler
 from foveate.inference.schemas import JsonSchema, SchemaCompiler
 from foveate.serve.choices import MethodChoices
@@ -44,8 +44,7 @@ class Preparation:
         self._processor = threading.Lock()  # tokenizers set padding on themselves while they work
         self._markers = markers(asker.processor.tokenizer)
         self._penalty, self._top_k = check_generation(asker.model)
-        config = asker.model.config.get_text_config()
-        self._context = int(getattr(config, "max_position_embeddings", None) or 2**31)
+        self._context = context_length(asker.model)
 
     async def parse(self, body: bytes) -> ChatRequest:
         """The request in a body.

@@ -7,6 +7,7 @@ places, limits and keys. What is between client and replica is Ray's.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,9 @@ REFUSALS = 64
 """Requests that a replica takes in beyond its places, to refuse them itself, with 429 and when to come back."""
 MOST_UNASSIGNED = 1024
 """Requests that a proxy holds until a replica takes them; beyond that it answers 503."""
+PROXY_SECONDS = "60"
+"""For each try of Ray's to reach a proxy that starts. After three of Ray's own 5 s, which a busy machine needs for its
+imports alone, the proxy would be killed, and the start with it."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,7 @@ def run_replicas(job: ServeJob, cluster: Cluster, scaling: Scaling, on_ready: Ca
         ClusterError: none answers, it lacks room, another `foveate` runs there, or the replicas do not start.
         FoveateError: what `ServeJob.load` raises, as it was raised over there.
     """
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", PROXY_SECONDS)  # goes to a cluster started here
     with cluster.connected() as ray, _sigterm_interrupts(), told(ray):
         from ray import serve
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -13,6 +14,24 @@ import uvicorn
 from foveate.serve.app import build
 from foveate.serve.options import ServeOptions
 from foveate.serve.service import Service
+
+LINGER = 0.5
+"""Seconds at the end in which requests are taken that are on their way already."""
+
+
+class LingeringServer(uvicorn.Server):
+    """Ends without resetting connections that hold a request which it has not read yet.
+
+    Uvicorn alone closes what waits to be accepted, and connections whose request has not been read: on a busy machine
+    many at once, and their clients cannot know whether they were heard.
+    """
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await asyncio.sleep(0.05)  # the loop accepts all that wait
+        for listener in self.servers:
+            listener.close()
+        await asyncio.sleep(LINGER)
+        await super().shutdown(sockets)
 
 
 def server(service: Service, log_level: str = "info") -> uvicorn.Server:
@@ -30,7 +49,7 @@ def server(service: Service, log_level: str = "info") -> uvicorn.Server:
         ws="none",
         lifespan="on",
     )
-    return uvicorn.Server(config)
+    return LingeringServer(config)
 
 
 @contextmanager

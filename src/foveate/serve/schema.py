@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstrai
 
 from foveate.inference.schemas import ANY_OBJECT
 
-Text = Annotated[str, StringConstraints(max_length=1_000_000)]
+MOST_TEXT = 1_000_000
+"""Characters of a whole request: longer ones would hold up the tokenizer, which takes one request at a time."""
+Text = Annotated[str, StringConstraints(max_length=MOST_TEXT)]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
@@ -184,6 +186,8 @@ class ChatRequest(Strict):
             raise ValueError("stream_options need stream=true")
         if self.messages[-1].role != "user":
             raise ValueError("the last message is the user's, to which the model answers")
+        if sum(map(len, self.texts())) > MOST_TEXT:
+            raise ValueError(f"all texts together may have at most {MOST_TEXT:,} characters")
         return self
 
     @property
