@@ -11,9 +11,10 @@ greedy and of a fixed length.
 
     req/s    requests over the time from the first one's arrival to the last answer; processing of pictures counts
     ratio    of req/s over vLLM's own in the same round: mean and standard error over rounds
+    CPU      the same of requests per second of CPU time, which other work on the machine disturbs less
     TTFT     from a request's arrival to its first token, p50; all arrive at once, so waiting counts
     blocks   of the KV cache that one request fills
-    tower    share of the time that encoding takes (tower, projector, selection); llm: that of the language model's
+    tower    share of the CPU time that encoding takes (tower, projector, selection); llm: that of the language model's
              forward passes
 """
 
@@ -106,7 +107,7 @@ def _architecture(config: Any) -> str:
 
 @dataclass
 class Clock:
-    """Seconds spent in an engine's parts since they were last asked for."""
+    """Seconds of CPU time spent in an engine's parts since they were last asked for."""
 
     tower: float = 0.0
     llm: float = 0.0
@@ -117,9 +118,9 @@ class Clock:
 
     def _timed(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
-            begin = time.perf_counter()
+            begin = time.process_time()
             found = call(*args, **kwargs)
-            setattr(self, part, getattr(self, part) + time.perf_counter() - begin)
+            setattr(self, part, getattr(self, part) + time.process_time() - begin)
             return found
 
         return timed
@@ -156,11 +157,12 @@ class Row:
 
     Attributes:
         keep: None: vLLM's own engine.
-        tower, llm: seconds spent in these parts.
+        cpu: CPU time; tower and llm are of it.
     """
 
     keep: float | None
     seconds: float
+    cpu: float
     per_second: float
     ttft: float
     prompt: int
@@ -185,15 +187,15 @@ def measure(engine: Engine, keep: float | None, asked: Sequence[dict[str, Any]],
         asked = [one | {"mm_processor_kwargs": {KEEP: keep}} for one in asked]
     sampling = vllm.SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
     engine.clock.read()
-    begin = time.perf_counter()
+    begin, worked = time.perf_counter(), time.process_time()
     found = engine.llm.generate(asked, sampling, use_tqdm=False)
-    seconds = time.perf_counter() - begin
+    seconds, cpu = time.perf_counter() - begin, time.process_time() - worked
     tower, llm = engine.clock.read()
     assert all(len(one.outputs[0].token_ids) == tokens and not one.num_cached_tokens for one in found)
     prompt = max(len(one.prompt_token_ids) for one in found)
     ttft = statistics.median(one.metrics.first_token_latency for one in found)
     blocks = math.ceil((prompt + tokens) / BLOCK)
-    return Row(keep, seconds, len(found) / seconds, ttft, prompt, blocks, tower, llm)
+    return Row(keep, seconds, cpu, len(found) / seconds, ttft, prompt, blocks, tower, llm)
 
 
 def rounds(engines: dict[bool, Engine], side: int, prompt: str, given: argparse.Namespace) -> list[list[Row]]:
@@ -213,35 +215,44 @@ def rounds(engines: dict[bool, Engine], side: int, prompt: str, given: argparse.
     return found
 
 
-def table(found: Sequence[Sequence[Row]]) -> list[dict[str, Any]]:
-    """Means over rounds, with standard errors of the ratios; printed too."""
-    print("| keep | prompt | blocks | req/s | ratio | TTFT p50 | TTFT / | tower | llm |", "|---" * 9 + "|", sep="\n")
-    lines = []
-    for rows in zip(*found, strict=True):
-        own = [row.per_second / all_rows[0].per_second for row, all_rows in zip(rows, found, strict=True)]
-        sooner = [all_rows[0].ttft / row.ttft for row, all_rows in zip(rows, found, strict=True)]
-        seconds = sum(row.seconds for row in rows)
-        line = {
-            "keep": rows[0].keep, "prompt_tokens": rows[0].prompt, "blocks": rows[0].blocks,
-            "requests_per_second": statistics.mean(row.per_second for row in rows),
-            "ratio": statistics.mean(own), "ratio_error": _error(own),
-            "ttft_p50": statistics.mean(row.ttft for row in rows),
-            "ttft_ratio": statistics.mean(sooner), "ttft_ratio_error": _error(sooner),
-            "tower": sum(row.tower for row in rows) / seconds, "llm": sum(row.llm for row in rows) / seconds,
-        }  # fmt: skip
-        lines.append(line)
-        keep = "without" if line["keep"] is None else f"{line['keep']:.3g}"
-        print(
-            f"| {keep} | {line['prompt_tokens']} | {line['blocks']} | {line['requests_per_second']:.3f} | "
-            f"{line['ratio']:.2f} ± {line['ratio_error']:.2f} | {line['ttft_p50']:.2f} s | "
-            f"{line['ttft_ratio']:.2f} ± {line['ttft_ratio_error']:.2f} | {line['tower']:.0%} | {line['llm']:.0%} |",
-            flush=True,
-        )
-    return lines
+HEAD = "| keep | prompt | blocks | req/s | ratio | CPU | TTFT p50 | TTFT / | tower | llm |"
 
 
-def _error(values: Sequence[float]) -> float:
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+def summary(rows: Sequence[Row], without: Sequence[Row]) -> dict[str, Any]:
+    """Means over rounds, ratios with standard errors.
+
+    Args:
+        rows, without: of one setting and of vLLM's own, in the same rounds.
+    """
+    pairs = list(zip(without, rows, strict=True))
+    ratios = {
+        "ratio": [own.seconds / row.seconds for own, row in pairs],
+        "cpu_ratio": [own.cpu / row.cpu for own, row in pairs],
+        "ttft_ratio": [own.ttft / row.ttft for own, row in pairs],
+    }
+    cpu = sum(row.cpu for row in rows)
+    found: dict[str, Any] = {
+        "keep": rows[0].keep, "prompt_tokens": rows[0].prompt, "blocks": rows[0].blocks,
+        "requests_per_second": statistics.mean(row.per_second for row in rows),
+        "ttft_p50": statistics.mean(row.ttft for row in rows),
+        "tower": sum(row.tower for row in rows) / cpu, "llm": sum(row.llm for row in rows) / cpu,
+    }  # fmt: skip
+    for name, values in ratios.items():
+        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        found |= {name: statistics.mean(values), f"{name}_error": error}
+    return found
+
+
+def line(found: dict[str, Any]) -> str:
+    """Of the table."""
+    keep = "without" if found["keep"] is None else f"{found['keep']:.3g}"
+    ratio, cpu, ttft = (
+        f"{found[name]:.2f} ± {found[f'{name}_error']:.2f}" for name in ("ratio", "cpu_ratio", "ttft_ratio")
+    )
+    return (
+        f"| {keep} | {found['prompt_tokens']} | {found['blocks']} | {found['requests_per_second']:.3f} | {ratio} "
+        f"| {cpu} | {found['ttft_p50']:.2f} s | {ttft} | {found['tower']:.0%} | {found['llm']:.0%} |"
+    )
 
 
 def study(given: argparse.Namespace) -> dict[str, Any]:
@@ -253,7 +264,8 @@ def study(given: argparse.Namespace) -> dict[str, Any]:
         engines = {on: Engine.start(Path(name), settings if on else None, given) for on in (False, True)}
         found = rounds(engines, side, image + "{} Answer: ", given)
         environment: dict[str, Any] = engines[False].llm.apply_model(facts)[0]
-    lines = table(found)
+    lines = [summary(rows, [own[0] for own in found]) for rows in zip(*found, strict=True)]
+    print(HEAD, "|---" * HEAD.count(" |") + "|", *map(line, lines), sep="\n")
     return {
         "model": given.model, "command": " ".join(["python", *sys.argv]), "vllm": vllm.__version__,
         "environment": environment, "settings": lines, "rounds": [[asdict(row) for row in rows] for rows in found],
