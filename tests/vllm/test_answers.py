@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,7 +97,7 @@ def test_a_named_image_under_another_keep(family: str, folder: Path, running: En
 
 
 @pytest.mark.parametrize("keep", [0, -1, 1.5, float("nan"), "0.5", True, [0.1, 0.5], {}])
-def test_no_share(keep: object, family: str, running: Engine) -> None:
+def test_no_share(keep: Any, family: str, running: Engine) -> None:
     """One share for all images of a request, or a refusal that leaves the engine running."""
     asked = Asked(prompt(family, QUESTION, 1, " or ", 1), [noise(120, 120), noise(160, 80)])
     with pytest.raises(ValueError, match=rf"{KEEP}=.* must be a share of the visual tokens in \(0, 1\], one for all"):
@@ -107,6 +108,7 @@ def test_no_share(keep: object, family: str, running: Engine) -> None:
 @pytest.mark.parametrize("key", ["size", "min_pixels", "do_resize", "foveate_salt", "images_kwargs"])
 def test_requests_choose_nothing_else(key: str, family: str, running: Engine) -> None:
     asked = Asked(prompt(family, QUESTION, 1), [noise(120, 120)])
+    others: dict[str, Any] = {key: 1}
     with pytest.raises(ValueError, match=f"{key} cannot be set per request"):
-        running.answer([asked], **{key: 1})
+        running.answer([asked], **others)
     assert running.answer([asked])
