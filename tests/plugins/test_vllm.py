@@ -66,6 +66,19 @@ def test_every_method_that_fits_and_no_other(family: str) -> None:
         ({"method": "visionzip", "keep": {"threshold": 0.5}}, "must be a ratio"),
         ({"method": "visionzip", "keep_range": [0.5, 0.1]}, "keep_range"),
         ({"method": "visionzip", "keep_range": 3}, "keep_range"),
+        ({"method": "visionzip", "keep_range": [0.1, 10**400]}, "must be two shares"),
+        ({"method": "visionzip", "keep_range": [float("nan"), 1]}, "must be two shares"),
+        ({"method": "visionzip", "keep_range": [0, 0]}, "must be two shares"),
+        ({"method": "visionzip", "keep": 0.8, "keep_range": [0.1, 0.5]}, "keep=0.8, .* is outside keep_range"),
+        ({"method": "visionzip", "keep": 0.05, "keep_range": [0.1, 0.5]}, "keep=0.05, .* is outside keep_range"),
+        ({"method": "visionzip", "keep": 200, "keep_range": [0.1, 0.5]}, "give keep as a share"),
+        ({"method": "visionzip", "keep": float("nan")}, "must lie in"),
+        ({"method": "visionzip", "name": "x"}, "name is no parameter"),
+        ({"method": "visionzip", "model": "x"}, "model is no parameter"),
+        ({"method": "random", "seed": "x"}, "seed=x must be a whole number"),
+        ({"method": "random", "seed": 10**400}, "seed=1000.* must be a whole number"),
+        ({"method": "visionzip + fastv"}, "selects inside the language model"),
+        ({"method": "/nowhere/foveate.json"}, "Cannot read /nowhere/foveate.json"),
         ({"method": "visionzip", "spare": 1}, "no parameter spare"),
         ({"method": "visionzip", "positions": "index"}, "positions='index'"),
         ({"keep": 0.5}, "must be an object"),
@@ -112,13 +125,15 @@ def test_a_tuned_file(tmp_path: Path) -> None:
     [
         {"size": {"longest_edge": 10**9}}, {"do_resize": False}, {SALT: "x"}, {KEEP: 0.5, "min_pixels": 1},
         {KEEP: True}, {KEEP: "0.5"}, {KEEP: 0}, {KEEP: -0.1}, {KEEP: 1.01}, {KEEP: float("nan")}, {KEEP: 0.05},
-        {KEEP: 0.9}, {KEEP: [0.5]},
+        {KEEP: 0.9}, {KEEP: [0.5]}, {KEEP: [0.1, 0.5]}, {KEEP: 10**400}, {KEEP: float("inf")}, {KEEP: {"0": 0.5}},
+        {KEEP: "nan"}, {1: 2, "size": 3},
     ],
 )  # fmt: skip
 def test_one_request_may_ask_for_its_share_only(asked: dict[str, object]) -> None:
     server = Settings.of({"method": "divprune", "keep": 0.2, "keep_range": [0.1, 0.5]})
-    with pytest.raises(InputError, match=f"{KEEP}|cannot be set per request"):
+    with pytest.raises(InputError, match=f"{KEEP}|cannot be set per request") as refused:
         server.asked(asked)
+    assert len(str(refused.value)) < 200
     assert server.asked({}) is server.asked({KEEP: 0.2}) is None
     assert server.asked({KEEP: 0.5}) == 0.5
 

@@ -38,11 +38,14 @@ class Asked:
     images: Sequence[Image.Image] = ()
     keep: float | None = None
 
-    def for_vllm(self, others: dict[str, Any]) -> dict[str, Any]:
-        """With other settings that only vLLM is told."""
+    def for_vllm(self, others: dict[str, Any], name: str | None = None) -> dict[str, Any]:
+        """With other settings that only vLLM is told, and a name for all images."""
         own = ({} if self.keep is None else {KEEP: self.keep}) | others
         images = {"image": list(self.images)} if self.images else {}
-        return {"prompt": self.prompt, "multi_modal_data": images} | ({"mm_processor_kwargs": own} if own else {})
+        found: dict[str, Any] = {"prompt": self.prompt, "multi_modal_data": images}
+        if name is not None:
+            found["multi_modal_uuids"] = {"image": [name] * len(self.images)}
+        return found | ({"mm_processor_kwargs": own} if own else {})
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -59,14 +62,15 @@ class Engine:
     llm: LLM
     cached: list[int] = field(default_factory=list)
 
-    def answer(self, requests: Sequence[Asked], **others: Any) -> list[list[int]]:
+    def answer(self, requests: Sequence[Asked], uuids: str | None = None, **others: Any) -> list[list[int]]:
         """Tokens of every answer; requests run together.
 
         Args:
+            uuids: what the requests call their images.
             others: what they say in `mm_processor_kwargs` besides a keep.
         """
         sampling = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
-        found = self.llm.generate([one.for_vllm(others) for one in requests], sampling, use_tqdm=False)
+        found = self.llm.generate([one.for_vllm(others, uuids) for one in requests], sampling, use_tqdm=False)
         self.cached = [one.num_cached_tokens or 0 for one in found]
         self.lengths = [len(one.prompt_token_ids or ()) for one in found]
         return [list(one.outputs[0].token_ids) for one in found]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from vllm.engine.arg_utils import EngineArgs
 
+from foveate.specs.tuned import Tuned
 from tests.vllm.checkpoints import MAKERS, write
 
 SETTINGS = {"method": "visionzip", "keep": 0.3}
@@ -41,6 +42,9 @@ def test_accepted(family: str, folders: dict[str, Path]) -> None:
         ({"method": "tome_tower", "keep": 0.5}, "tome_tower drops tokens inside the vision tower"),
         ({"method": "prumerge"}, "prumerge decides by what it sees"),
         ({"method": "visionzip", "keep": {"threshold": 0.5}}, "must be a ratio"),
+        ({"method": "visionzip", "keep": float("nan")}, "must lie in"),
+        ({"method": "visionzip", "keep": 0.8, "keep_range": [0.1, 0.5]}, "outside keep_range"),
+        ({"method": "/nowhere/foveate.json"}, "Cannot read /nowhere/foveate.json"),
         ({"keep": 0.5}, "must be an object"),
     ],
 )
@@ -58,6 +62,9 @@ def test_methods(settings: dict[str, Any], reason: str, folders: dict[str, Path]
         ({"compilation_config": {"compile_mm_encoder": True}}, "compiled encoder"),
         ({"enable_mm_embeds": True}, "embeddings as input"),
         ({"mm_processor_kwargs": {"foveate_keep": 0.5}}, "foveate_keep belongs to requests"),
+        ({"limit_mm_per_prompt": {"image": 0, "video": 0}}, "a server without images"),
+        ({"language_model_only": True}, "a server without images"),
+        ({"ec_transfer_config": {"ec_connector": "ECExampleConnector", "ec_role": "ec_both"}}, "in another process"),
     ],
 )
 def test_options(options: dict[str, Any], reason: str, folders: dict[str, Path]) -> None:
@@ -77,6 +84,21 @@ def test_models(architecture: str, reason: str, folders: dict[str, Path], tmp_pa
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": [architecture]}))
     with pytest.raises(ValueError, match=reason):
         start(tmp_path, SETTINGS)
+
+
+def test_a_tuned_file_of_a_method_that_vllm_cannot_run(folders: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "foveate.json"
+    path.write_text(Tuned("vitcop", {"keep": 0.3}).to_json())
+    with pytest.raises(ValueError, match="vitcop selects inside the language model"):
+        start(folders["llava"], {"method": str(path)})
+
+
+@pytest.mark.parametrize("key", ["foveat", "Foveate", "foveate_keep"])
+def test_a_misspelt_override(key: str, folders: dict[str, Path]) -> None:
+    """vLLM takes any key."""
+    args = EngineArgs(str(folders["llava"]), dtype="float32", max_model_len=500, hf_overrides={key: SETTINGS})
+    with pytest.raises(ValueError, match=f"{key} means nothing here"):
+        args.create_engine_config()
 
 
 def test_nothing_changes_without_the_override(folders: dict[str, Path]) -> None:

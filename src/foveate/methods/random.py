@@ -10,6 +10,7 @@ from torch import Tensor
 
 from foveate.core.method import Score, Stage
 from foveate.core.view import ModelInfo, View
+from foveate.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,21 @@ class Random(Score):
         keep: average visual tokens per decoder layer, as a ratio, count or `Keep`; a threshold is on numbers uniform in
             [0, 1).
         layer: where to prune, 0 = before the language model.
-        seed: seed of the subset.
+        seed: seed of the subset, a whole number.
+
+    Raises:
+        ConfigurationError: at construction, if the seed is no whole number or too large for a generator.
     """
 
     verified = "by its tests"
 
     layer: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.seed) is not int or abs(self.seed) >= 2**40:
+            raise ConfigurationError(f"random: seed={str(self.seed)[:40]} must be a whole number, smaller than 2**40.")
 
     def stages(self, info: ModelInfo) -> Sequence[Stage]:
         return (Stage(self.layer),)

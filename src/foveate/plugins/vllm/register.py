@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
@@ -41,6 +43,7 @@ def _looking(known: Any) -> Any:
         @staticmethod
         def verify_and_update_model_config(model_config: Any) -> None:
             known.verify_and_update_model_config(model_config)
+            check_spelling(model_config.hf_overrides)
             if getattr(model_config.hf_config, NAME, None) is not None:
                 take_over(model_config)
 
@@ -51,6 +54,23 @@ def _looking(known: Any) -> Any:
                 check_engine(vllm_config)
 
     return Looking
+
+
+def check_spelling(overrides: Any) -> None:
+    """Refuse a key that is almost ours: vLLM takes any key, and would serve unpruned without a word.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    keys = [str(key) for key in overrides] if isinstance(overrides, Mapping) else []
+    if near := [key for key in keys if key != NAME and _is_near(key.lower())]:
+        raise ConfigurationError(
+            f'--hf-overrides: {", ".join(near)} means nothing here; write {{"{NAME}": {{"method": ..., "keep": ...}}}}.'
+        )
+
+
+def _is_near(key: str) -> bool:
+    return key.startswith(NAME) or bool(get_close_matches(key, [NAME], cutoff=0.8))
 
 
 def take_over(model_config: Any) -> None:
@@ -90,6 +110,7 @@ def check_engine(vllm_config: Any) -> None:
     """
     parallel, compilation = vllm_config.parallel_config, vllm_config.compilation_config
     multimodal = vllm_config.model_config.multimodal_config
+    images = multimodal.get_limit_per_prompt("image")
     refused = {
         "pipeline parallelism (--pipeline-parallel-size)": parallel.pipeline_parallel_size > 1,
         "speculative decoding (--speculative-config)": vllm_config.speculative_config is not None,
@@ -99,6 +120,8 @@ def check_engine(vllm_config: Any) -> None:
         and parallel.tensor_parallel_size > 1,
         "video pruning (--video-pruning-rate)": bool(getattr(multimodal, "video_pruning_rate", None)),
         "embeddings as input (--enable-mm-embeds)": getattr(multimodal, "enable_mm_embeds", False),
+        "an encoder in another process (--ec-transfer-config)": getattr(vllm_config, "ec_transfer_config", None),
+        "a server without images (--language-model-only, --limit-mm-per-prompt)": not images,
     }
     if found := [what for what, on in refused.items() if on]:
         raise ConfigurationError(f"foveate does not work with {', '.join(found)} in vLLM; leave it out.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -10,6 +9,7 @@ from foveate.core.budget import Keep
 from foveate.core.method import BEFORE_LLM, Method
 from foveate.core.view import ModelInfo
 from foveate.errors import ConfigurationError, InputError
+from foveate.methods.compose import Compose
 from foveate.specs.choose import choose_method
 from foveate.specs.grammar import one_budget
 from foveate.version import __version__
@@ -51,13 +51,17 @@ class Settings:
                 f'--hf-overrides: {NAME} must be an object such as {{"method": "visionzip", "keep": 0.111}}, '
                 f"not {given!r}."
             )
-        parameters = dict(given)
+        parameters = {str(key): value for key, value in given.items()}
         name, keep = parameters.pop("method"), parameters.pop("keep", None)
         low, high = _range(parameters.pop("keep_range", (0.0, 1.0)))
+        if taken := sorted({"name", "model"} & set(parameters)):
+            raise ConfigurationError(f"{NAME}: {', '.join(taken)} is no parameter of a method; leave it out.")
         method = choose_method(name, keep=_budget(keep), model=model, **parameters)
         if method is None:
             raise ConfigurationError(f"{NAME}: method {name!r} prunes nothing; leave {NAME} out of --hf-overrides.")
-        _check_count(method)
+        if not isinstance(method, Compose):  # which is refused for where it selects
+            _check_count(method)
+            _check_range(method, low, high)
         return cls(method, low, high)
 
     def asked(self, kwargs: Mapping[str, object]) -> float | None:
@@ -66,14 +70,16 @@ class Settings:
         Raises:
             InputError: it asks for anything else, or for more or less than it may.
         """
-        others = sorted(set(kwargs) - {KEEP})
+        others = sorted(str(key) for key in set(kwargs) - {KEEP})
         if others:
             raise InputError(f"mm_processor_kwargs: {', '.join(others)} cannot be set per request here; {KEEP} can.")
         keep = kwargs.get(KEEP)
         if keep is None:
             return None
-        if isinstance(keep, bool) or not isinstance(keep, int | float) or not math.isfinite(keep) or not 0 < keep <= 1:
-            raise InputError(f"{KEEP}={keep!r} must be a share of the visual tokens in (0, 1].")
+        if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 < keep <= 1:
+            raise InputError(
+                f"{KEEP}={_short(keep)} must be a share of the visual tokens in (0, 1], one for all images."
+            )
         if not self.low <= keep <= self.high:
             raise InputError(f"{KEEP}={keep!r}: this server takes {self.low:.4g} to {self.high:.4g}.")
         return None if self.salt(keep) == self.salt(None) else float(keep)
@@ -129,6 +135,27 @@ def _check_count(method: Method) -> None:
         )
 
 
+def _check_range(method: Method, low: float, high: float) -> None:
+    """vLLM makes room for the most that a request may keep: what the server gives unasked must not be more."""
+    ratio = method.budget.ratio
+    if ratio is None and high < 1:
+        raise ConfigurationError(
+            f"{NAME}: a number of tokens as keep has no place in keep_range, which has shares; give keep as a share, "
+            "or a keep_range that ends with 1."
+        )
+    if ratio is not None and not low <= ratio <= high:
+        raise ConfigurationError(
+            f"{NAME}: keep={ratio:.4g}, which requests get that ask for none, is outside keep_range={[low, high]}; "
+            "widen the range."
+        )
+
+
+def _short(value: object) -> str:
+    """As text for a message, never a long one."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
 def _budget(keep: object) -> float | int | None:
     if isinstance(keep, str):
         return one_budget(keep)
@@ -141,8 +168,9 @@ def _budget(keep: object) -> float | int | None:
 def _range(given: object) -> tuple[float, float]:
     try:
         low, high = (float(end) for end in given)  # type: ignore[attr-defined]
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"{NAME}: keep_range={given!r} must be two shares, such as [0.1, 0.5].") from error
-    if not 0 <= low <= high <= 1:
-        raise ConfigurationError(f"{NAME}: keep_range={given!r} must be two shares, 0 <= low <= high <= 1.")
+    except (TypeError, ValueError, OverflowError) as error:
+        message = f"{NAME}: keep_range={_short(given)} must be two shares, such as [0.1, 0.5]."
+        raise ConfigurationError(message) from error
+    if not (0 <= low <= high <= 1 and high):
+        raise ConfigurationError(f"{NAME}: keep_range={given!r} must be two shares, 0 <= low <= high <= 1, 0 < high.")
     return low, high
