@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,15 @@ from foveate.core.method import Method
 from foveate.core.view import View
 from foveate.evals.paired import difference
 from foveate.files.atomic import write_text
+from foveate.glimpse import GlimpseModule, load_module
 from foveate.methods import DivPrune, Downsample, GlimpsePrune, Random, ViTCoPDiverse
 
 GRID = [(0.02, 0.08), (0.03, 0.07), (0.04, 0.06), (0.05, 0.05), (0.06, 0.04), (0.07, 0.03), (0.08, 0.02)]
 """The module's cap and the background, which share a tenth."""
 BACKGROUND_ALONE = (1, 0.09)
 """One token of the module's, the others by diversity: on `val` only."""
+LATER = (7, 8)
+"""Pruning after these layers, not the module's K: reads more, and tells what K costs."""
 UNPRUNED, DYNAMIC, CAPPED = "unpruned", "GlimpsePrune", "GlimpsePrune, at most 0.111"
 
 
@@ -49,7 +52,7 @@ class AnyTokens(GlimpsePrune):
         return torch.randperm(len(view), generator=self.draw)[:count].sort().values.to(view.device)
 
 
-def with_background(module: str, cap: float | int, background: float) -> tuple[str, Method]:
+def with_background(module: str | GlimpseModule, cap: float | int, background: float) -> tuple[str, Method]:
     name = f"max_keep={cap}, background={background}"
     return name, GlimpsePrune(module, max_keep=cap, background=background)
 
@@ -65,37 +68,56 @@ class Study:
             split: Run(argparse.Namespace(**vars(options) | common | {"split": split, "json": path}))
             for split, path in parts.items()
         }
+        self.order: dict[str, list[str]] = {split: [] for split in parts}
+
+    def measure(self, split: str, name: str, method: Method | None) -> Record:
+        self.order[split].append(name)
+        return self.runs[split].measure(name, method)
+
+    def references(self, split: str) -> None:
+        """Unpruned and as published."""
+        self.measure(split, UNPRUNED, None)
+        self.measure(split, DYNAMIC, GlimpsePrune(self.module))
+        self.measure(split, CAPPED, GlimpsePrune(self.module, max_keep=1 / 9))
+
+    def later(self, split: str, pair: tuple[float | int, float]) -> None:
+        """The chosen setting behind later layers."""
+        for layer in LATER:
+            module = load_module(self.module)
+            module.config = replace(module.config, reduce_layer=layer)
+            name, method = with_background(module, *pair)
+            self.measure(split, f"{name}, after layer {layer}", method)
 
     def chosen(self) -> tuple[float | int, float]:
         """Cap and background by `val`."""
-        run, found = self.runs["val"], []
-        run.measure(UNPRUNED, None)
-        run.measure(DYNAMIC, GlimpsePrune(self.module))
-        run.measure(CAPPED, GlimpsePrune(self.module, max_keep=1 / 9))
+        self.references("val")
+        found = []
         for pair in [*GRID, BACKGROUND_ALONE]:
-            record = run.measure(*with_background(self.module, *pair))
+            record = self.measure("val", *with_background(self.module, *pair))
             if mean(record["kept"]) <= self.limit:
                 found.append((mean(record["hit"]), -mean(record["kept"]), pair))
-        return max(found)[2]
+        pair = max(found)[2]
+        self.later("val", pair)
+        return pair
 
     def test(self, pair: tuple[float | int, float]) -> str:
         """Everything on `test`; the chosen setting's name."""
-        run = self.runs["test"]
-        run.measure(UNPRUNED, None)
-        run.measure(DYNAMIC, GlimpsePrune(self.module))
-        run.measure(CAPPED, GlimpsePrune(self.module, max_keep=1 / 9))
+        self.references("test")
         name, method = with_background(self.module, *pair)
-        best = run.measure(name, method)
+        best = self.measure("test", name, method)
         left, average = (round(mean(best[column]), 4) for column in ("kept", "average"))
-        run.measure(f"after the same layer: diversity ({left})", GlimpsePrune(self.module, 1.0, 1, 1, background=left))
+        self.later("test", pair)
+        alone = GlimpsePrune(self.module, threshold=1.0, max_keep=1, min_keep=1, background=left)
+        self.measure("test", f"after the same layer: diversity ({left})", alone)
         self.mean_of(f"after the same layer: at random ({left})", lambda seed: self.any_tokens(left, seed))
-        run.measure("one token: the module's likeliest", GlimpsePrune(self.module, threshold=1.0, min_keep=1))
+        self.measure("test", "one token: the module's likeliest", GlimpsePrune(self.module, 1.0, min_keep=1))
         self.mean_of("one token: at random", lambda seed: self.any_tokens(1, seed))
-        run.measure("no token", GlimpsePrune(self.module, threshold=1.0, min_keep=0))
+        self.measure("test", "no token", GlimpsePrune(self.module, threshold=1.0, min_keep=0))
         for keep in (left, average):
             for kind in (ViTCoPDiverse, DivPrune, Downsample):
-                run.measure(f"{kind.__name__}({keep})", kind(keep=keep))
-            self.mean_of(f"Random({keep})", lambda seed, keep=keep: Random(keep=keep, seed=seed))
+                self.measure("test", f"{kind.__name__}({keep})", kind(keep=keep))
+            if keep == left:
+                self.mean_of(f"Random({keep})", lambda seed, keep=keep: Random(keep=keep, seed=seed))
         return name
 
     def any_tokens(self, share: float | int, seed: int) -> Method:
@@ -106,6 +128,7 @@ class Study:
         run = self.runs["test"]
         each = [run.measure(f"{name}, seed {seed}", make(seed)) for seed in range(self.seeds)]
         run.report["records"][name] = pooled(each)
+        self.order["test"].append(name)
 
 
 def shown(record: Record, other: Record) -> str:
@@ -114,14 +137,13 @@ def shown(record: Record, other: Record) -> str:
     return f"{100 * found.mean:+.1f} ± {100 * (found.error or 0):.1f}"
 
 
-def table(run: Run, best: str, against: str) -> list[str]:
+def table(run: Run, order: list[str], best: str, against: str) -> list[str]:
     kinds = tuple(kind for kind in scenes.TYPES if kind in run.types)
     records = run.report["records"]
     head = ["setting", "left", "average", "correct", "of unpruned", f"- {against}", *(f"`{kind}`" for kind in kinds)]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for name, record in records.items():
-        if ", seed " in name:
-            continue
+    for name in order:
+        record = records[name]
         title = f"**{name}**" if name == best else name
         cells = [title, *(f"{100 * mean(record[key]):.1f}" for key in ("kept", "average", "hit"))]
         cells.append(retained(record, records[UNPRUNED], run.types, kinds))
@@ -145,15 +167,15 @@ mean counting once. Why, and what follows: [glimpse.md](glimpse.md#with-a-backgr
 ## Chosen on `scenes:val`
 
 The module's cap (`max_keep`) and the background share {limit:.0%}. Taken is the most accurate setting that leaves at
-most so much.
+most so much, pruned after the module's own layer K; then the same after later layers, which save less of the prefill.
 
 {val}
 
 ## Reported on `scenes:test`
 
-*After the same layer* and *one token* prune where GlimpsePrune does, after layer K; the other methods come twice, at
-the share that the chosen setting leaves (they then read as few tokens in nearly all layers) and at its average over
-the layers (which GlimpsePrune spends up to layer K, nearly all of it).
+*After the same layer* and *one token* prune where GlimpsePrune does, after layer K. Other methods come at the share
+that the chosen setting leaves (they then read as few tokens in nearly all layers), some also at its average over the
+layers (which GlimpsePrune spends up to layer K, nearly all of it).
 
 {test}
 
@@ -172,7 +194,8 @@ def page(study: Study, best: str, options: argparse.Namespace) -> str:
     return PAGE.format(
         command=f"python {shlex.join(sys.argv)}", model=about["model"], weights=about["weights"], n=about["n"],
         module=about["modules"]["shipped"], batch=options.batch, seeds=study.seeds, limit=study.limit,
-        val="\n".join(table(study.runs["val"], best, DYNAMIC)), test="\n".join(table(test, best, "chosen")),
+        val="\n".join(table(study.runs["val"], study.order["val"], best, DYNAMIC)),
+        test="\n".join(table(test, study.order["test"], best, "chosen")),
         verdict=f"99 % of the unpruned accuracy at {study.limit:.0%} of the tokens or less is {reached}: "
         f"{retained(records[best], records[UNPRUNED], test.types, kinds)} at {mean(records[best]['kept']):.1%}.",
         facts=", ".join(f"{key} {value}" for key, value in test.report["facts"].items()),
