@@ -147,7 +147,8 @@ def table(run: Run, order: list[str], best: str, against: str) -> list[str]:
         title = f"**{name}**" if name == best else name
         cells = [title, *(f"{100 * mean(record[key]):.1f}" for key in ("kept", "average", "hit"))]
         cells.append(retained(record, records[UNPRUNED], run.types, kinds))
-        cells.append("" if name == against else shown(record, records[best if against == "chosen" else against]))
+        other = best if against == "chosen" else against
+        cells.append("" if name == other else shown(record, records[other]))
         cells += [f"{100 * mean(of(record, 'hit', run.types, (kind,))):.0f}" for kind in kinds]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -156,8 +157,9 @@ def table(run: Run, order: list[str], best: str, against: str) -> list[str]:
 PAGE = """\
 # GlimpsePrune with a background
 
-Written by `{command}`. Greedy answers, exact match, in percent; `{model}` (weights `{weights}`), the shipped module
-(weights `{module}`), first {n} questions of each split, batches of {batch}.
+Written by `{command}`. Greedy answers, exact match, in
+percent; `{model}` (weights `{weights}`), the shipped module (weights `{module}`), first {n}
+questions of each split, batches of {batch}.
 
 *Left*: visual tokens after the last stage, for GlimpsePrune also in every layer's cache; *average*: visual tokens per
 decoder layer in the prefill; both in percent, means over questions. *Of unpruned*: correct over correct unpruned.
