@@ -42,7 +42,8 @@ class Run:
         model = self.asker.model
         self.modules = dict(pair.split("=", 1) for pair in options.module)
         self.cap, self.seeds, self.baselines = options.cap, options.seeds, options.baselines
-        samples = scenes.load(options.split, options.n)
+        # rendered once, and in batches of one size as far as possible, so that little of them is padding
+        samples = sorted(scenes.load(options.split, options.n), key=lambda sample: sample.image.size)
         size = options.batch
         self.batches = [samples[i : i + size] for i in range(0, len(samples), size)]
         self.types = [sample.type for sample in samples]

@@ -104,6 +104,7 @@ def measure(name: str, tokens: int, names: list[str], options: argparse.Namespac
             "keep": options.keep,
             "dtype": options.dtype,
             "device": options.device,
+            "threads": torch.get_num_threads(),
             "budget": budget,
             "average_keep": statistics.median(found["average_keep"] for found in seen[key]),
             "select_ms": select,
@@ -119,7 +120,7 @@ COUNTED_TOKENS = 144
 """Visual tokens of the prefill whose operations are counted."""
 
 REASONS = {
-    "divprune": "max-min selection takes one step per kept token, each after the one before",
+    "divprune": "its published start is the token whose nearest neighbour is farthest, which takes all similarities",
     "cdpruner": "greedy MAP inference takes one step per kept token, each after the one before",
     "vispruner": "every round of de-duplication compares all tokens that are left",
     "glimpse_prune": "its predictor is a small transformer over all visual tokens",
@@ -155,9 +156,10 @@ def explained(report: dict[str, Any]) -> list[str]:
     over: dict[str, list[str]] = {}
     for row in report["rows"]:
         if row["share_of_own_prefill"] > 0.1:
-            over.setdefault(row["method"], []).append(f"{row['model']} at {row['visual_tokens']:,}")
+            where = f"{row['model']} at {row['visual_tokens']:,}"
+            over.setdefault(row["method"], []).append(where + (", one thread" if row["threads"] == 1 else ""))
     heads = ["", "Over 10 % of their own pruned prefill:", ""] if over else []
-    return heads + [f"- `{name}` ({', '.join(found)}): {REASONS.get(name, '?')}." for name, found in over.items()]
+    return heads + [f"- `{name}` ({'; '.join(found)}): {REASONS.get(name, '?')}." for name, found in over.items()]
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -172,11 +174,12 @@ def markdown(report: dict[str, Any]) -> str:
         "module with random weights. A load average above the number of cores means that other work ran at the same "
         "time: such times are long and noisy, their ratios less so.",
         "",
-        "| model | visual tokens | method | keep | selecting, ms | of unpruned prefill | of own prefill |",
-        "|---|---:|---|---|---:|---:|---:|",
+        "| model | visual tokens | threads | method | keep | selecting, ms | of unpruned prefill | of own prefill |",
+        "|---|---:|---:|---|---|---:|---:|---:|",
     ]
     lines += [
-        f"| {row['model']} | {row['visual_tokens']} | {row['method']} | {row['budget']} | {row['select_ms']:.1f} | "
+        f"| {row['model']} | {row['visual_tokens']} | {row['threads']} | {row['method']} | {row['budget']} | "
+        f"{row['select_ms']:.1f} | "
         f"{row['share_of_unpruned_prefill']:.1%} | {row['share_of_own_prefill']:.1%} |"
         for row in report["rows"]
     ]
@@ -245,7 +248,7 @@ def main() -> None:
     for name in options.models:
         for tokens in options.tokens:
             wanted = {"model": name, "visual_tokens": tokens, "keep": options.keep}
-            wanted |= {"dtype": options.dtype, "device": options.device}
+            wanted |= {"dtype": options.dtype, "device": options.device, "threads": torch.get_num_threads()}
             measured = [row["method"] for row in report["rows"] if wanted.items() <= row.items()]
             missing = [method for method in options.methods or registry() if method not in measured]
             if not missing:

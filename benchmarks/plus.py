@@ -3,11 +3,16 @@
     OMP_NUM_THREADS=1 python benchmarks/plus.py --seeds 0 1 --markdown docs/plus_accuracy.md
     OMP_NUM_THREADS=1 python benchmarks/plus.py --prune glimpse --steps 24 --every 8 --out runs/plus-glimpse \
       --json benchmarks/results/plus-glimpse.json --markdown docs/plus_glimpse.md
+    OMP_NUM_THREADS=1 python benchmarks/plus.py --prune glimpse --max-keep 0.04 --background 0.06 --split multi \
+      --types read_field relational count_all --train 160 --steps 24 --every 8 --test 160 --test-all 135 \
+      --seeds 0 1 2 --out runs/plus-background --json benchmarks/results/plus-background.json \
+      --markdown docs/plus_background.md
 
 Everything outside the evidence boxes is removed after an early layer. That costs the zoo model its counting
 (`count_all`), so it is fine-tuned on such questions and tested on them and on all types. `--prune glimpse` lets the
-shipped module decide instead, after its own layer. For every seed and kind of rollout (pruned, and `none` for the
-comparison of costs) `foveate train plus` runs in a process of its own; each of its
+shipped module decide instead, after its own layer, with `--max-keep` and `--background` of its decision. Splits that
+have no second one of their kind train on samples from 500 on and test on those before. For every seed and kind of
+rollout (pruned, and `none` for the comparison of costs) `foveate train plus` runs in a process of its own; each of its
 checkpoints then answers the test questions. What is there already is not repeated.
 """
 
@@ -20,9 +25,11 @@ import shlex
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from plus_page import HELD_OUT, markdown, mean
 from resume import read_report
 from rich.progress import track
 
@@ -30,6 +37,7 @@ from foveate import scenes, zoo
 from foveate.data.boxes import normalize_boxes
 from foveate.files.atomic import write_text
 from foveate.files.environment import facts
+from foveate.glimpse import load_module
 from foveate.inference.answer import Asker
 from foveate.inference.weights import fingerprint
 from foveate.methods import GlimpsePrune
@@ -46,17 +54,31 @@ def table(options: argparse.Namespace) -> Path:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[str] = []
-    start = 0
+    split, start = ("train", 0) if options.split == "test" else (options.split, HELD_OUT)
     while len(rows) < options.train:
-        for sample in scenes.load("train", 90, start):
+        for sample in scenes.load(split, 50, start):
             if sample.type in options.types and len(rows) < options.train:
-                name = f"{len(rows)}.png"
-                sample.image.save(folder / name)
-                row = {"image": name, "question": sample.question, "answer": sample.answer}
-                rows.append(json.dumps(row | {"boxes": [list(box) for box in sample.boxes]}))
-        start += 90
+                names = [f"{len(rows)}-{number}.png" for number in range(len(sample.images))]
+                for name, image in zip(names, sample.images, strict=True):
+                    image.save(folder / name)
+                row = {"images": names, "question": sample.question, "answer": sample.answer}
+                rows.append(json.dumps(row | {"boxes": [list(map(list, own)) for own in sample.evidence]}))
+        start += 50
     path.write_text("\n".join(rows) + "\n")
     return path
+
+
+def module(options: argparse.Namespace) -> str:
+    """The folder of the module, with the decision that was asked for."""
+    if options.max_keep is None and not options.background:
+        return str(options.module)
+    found = load_module(options.module)
+    config = replace(found.config, max_keep=options.max_keep, background=options.background)
+    folder = options.out.with_name(f"{options.out.name}-module")
+    if not folder.exists():
+        found.config = config
+        found.save_pretrained(folder)
+    return str(folder)
 
 
 def train(options: argparse.Namespace, prune: str, seed: int, out: Path, steps: int) -> dict[str, float]:
@@ -68,7 +90,7 @@ def train(options: argparse.Namespace, prune: str, seed: int, out: Path, steps: 
     code = "from foveate.cli import main; main()"
     command = [sys.executable, "-c", code, "train", "plus", "--model", options.model, "--out", str(out)]
     command += ["--data", str(table(options)), "--prune", prune]
-    command += ["--module", options.module] if prune == "glimpse" else ["--layer", str(options.layer)]
+    command += ["--module", module(options)] if prune == "glimpse" else ["--layer", str(options.layer)]
     values = {
         "max_steps": steps, "save_steps": options.every, "save_total_limit": 100, "seed": seed, "beta": options.beta,
         "gradient_accumulation_steps": options.prompts, "learning_rate": options.rate, "max_completion_length": 8,
@@ -101,36 +123,42 @@ class Test:
     def __init__(self, options: argparse.Namespace) -> None:
         self.asker, self.layer, self.batch = Asker.load(options.model, 8), options.layer, options.batch
         self.model = self.asker.model
-        self.module = GlimpsePrune(options.module) if options.prune == "glimpse" else None
-        every = scenes.load("test", 1000)
-        wanted = [i for i in range(1000) if every[i].type in options.types][: options.test]
+        self.module = GlimpsePrune(module(options)) if options.prune == "glimpse" else None
+        every = scenes.load(options.split, 1000 if options.split == "test" else HELD_OUT)
+        wanted = [i for i in range(len(every)) if every[i].type in options.types][: options.test]
         self.sets = {
             "trained types": [every[i] for i in wanted],
             "all types": [every[i] for i in range(options.test_all)],
         }
 
-    def accuracy(self, adapter: Path | None, pruned: bool, name: str) -> dict[str, float]:
-        """Share of right answers of each set."""
+    def hits(self, adapter: Path | None, pruned: bool, name: str) -> dict[str, list[int]]:
+        """Which answers of each set are right."""
         wrapped = None
         if adapter is not None:
             from peft import PeftModel
 
             wrapped = PeftModel.from_pretrained(self.model, str(adapter)).eval()
-        found = {kind: self._accuracy(samples, pruned, f"{name}, {kind}") for kind, samples in self.sets.items()}
+        found = {kind: self._hits(samples, pruned, f"{name}, {kind}") for kind, samples in self.sets.items()}
         if wrapped is not None:
             self.model = wrapped.unload()
         return found
 
-    def _accuracy(self, samples: Samples, pruned: bool, name: str) -> float:
-        hits: list[bool] = []
+    def _hits(self, samples: Samples, pruned: bool, name: str) -> list[int]:
+        hits: list[int] = []
         for start in track(range(0, len(samples), self.batch), description=name):
             batch = samples[start : start + self.batch]
             inputs = self.asker.questions([(s.images, s.question) for s in batch])
-            boxes = [[normalize_boxes(s.boxes, "pixel", width=s.image.width, height=s.image.height)] for s in batch]
+            boxes = [
+                [
+                    normalize_boxes(own, "pixel", width=image.width, height=image.height)
+                    for image, own in zip(s.images, s.evidence, strict=True)
+                ]
+                for s in batch
+            ]
             method = self.module or EvidenceBoxes(boxes, self.layer)
             answers = self.asker.answer(inputs, method if pruned else None)
-            hits += [found.text == s.answer for found, s in zip(answers, batch, strict=True)]
-        return sum(hits) / len(hits)
+            hits += [int(found.text == s.answer) for found, s in zip(answers, batch, strict=True)]
+        return hits
 
 
 def curve(options: argparse.Namespace, report: dict[str, Any], test: Test, prune: str, seed: int) -> None:
@@ -142,36 +170,8 @@ def curve(options: argparse.Namespace, report: dict[str, Any], test: Test, prune
         for pruned in (True,) if path != found[-1] else (True, False):
             name = f"seed {seed}, step {path.name.split('-')[1]}, {'pruned' if pruned else 'unpruned'}"
             if name not in report["accuracy"]:
-                report["accuracy"][name] = test.accuracy(path, pruned, name)
+                report["accuracy"][name] = test.hits(path, pruned, name)
                 write_text(options.json, json.dumps(report, indent=1))
-
-
-def markdown(report: dict[str, Any], command: str) -> str:
-    about = report["about"]
-    how = f"to evidence boxes after layer {about['layer']}" if about["prune"] == "boxes" else "by the shipped module"
-    lines = [
-        "# GlimpsePrune+ on the zoo model", "", f"Written by `{command}`.", "",
-        f"Trained on {', '.join(about['types'])} questions of `scenes:train`, rollouts pruned {how}; {about['group']} "
-        f"completions of {about['prompts']} prompts a step, reward exact match. Tested on {about['test']} held-out "
-        f"questions of that kind and the first {about['test_all']} of `scenes:test`; exact match, greedy, pruned in "
-        "the same way or not at all.", "",
-        "| model | input | " + " | ".join(next(iter(report["accuracy"].values()))) + " |", "|---|---|---|---|",
-    ]  # fmt: skip
-    for name, row in report["accuracy"].items():
-        head, _, how = name.rpartition(", ")
-        lines.append(f"| {head} | {how} | " + " | ".join(f"{value:.1%}" for value in row.values()) + " |")
-    lines += [
-        "",
-        "| rollouts | seconds per step | peak memory of the process | visual tokens kept | whole run |",
-    ]
-    lines += ["|---|---|---|---|---|"]
-    for name, cost in report["costs"].items():
-        lines.append(
-            f"| {name} | {cost['step_seconds']:.1f} | {cost['peak_mib']:.0f} MiB | {cost['kept_share']:.1%} | "
-            f"{cost['seconds']:.0f} s |"
-        )
-    lines += ["", f"Settings: `{json.dumps(about)}`", "", f"Machine: `{json.dumps(report['facts'])}`", ""]
-    return "\n".join(lines)
 
 
 def claim(out: Path, about: dict[str, Any]) -> None:
@@ -188,6 +188,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--types", nargs="+", default=["count_all"], choices=scenes.TYPES)
     parser.add_argument("--prune", default="boxes", choices=("boxes", "glimpse"))
     parser.add_argument("--module", default=str(Path(zoo.resolve(zoo.DEFAULT)) / "glimpse"))
+    parser.add_argument("--max-keep", type=float, help="of the module's decision; default: the module's")
+    parser.add_argument("--background", type=float, default=0.0, help="beside what the module keeps")
+    parser.add_argument("--split", default="test", choices=scenes.SPLITS)
     parser.add_argument("--layer", type=int, default=2, help="prune after this layer (boxes)")
     parser.add_argument("--train", type=int, default=240, help="training questions")
     parser.add_argument("--test", type=int, default=111, help="held-out questions of the same types")
@@ -211,8 +214,8 @@ def main() -> None:
     options = arguments()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     test = Test(options)
-    names = ["types", "prune", "layer", "train", "test", "test_all", "steps", "every"]
-    names += ["prompts", "group", "rate", "beta"]
+    names = ["split", "max_keep", "background", "types", "prune", "layer", "train", "test", "test_all"]
+    names += ["steps", "every", "prompts", "group", "rate", "beta"]
     about = {name: getattr(options, name) for name in names} | {"weights": fingerprint(test.model)}
     if test.module is not None:
         about["module"] = fingerprint(test.module.glimpse)
@@ -221,8 +224,9 @@ def main() -> None:
     for pruned in (False, True):
         name = f"base, {'pruned' if pruned else 'unpruned'}"
         if name not in report["accuracy"]:
-            report["accuracy"][name] = test.accuracy(None, pruned, name)
-            print(name, report["accuracy"][name], flush=True)
+            report["accuracy"][name] = test.hits(None, pruned, name)
+            print(name, {kind: f"{mean(hits):.1%}" for kind, hits in report["accuracy"][name].items()}, flush=True)
+            write_text(options.json, json.dumps(report, indent=1))
     for seed in options.seeds:
         curve(options, report, test, options.prune, seed)
     curve(options, report, test, "none", options.seeds[0])

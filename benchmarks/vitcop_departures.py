@@ -57,6 +57,35 @@ class LargestShallow(ViTCoP):
         return key_norm(view).topk(min(budget, len(view))).indices.sort().values
 
 
+class RandomBoth(RandomShallow):
+    """Stages 2 and 3 keep any tokens."""
+
+    def select(self, view: View) -> Choice:
+        if view.layer == self.layers(view.info)[1]:
+            return self._co_prune(view, self.counts(view.info, view.entered)[2])
+        return super().select(view)
+
+
+class RandomDeep(ViTCoP):
+    """Stage 3 keeps any tokens."""
+
+    def select(self, view: View) -> Choice:
+        if view.layer != self.layers(view.info)[1]:
+            return super().select(view)
+        order = torch.randperm(len(view), generator=torch.Generator().manual_seed(0))
+        return order[: self.counts(view.info, view.entered)[2]].sort().values.to(view.device)
+
+
+class FirstAlone(ViTCoP):
+    """Stage 1 and no other."""
+
+    def stages(self, info: ModelInfo) -> Sequence[Stage]:
+        return super().stages(info)[:1]
+
+    def shares(self, info: ModelInfo, keep: float) -> Sequence[float]:
+        return super().shares(info, keep)[:1]
+
+
 class Renumbered(ViTCoP):
     """Positions compacted in stages 1 and 3, as published."""
 
@@ -81,11 +110,15 @@ def variants(llava: bool) -> dict[str, Callable[[float], Method]]:
         "unlabelled tokens are a cluster (published code)": lambda keep: OwnCluster(keep, **PUBLISHED),
         "stage 1 by key norm": lambda keep: ViTCoP(keep, **PUBLISHED | {"saliency": "key_norm"}),
         "stage 1 a mix": lambda keep: ViTCoP(keep, **PUBLISHED | {"saliency": "mix"}),
+        "stage 1 alone, within the budget": lambda keep: FirstAlone(keep, vision_keep=keep, **PUBLISHED),
+        "stage 1 alone, all of its tokens stay (above the budget)": lambda keep: FirstAlone(keep, **PUBLISHED),
         "stage 2 at random": lambda keep: RandomShallow(keep, **PUBLISHED),
         "stage 2 by largest key norm": lambda keep: LargestShallow(keep, **PUBLISHED),
+        "stages 2 and 3 at random": lambda keep: RandomBoth(keep, **PUBLISHED),
+        "stage 3 at random": lambda keep: RandomDeep(keep, **PUBLISHED),
+        "stage 3 by attention": lambda keep: ViTCoP(keep, **PUBLISHED | {"deep": "attention"}),
         "stage 2 by diversity": lambda keep: ViTCoP(keep, **PUBLISHED | {"shallow": "diversity"}),
         "stages 2 and 3 by diversity": lambda keep: ViTCoP(keep, **OTHERWISE | {"saliency": "received"}),
-        "stage 1 a mix, 2 by diversity, 3 by attention": lambda keep: ViTCoP(keep, **OTHERWISE | {"deep": "attention"}),
         "all three (`vitcop_diverse`)": lambda keep: ViTCoPDiverse(keep),
     }
     if llava:
@@ -97,3 +130,13 @@ def variants(llava: bool) -> dict[str, Callable[[float], Method]]:
             "all of the published code (`official=True`)": lambda keep: ViTCoP(keep, official=True),
         }
     return found
+
+
+def from_diverse() -> dict[str, Callable[[float], Method]]:
+    """The same for `vitcop_diverse`, whose stage 3 does not read the question by default."""
+    return {
+        "stage 3 by the last token's attention": lambda keep: ViTCoPDiverse(keep, deep="attention"),
+        "stage 3 by key norm": lambda keep: ViTCoPDiverse(keep, deep="key_norm"),
+        "stage 3 at random": lambda keep: RandomDeep(keep, **OTHERWISE),
+        "stage 1: half by attention": lambda keep: ViTCoPDiverse(keep, attended=0.5),
+    }

@@ -81,6 +81,7 @@ def test_rows_have_kept_tokens_types_and_intervals(whole: Evaluation) -> None:
     assert list(rows) == ["unpruned", "random 1/2", "random 1/9", "downsample 1/2", "downsample 1/9"]
     assert rows["random 1/2"]["kept"] == pytest.approx(0.5, abs=0.01)
     assert rows["random 1/9"]["kept"] == pytest.approx(1 / 9, abs=0.01)
+    assert (rows["unpruned"]["left"], rows["random 1/9"]["left"]) == (1, pytest.approx(rows["random 1/9"]["kept"]))
     for row in rows.values():
         low, high = row["score_interval"]
         assert low <= row["score"] <= high

@@ -249,6 +249,7 @@ def test_module_refuses_another_model() -> None:
         {"le_layers": (0, 0)},
         {"le_length": 0},
         {"threshold": 1.5},
+        {"background": 1.5},
         {"selected_visual_layers": (1, -1)},
         {"family": "llava"},  # visual layer 0
         {"selected_layers": ()},

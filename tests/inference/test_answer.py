@@ -15,7 +15,7 @@ from foveate.errors import InputError
 from foveate.inference.answer import Asker, cut
 from foveate.inference.chats import assistant, user
 from foveate.inference.streaming import Stream
-from foveate.methods import Downsample, Random
+from foveate.methods import Downsample, Random, ViTCoP
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,10 @@ def test_a_row_counts_its_own_tokens(asker: Asker, samples: list[Any]) -> None:
         assert together.text == apart.text
         assert (together.visual_tokens, together.kept_tokens) == (apart.visual_tokens, apart.kept_tokens)
     assert answers[0].visual_tokens > 0
-    assert answers[0].kept_tokens == pytest.approx(answers[0].visual_tokens / 4)
-    assert (answers[2].visual_tokens, answers[2].kept_tokens) == (0, 0)
+    assert answers[0].kept_tokens == answers[0].left_tokens == pytest.approx(answers[0].visual_tokens / 4)
+    assert (answers[2].visual_tokens, answers[2].kept_tokens, answers[2].left_tokens) == (0, 0, 0)
+    staged = asker.answer(asker.questions(rows[:1]), ViTCoP(keep=0.25))[0]
+    assert staged.left_tokens < staged.kept_tokens
 
 
 def test_every_call_has_its_own_trace(asker: Asker, samples: list[Any]) -> None:

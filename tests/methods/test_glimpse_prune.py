@@ -106,6 +106,13 @@ def test_background_of_nothing_starts_at_the_likeliest(tiny: Tiny) -> None:
     assert found[0] == found[1]
 
 
+def test_background_may_belong_to_the_module(tiny: Tiny) -> None:
+    module = GlimpseModule.for_model(tiny.model, background=0.25)
+    assert GlimpsePrune(module).parameters()["background"] == 0.25
+    assert GlimpsePrune(module, background=3).parameters()["background"] == 3
+    assert "background" not in GlimpsePrune(module, background=0).parameters()
+
+
 @pytest.mark.parametrize("background", [-1, 1.5])
 def test_a_background_that_is_no_budget(tiny: Tiny, background: float) -> None:
     with pytest.raises(BudgetError):

@@ -28,6 +28,7 @@ DEFINITIONS = {
     "retention_low": "one-sided 95 % lower bound of retention",
     "kept_tokens": "visual tokens alive, average over decoder layers, mean over samples",
     "kept": "kept_tokens over the sample's visual tokens, mean over samples",
+    "left": "visual tokens that the last layer reads over the sample's visual tokens, mean over samples",
     "prefill_ms": "decoder layers over the prompt, selection included: the batch's time over its rows, median",
     "select_ms, vision_ms": "likewise: choosing tokens; the vision tower",
     "ttft_ms": "time to first token: vision_ms + prefill_ms, median",

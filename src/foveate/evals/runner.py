@@ -109,6 +109,7 @@ def _records(key: str, setting: Setting, samples: Sequence[Row], answers: Sequen
             "prediction": answer.text,
             "visual_tokens": answer.visual_tokens,
             "kept_tokens": answer.kept_tokens,
+            "left_tokens": answer.left_tokens,
             "kv_bytes": trace.kv_bytes // rows,
             "batch": rows,
             **{name: round(value / rows, 4) for name, value in times.items()},

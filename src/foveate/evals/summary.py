@@ -111,6 +111,7 @@ def summarise(answers: Sequence[Answers], seed: int = 0) -> list[dict[str, Any]]
                 "visual_tokens": one.mean("visual_tokens"),
                 "kept_tokens": tokens,
                 "kept": float(np.mean([r["kept_tokens"] / max(r["visual_tokens"], 1) for r in one.records])),
+                "left": _left(one),
                 "kv_bytes": one.mean("kv_bytes"),
                 **{name: one.median(name) for name in ("vision_ms", "select_ms", "prefill_ms")},
                 "ttft_ms": float(np.median([first_token_ms(record) for record in one.records])),
@@ -118,6 +119,13 @@ def summarise(answers: Sequence[Answers], seed: int = 0) -> list[dict[str, Any]]
             }
         )
     return rows
+
+
+def _left(one: Answers) -> float | None:
+    """None: answers from before it was noted are among them."""
+    if not all("left_tokens" in record for record in one.records):
+        return None
+    return float(np.mean([record["left_tokens"] / max(record["visual_tokens"], 1) for record in one.records]))
 
 
 def _by_type(one: Answers) -> dict[str, dict[str, Any]]:

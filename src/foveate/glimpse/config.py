@@ -48,8 +48,8 @@ class GlimpseConfig:
         selected_visual_layers: tapped vision layers, deepest first; Qwen2.5-VL counts blocks from 0, LLaVA
             counts Hugging Face `hidden_states` (0 = embeddings, v = output of the v-th block).
         use_attention_logits: read raw logits `q.k / sqrt(d)`; else log-probabilities over all keys.
-        threshold, max_keep, min_keep, anchors: defaults of the pruning decision (probability, fraction,
-            count, corner names).
+        threshold, max_keep, min_keep, background, anchors: defaults of the pruning decision (probability, fraction,
+            count, fraction, corner names).
         vip_width, vip_cond_width, vip_heads, vip_act: f, c, heads and activation of the VIP.
         vip_window: side of the VIP's attention windows in visual tokens; None: attention within an image.
         deep_supervision, raw_attention: further output rows of the VIP, see `VIP`.
@@ -75,6 +75,7 @@ class GlimpseConfig:
     threshold: float = 0.5
     max_keep: float | None = None
     min_keep: int = 1
+    background: float = 0.0
     anchors: tuple[str, ...] = ()
     vip_width: int = 256
     vip_cond_width: int = 512
@@ -94,6 +95,7 @@ class GlimpseConfig:
             check_kind(field.name, getattr(self, field.name), str(field.type))
         if self.max_keep is not None:  # a share: a JSON writer may have made 1 of 1.0, which is not one token
             object.__setattr__(self, "max_keep", float(self.max_keep))
+        object.__setattr__(self, "background", float(self.background))
         self._check_layers()
         width = self.vip_width + self.vip_cond_width
         if self.vip_width % self.vip_heads or width % (4 * self.vip_heads):
@@ -103,6 +105,8 @@ class GlimpseConfig:
             )
         if not 0 <= self.threshold <= 1:
             raise ConfigurationError(f"threshold={self.threshold} is not a probability; use a value in [0, 1]")
+        if not 0 <= self.background <= 1:
+            raise ConfigurationError(f"background={self.background} is not a share; use a value in [0, 1]")
 
     def _check_layers(self) -> None:
         if not self.selected_layers or not self.selected_visual_layers:

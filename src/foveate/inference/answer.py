@@ -62,6 +62,12 @@ class Answer:
         alive = self.prefill.alive_per_layer(self.row)
         return sum(alive) / max(1, len(alive))
 
+    @property
+    def left_tokens(self) -> int:
+        """Visual tokens of this row that the last decoder layer reads: what is left after all stages."""
+        alive = self.prefill.alive_per_layer(self.row)
+        return alive[-1] if alive else self.visual_tokens
+
     def _repr_html_(self) -> str:
         """Text and trace, as notebooks show them."""
         return render(self.prefill, f"{self.text} ({self.stop})", self.row)

@@ -41,6 +41,7 @@ class GlimpsePrune(Method):
         min_keep: at least this many. None: the module's.
         background: our addition: so many tokens (share or number, as `max_keep`) beside the module's, those that differ
             most (cosine of hidden states) from what is kept already: what the question needs that is not evidence.
+            None: the module's (0 as published).
         anchors: corners (`"tl"`, `"tr"`, `"bl"`, `"br"`) that always stay, also beyond the cap.
         per: budget over all images of a prompt together (as published), per image, or per frame of a video.
 
@@ -60,7 +61,7 @@ class GlimpsePrune(Method):
     min_keep: int | None = None
     anchors: tuple[str, ...] | None = None
     per: Per = "prompt"
-    background: float | int = 0
+    background: float | int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,8 +71,8 @@ class GlimpsePrune(Method):
         if unknown:
             raise ConfigurationError(f"GlimpsePrune has no anchors {sorted(unknown)}; there are {list(CORNERS)}.")
         assert self.budget  # validates threshold, cap and floor
-        if self.background != 0:
-            Keep(cap=self.background, threshold=0.0)  # a share or a number
+        if self.more != 0:
+            Keep(cap=self.more, threshold=0.0)  # a share or a number
 
     @classmethod
     def example(cls, keep: float, model: Any) -> GlimpsePrune:
@@ -90,6 +91,11 @@ class GlimpsePrune(Method):
     @property
     def corners(self) -> tuple[str, ...]:
         return self.glimpse.config.anchors if self.anchors is None else self.anchors
+
+    @property
+    def more(self) -> float | int:
+        """Tokens of the background."""
+        return self.glimpse.config.background if self.background is None else self.background
 
     @cached_property
     def budget(self) -> Keep:
@@ -115,7 +121,7 @@ class GlimpsePrune(Method):
             "min_keep": budget.floor,
             "anchors": self.corners,
             "per": self.per,
-        } | ({"background": self.background} if self.background else {})
+        } | ({"background": self.more} if self.more else {})
 
     def stages(self, info: ModelInfo) -> Sequence[Stage]:
         config = self.glimpse.config
@@ -146,11 +152,11 @@ class GlimpsePrune(Method):
         mask = budget.choose(chance)
         if self.corners:
             mask = mask | self._anchored(view)
-        return self._with_background(view, mask, chance) if self.background else mask
+        return self._with_background(view, mask, chance) if self.more else mask
 
     def _with_background(self, view: View, mask: Tensor, chance: Tensor) -> Tensor:
         """`[n]` the mask and the tokens that differ most from those in it (from the likeliest one, if it is empty)."""
-        n, share = len(view), self.background
+        n, share = len(view), self.more
         kept = mask.nonzero().squeeze(1)
         count = min(n, len(kept) + (part(share, n) if isinstance(share, float) else share))
         start = kept if len(kept) else chance.argmax().view(1)
