@@ -112,9 +112,7 @@ def hostile(folder: Path) -> tuple[list[Any], int]:
             {**good, "image": name}
             for name in ("nothing.png", ".", "http://127.0.0.1/x.png", "data:image/png;base64,!")
         ),
-        {**good, "question": ""},
-        {**good, "question": "longer than the model reads " * 2000},
-        {**good, "question": 3},
+        *({**good, "question": question} for question in ("", "longer than the model reads " * 2000, 3)),
         {**good, "question": "<|image_pad|>"},
         {**good, "question": "half \ud800 a pair"},
         {"question": "no image"},

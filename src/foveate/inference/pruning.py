@@ -22,7 +22,7 @@ Choice = Method | str | Path | None
 """What users may give as a method."""
 
 
-class Block(AbstractContextManager[Trace]):
+class PruningBlock(AbstractContextManager[Trace]):
     """What `prune` returns: a method in force within its `with` block. Without one it does nothing, and says so."""
 
     def __init__(self, block: AbstractContextManager[Trace]) -> None:
@@ -54,7 +54,7 @@ def prune(
     full_length: bool = False,
     every_thread: bool = False,
     **parameters: Any,
-) -> Block:
+) -> PruningBlock:
     """Prune visual tokens of `model` within a `with` block.
 
     Args:
@@ -80,7 +80,7 @@ def prune(
         MissingTapError: the family cannot give what the method reads.
     """
     chosen = resolve(model, method, keep, **parameters)
-    return Block(engine.prune(model, chosen, full_length=full_length, every_thread=every_thread))
+    return PruningBlock(engine.prune(model, chosen, full_length=full_length, every_thread=every_thread))
 
 
 def attach(

@@ -47,9 +47,7 @@ def overlay(
     Raises:
         InputError: there is no such image in the trace, or `image` is no PIL image.
     """
-    if not isinstance(image, Image.Image):
-        raise InputError(f"overlay takes the picture itself, not {type(image).__name__}: PIL.Image.open(path).")
-    group, numbers = find_group(trace, row, index)
+    group, numbers = find_group(trace, row, index, image)
     last = "kept to the end" if stages is None else f"left after stage {stages} of {len(group.steps)}"
     group = replace(group, steps=group.steps[:stages])
     starts = [sum(grid.size for grid in group.grids[:number]) for number in range(len(group.grids))]
@@ -121,8 +119,10 @@ def save(picture: Image.Image, path: Path) -> None:
         picture.save(partial, kind)
 
 
-def find_group(trace: PrefillTrace, row: int, index: int) -> tuple[GroupTrace, list[int]]:
-    """The group of an image, and which of its grids are the image's."""
+def find_group(trace: PrefillTrace, row: int, index: int, image: object = None) -> tuple[GroupTrace, list[int]]:
+    """The group of an image, and which of its grids are the image's. `image` is what is to be drawn on."""
+    if image is not None and not isinstance(image, Image.Image):
+        raise InputError(f"overlay takes the picture itself, not {type(image).__name__}: PIL.Image.open(path).")
     for group in trace.groups:
         number = index - group.image
         if group.row == row and 0 <= number < len(group.images):
