@@ -118,7 +118,7 @@ def test_what_is_missing_or_unknown_is_said() -> None:
         make("glimpse_prune", keep=0.5)
     with pytest.raises(ConfigurationError, match="no parameter blocks; it has keep, "):
         make("fastervlm", blocks=3)
-    with pytest.raises(ConfigurationError, match="there are .*vitcop"):
+    with pytest.raises(ConfigurationError, match="There are .*vitcop"):
         make("vitcopp")
 
 
