@@ -6,12 +6,14 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from foveate.zoo import resolve
@@ -51,7 +53,7 @@ def _claim(config: ZooConfig, out: Path) -> None:
     """Refuses to continue another model's run."""
     marker = out / "run.txt"
     own = f"{config.name} {config.family} tower={config.tower} text={config.text} seed={config.seed}"
-    own += f" start={config.start} teacher={config.teacher}\n"
+    own += f" start={config.start} teacher={config.teacher} order={config.order}\n"
     if marker.exists() and marker.read_text() != own:
         raise ZooConfigError(f"{out} holds a run of another configuration; choose another --out or empty it")
     marker.write_text(own)
@@ -95,6 +97,13 @@ def _trained(kind: Any, name: str) -> Any:
     return kind.from_pretrained(resolve(name), dtype=torch.float32)
 
 
+def reorder(layers: nn.ModuleList, order: Sequence[int]) -> None:
+    """Gives every layer the weights of the one that `order` names for it; all stay where they are if it is empty."""
+    before = [{name: weight.clone() for name, weight in layer.state_dict().items()} for layer in layers]
+    for layer, source in zip(layers, order or range(len(layers)), strict=True):
+        layer.load_state_dict(before[source])
+
+
 def build_model(config: ZooConfig, prompts: Prompts) -> tuple[Any, Encoder, Any]:
     """An untrained model of the configured family, its encoder, and the teacher or `None`."""
     if config.family == "qwen2_5_vl":
@@ -113,6 +122,7 @@ def train_model(config: ZooConfig, trainer: Trainer) -> tuple[Any, Prompts]:
     model, encoder, teacher = build_model(config, prompts)
     if config.start:
         model.load_state_dict(_trained(type(model), config.start).state_dict())
+        reorder(model.model.language_model.layers, config.order)
     elif teacher is not None:  # its features are followed from the first step on: begin at their scale
         scale_features(encoder)
     heads = DenseHeads(config.text["hidden_size"])

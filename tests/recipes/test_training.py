@@ -54,6 +54,7 @@ TINY = {
         "attention_heads": [0],
         "reach_share": 0.5,
         "reach_layers": 1,
+        "reach_windows": {"count": [1, 2]},
         "phases": [{"until": 1.0, "batches": [ONE, ONE | {"images_per_prompt": 2, "weight": 0.5}, PAGE, FILM]}],
     },
 }
@@ -89,6 +90,17 @@ def test_a_killed_run_does_not_go_on_in_its_children(tmp_path):
     run.wait()
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
+
+
+def test_layers_of_the_start_move_where_the_order_says():
+    from recipes.zoo.train import reorder
+
+    layers = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(3))
+    before = [layer.weight.clone() for layer in layers]
+    reorder(layers, ())
+    assert all(torch.equal(layer.weight, weight) for layer, weight in zip(layers, before, strict=True))
+    reorder(layers, (2, 0, 0))
+    assert all(torch.equal(layers[i].weight, before[source]) for i, source in enumerate((2, 0, 0)))
 
 
 def further(trained: Path) -> dict:
@@ -165,6 +177,11 @@ def test_a_start_that_was_not_trained_is_named(tmp_path, processes):
         ({"language": TINY["language"] | {"phases": [{"until": 0.9, "batches": [ONE]}]}}, "until 1.0"),
         ({"language": TINY["language"] | {"type_weights": {"count": 0}}}, "count: 0"),
         ({"language": TINY["language"] | {"loss_weights": {"counting": 2.0}}}, "counting: 2.0"),
+        ({"language": TINY["language"] | {"reach_windows": {"count": [1, 3]}}}, r"count: \[1, 3\] of 2"),
+        ({"language": TINY["language"] | {"reach_windows": {"count": [1, 1]}}}, r"count: \[1, 1\]"),
+        ({"language": TINY["language"] | {"reach_windows": {"counting": [0, 1]}}}, "counting"),
+        ({"order": [0]}, "order"),
+        ({"order": [0, 2]}, "order"),
         (of_batches(FILM | {"frames": 0}), "even number"),
         (of_batches(FILM | {"frames": 3}), "even number"),
         (of_batches(ONE | {"shows": "x"}), "shows"),
