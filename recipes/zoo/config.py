@@ -96,9 +96,14 @@ class StageConfig:
 class ZooConfig:
     """A whole recipe. `tower` and `text` go to the stock configuration classes.
 
-    `vision` is stage V, in one or several parts with rates of their own; `language` is stage L. `start` names
-    trained weights to go on from, `order` which of their decoder layers becomes each layer (empty: the same one).
-    Images of more than `largest_side` squared pixels are made smaller (Qwen2.5-VL).
+    `vision` is stage V, in one or several parts with rates of their own; `language` is stage L.
+
+    Attributes:
+        start: trained weights to go on from.
+        order: which of their decoder layers becomes each layer; empty: the same one.
+        heads: the heads of a layer whose output begins with theirs; the others' begins at zero.
+        silent: layers whose MLP's output begins at zero.
+        largest_side: images of more than its square in pixels are made smaller (Qwen2.5-VL).
     """
 
     name: str
@@ -113,6 +118,8 @@ class ZooConfig:
     teacher: str = ""
     start: str = ""
     order: tuple[int, ...] = ()
+    heads: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    silent: tuple[int, ...] = ()
     image_size: int = 0
     largest_side: int = 672
 
@@ -151,6 +158,11 @@ def _check_layers(config: ZooConfig, where: str) -> None:
             raise ZooConfigError(f"{where}: reach_windows has {name}: [{first}, {end}] of {layers} layers")
     if config.order and (len(config.order) != layers or not set(config.order) <= set(range(layers))):
         raise ZooConfigError(f"{where}: order names a layer of the start for each of {layers}, not {config.order}")
+    if bad := {*config.heads, *config.silent} - set(range(layers)):
+        raise ZooConfigError(f"{where}: heads and silent name layers of {layers}, not {sorted(bad)}")
+    count = config.text["num_attention_heads"]
+    if bad := {head for heads in config.heads.values() for head in heads} - set(range(count)):
+        raise ZooConfigError(f"{where}: heads names heads of {count}, not {sorted(bad)}")
 
 
 def _check(stage: StageConfig, has_teacher: bool, where: str) -> None:

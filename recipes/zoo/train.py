@@ -6,14 +6,12 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from foveate.zoo import resolve
@@ -23,6 +21,7 @@ from recipes.zoo.encoders import Encoder, LlavaEncoder, QwenEncoder, scale_featu
 from recipes.zoo.export import export
 from recipes.zoo.heads import DenseHeads
 from recipes.zoo.prompts import Prompts
+from recipes.zoo.rearrange import rearrange
 from recipes.zoo.stages import LanguageStage, VisionStage
 from recipes.zoo.tokenizer import build
 from recipes.zoo.trainer import Trainer, load_modules
@@ -97,13 +96,6 @@ def _trained(kind: Any, name: str) -> Any:
     return kind.from_pretrained(resolve(name), dtype=torch.float32)
 
 
-def reorder(layers: nn.ModuleList, order: Sequence[int]) -> None:
-    """Gives every layer the weights of the one that `order` names for it; all stay where they are if it is empty."""
-    before = [{name: weight.clone() for name, weight in layer.state_dict().items()} for layer in layers]
-    for layer, source in zip(layers, order or range(len(layers)), strict=True):
-        layer.load_state_dict(before[source])
-
-
 def build_model(config: ZooConfig, prompts: Prompts) -> tuple[Any, Encoder, Any]:
     """An untrained model of the configured family, its encoder, and the teacher or `None`."""
     if config.family == "qwen2_5_vl":
@@ -122,7 +114,7 @@ def train_model(config: ZooConfig, trainer: Trainer) -> tuple[Any, Prompts]:
     model, encoder, teacher = build_model(config, prompts)
     if config.start:
         model.load_state_dict(_trained(type(model), config.start).state_dict())
-        reorder(model.model.language_model.layers, config.order)
+        rearrange(model.model.language_model, config.order, config.heads, config.silent)
     elif teacher is not None:  # its features are followed from the first step on: begin at their scale
         scale_features(encoder)
     heads = DenseHeads(config.text["hidden_size"])

@@ -92,17 +92,6 @@ def test_a_killed_run_does_not_go_on_in_its_children(tmp_path):
     assert not alive
 
 
-def test_layers_of_the_start_move_where_the_order_says():
-    from recipes.zoo.train import reorder
-
-    layers = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(3))
-    before = [layer.weight.clone() for layer in layers]
-    reorder(layers, ())
-    assert all(torch.equal(layer.weight, weight) for layer, weight in zip(layers, before, strict=True))
-    reorder(layers, (2, 0, 0))
-    assert all(torch.equal(layers[i].weight, before[source]) for i, source in enumerate((2, 0, 0)))
-
-
 def further(trained: Path) -> dict:
     """Goes on from trained weights with a stage V for the heads alone and nothing after it."""
     vision = TINY["vision"][1] | {"steps": 2, "tower_rate": 0.0}
@@ -182,6 +171,9 @@ def test_a_start_that_was_not_trained_is_named(tmp_path, processes):
         ({"language": TINY["language"] | {"reach_windows": {"counting": [0, 1]}}}, "counting"),
         ({"order": [0]}, "order"),
         ({"order": [0, 2]}, "order"),
+        ({"heads": {2: [0]}}, r"layers of 2, not \[2\]"),
+        ({"silent": [3]}, r"layers of 2, not \[3\]"),
+        ({"heads": {1: [0, 2]}}, r"heads of 2, not \[2\]"),
         (of_batches(FILM | {"frames": 0}), "even number"),
         (of_batches(FILM | {"frames": 3}), "even number"),
         (of_batches(ONE | {"shows": "x"}), "shows"),
