@@ -63,10 +63,10 @@ class StageConfig:
         attention_layer, attention_heads: whose attention it is.
         dense_weight: weight of the dense heads.
         distil_weight: weight of matching another tower's features.
-        reach_share: share of the steps in which questions see the image in a run of layers only, drawn for each of
-            these steps: reading may happen in no layer in particular.
+        reach_share: share of the questions that see the image in a run of layers only, drawn for each of them.
         reach_layers: shortest such run. Runs of more than half of the layers share the middle ones, so that nothing has
             to be read elsewhere.
+        reach_windows: layers `[first, end)` in which runs of this type's questions lie; all where it is not named.
         forced: every layer of the tower reads what the other tower's block reads and learns its own step.
     """
 
@@ -88,6 +88,7 @@ class StageConfig:
     distil_weight: float = 0.0
     reach_share: float = 0.0
     reach_layers: int = 5
+    reach_windows: dict[str, tuple[int, int]] = field(default_factory=dict)
     forced: bool = False
 
 
@@ -95,8 +96,14 @@ class StageConfig:
 class ZooConfig:
     """A whole recipe. `tower` and `text` go to the stock configuration classes.
 
-    `vision` is stage V, in one or several parts with rates of their own; `language` is stage L. `start` names
-    trained weights to go on from; images of more than `largest_side` squared pixels are made smaller (Qwen2.5-VL).
+    `vision` is stage V, in one or several parts with rates of their own; `language` is stage L.
+
+    Attributes:
+        start: trained weights to go on from.
+        order: which of their decoder layers becomes each layer; empty: the same one.
+        heads: the heads of a layer whose output begins with theirs; the others' begins at zero.
+        silent: layers whose MLP's output begins at zero.
+        largest_side: images of more than its square in pixels are made smaller (Qwen2.5-VL).
     """
 
     name: str
@@ -110,6 +117,9 @@ class ZooConfig:
     checkpoint_seconds: float = 60.0
     teacher: str = ""
     start: str = ""
+    order: tuple[int, ...] = ()
+    heads: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    silent: tuple[int, ...] = ()
     image_size: int = 0
     largest_side: int = 672
 
@@ -136,7 +146,23 @@ def load(path: str | Path) -> ZooConfig:
         raise ZooConfigError(f"{file}: a part of stage V without steps; give at least 1, or leave the part out")
     for stage in (*config.vision, config.language):
         _check(stage, bool(config.teacher), str(file))
+    _check_layers(config, str(file))
     return config
+
+
+def _check_layers(config: ZooConfig, where: str) -> None:
+    """Finds layers that the model does not have."""
+    layers = config.text["num_hidden_layers"]
+    for name, (first, end) in config.language.reach_windows.items():
+        if name not in NEEDS or not 0 <= first < end <= layers:
+            raise ZooConfigError(f"{where}: reach_windows has {name}: [{first}, {end}] of {layers} layers")
+    if config.order and (len(config.order) != layers or not set(config.order) <= set(range(layers))):
+        raise ZooConfigError(f"{where}: order names a layer of the start for each of {layers}, not {config.order}")
+    if bad := {*config.heads, *config.silent} - set(range(layers)):
+        raise ZooConfigError(f"{where}: heads and silent name layers of {layers}, not {sorted(bad)}")
+    count = config.text["num_attention_heads"]
+    if bad := {head for heads in config.heads.values() for head in heads} - set(range(count)):
+        raise ZooConfigError(f"{where}: heads names heads of {count}, not {sorted(bad)}")
 
 
 def _check(stage: StageConfig, has_teacher: bool, where: str) -> None:

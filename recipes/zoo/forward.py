@@ -142,7 +142,7 @@ def read(
     prefix: int,
     blocks: int,
     probe_layer: int = -1,
-    hidden: tuple[Tensor, range] | None = None,
+    hidden: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """A causal prefix followed by K independent blocks, each seeing the prefix and itself.
 
@@ -153,7 +153,8 @@ def read(
         prefix: length of the shared prefix.
         blocks: K.
         probe_layer: the layer whose attention to the prefix is returned.
-        hidden: tokens of the prefix, bool `[prefix]`, and the layers in which alone the blocks see them; None: in all.
+        hidden: tokens of the prefix, bool `[prefix]`, and in which layers they are hidden from which blocks, bool
+            `[layers, B, K]`.
 
     Returns:
         Normed hidden states `[B, L, C]`; attention `[B, H, K, Lq, prefix]` of the probe layer or `None`.
@@ -163,7 +164,7 @@ def read(
     causal = [torch.full((n, n), MASKED, dtype=x.dtype, device=x.device).triu(1) for n in (prefix, length)]
     probe = None
     for i, layer in enumerate(text.layers):
-        unseen = hidden[0] if hidden and i not in hidden[1] else None
+        unseen = hidden[1][i, :, None, :, None, None] & hidden[0] if hidden else None
         x, seen = _text_layer(layer, text.config, x, (cos, sin), causal, (prefix, blocks), unseen)
         probe = seen if i == probe_layer else probe
     return rms_norm(x, text.norm), probe
@@ -198,7 +199,7 @@ def _blocked_attention(
 ) -> tuple[Tensor, Tensor]:
     """q, k, v `[B, H, prefix + K * Lq, d]` -> mixed values of that shape, block attention to the prefix.
 
-    Blocks do not see the tokens `unseen` `[prefix]`.
+    Blocks do not see the tokens `unseen` `[B, 1, K, 1, prefix]`.
     """
     b, heads, length, dim = q.shape
     kp, vp = k[:, :, :prefix], v[:, :, :prefix]

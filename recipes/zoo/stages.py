@@ -52,14 +52,27 @@ def first_index(seed: int, part: int, step: int, rank: int, world: int) -> int:
     return (10 * seed + part) * 10**9 + (step * world + rank) * 64
 
 
-def reach(config: StageConfig, layers: int, step: int) -> range | None:
-    """The layers in which questions see the image in this step; None: in all of them."""
-    rng = Random(f"reach:{step}")
+def reach(config: StageConfig, layers: int, kind: str, rng: Random) -> range:
+    """The layers in which one question of type `kind` sees the image."""
     if rng.random() >= config.reach_share:
-        return None
-    length = rng.randint(config.reach_layers, layers)
-    start = rng.randint(0, layers - length)
+        return range(layers)
+    first, end = config.reach_windows.get(kind, (0, layers))
+    length = rng.randint(min(config.reach_layers, end - first), end - first)
+    start = rng.randint(first, end - length)
     return range(start, start + length)
+
+
+def reaches(config: StageConfig, layers: int, asked: Asked, step: int) -> Tensor | None:
+    """Which questions see the image in which layers, bool `[layers, B, K]`; None: all in all of them."""
+    if not config.reach_share:
+        return None
+    rng = Random(f"reach:{step}")
+    seen = torch.zeros(layers, len(asked.questions), config.questions, dtype=torch.bool)
+    for b, questions in enumerate(asked.questions):
+        for i, q in enumerate(questions):
+            run = reach(config, layers, q.type, rng)
+            seen[run.start : run.stop, b, i] = True
+    return seen
 
 
 def low_precision(device: torch.device) -> AbstractContextManager[Any]:
@@ -137,7 +150,7 @@ class LanguageStage:
         fade = max(0.0, 1 - progress / self.config.attention_until) if self.config.attention_until else 0.0
         with low_precision(batch.pixels.device):
             features = self.encoder(batch.pixels, step)
-            said = self.answer(features, asked, kind.images_per_prompt, fade > 0, self._reach(step))
+            said = self.answer(features, asked, kind.images_per_prompt, fade > 0, self._reach(asked, step))
         loss, metrics = self._answer_loss(said, asked)
         if said.seen is not None:
             counting = torch.tensor([[NEEDS[q.type] == "global" for q in qs] for qs in asked.questions])
@@ -154,7 +167,7 @@ class LanguageStage:
         asked = question_films(batch, first, self.config.questions, self.config.type_weights)
         with low_precision(batch.pixels.device):
             features = self.encoder(batch.pixels, step)
-            said = self.answer(features, asked, 1, False, self._reach(step), batch.times)
+            said = self.answer(features, asked, 1, False, self._reach(asked, step), batch.times)
         loss, metrics = self._answer_loss(said, asked)
         if self.config.dense_weight:
             objects, _ = self.heads.object_loss(features, batch.objects)
@@ -162,8 +175,8 @@ class LanguageStage:
             loss = loss + self.config.dense_weight * (objects + 2 * ways)
         return loss, {f"video {name}": value for name, value in metrics.items()}
 
-    def _reach(self, step: int) -> range | None:
-        return reach(self.config, len(self.model.model.language_model.layers), step)
+    def _reach(self, asked: Asked, step: int) -> Tensor | None:
+        return reaches(self.config, len(self.model.model.language_model.layers), asked, step)
 
     def _answer_loss(self, said: Said, asked: Asked) -> tuple[Tensor, Metrics]:
         known = said.labels != IGNORE
@@ -191,14 +204,14 @@ class LanguageStage:
         asked: Asked,
         per_prompt: int,
         probe: bool,
-        layers: range | None = None,
+        reached: Tensor | None = None,
         times: Sequence[int] = (),
     ) -> Said:
         """What is said to K questions a prompt.
 
         Args:
             features: of all images `[B * per_prompt, rows, columns, C]`, or of all steps of videos at `times`.
-            layers: in which the questions see the image; None: in all.
+            reached: in which layers which questions see the image, bool `[layers, B, K]`; None: in all.
         """
         ids, labels = self.prompts.blocks(asked.texts)
         b, k, length = ids.shape
@@ -211,7 +224,7 @@ class LanguageStage:
         x = torch.cat([prefix, words[ids.flatten(1)].to(features.dtype)], 1)
         positions = layout.positions[:, None] if self.encoder.mrope else layout.flat_positions(k, length)
         layer = self.config.attention_layer if probe else -1
-        hidden = None if layers is None else (layout.visual, layers)
+        hidden = None if reached is None else (layout.visual, ~reached)
         states, seen = read(text, x, positions, len(layout.ids), k, layer, hidden)
         logits = F.linear(states[:, len(layout.ids) :].view(b, k, length, -1), words.to(states.dtype))
         if seen is not None:

@@ -21,6 +21,7 @@ from recipes.zoo.encoders import Encoder, LlavaEncoder, QwenEncoder, scale_featu
 from recipes.zoo.export import export
 from recipes.zoo.heads import DenseHeads
 from recipes.zoo.prompts import Prompts
+from recipes.zoo.rearrange import rearrange
 from recipes.zoo.stages import LanguageStage, VisionStage
 from recipes.zoo.tokenizer import build
 from recipes.zoo.trainer import Trainer, load_modules
@@ -51,7 +52,7 @@ def _claim(config: ZooConfig, out: Path) -> None:
     """Refuses to continue another model's run."""
     marker = out / "run.txt"
     own = f"{config.name} {config.family} tower={config.tower} text={config.text} seed={config.seed}"
-    own += f" start={config.start} teacher={config.teacher}\n"
+    own += f" start={config.start} teacher={config.teacher} order={config.order}\n"
     if marker.exists() and marker.read_text() != own:
         raise ZooConfigError(f"{out} holds a run of another configuration; choose another --out or empty it")
     marker.write_text(own)
@@ -113,6 +114,7 @@ def train_model(config: ZooConfig, trainer: Trainer) -> tuple[Any, Prompts]:
     model, encoder, teacher = build_model(config, prompts)
     if config.start:
         model.load_state_dict(_trained(type(model), config.start).state_dict())
+        rearrange(model.model.language_model, config.order, config.heads, config.silent)
     elif teacher is not None:  # its features are followed from the first step on: begin at their scale
         scale_features(encoder)
     heads = DenseHeads(config.text["hidden_size"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +13,13 @@ from foveate.data.videos import Clip
 from foveate.inference.video_processor import VideoProcessor
 from foveate.zoo import SYSTEM
 from recipes.zoo import config, films, llava, qwen
+from recipes.zoo.batches import question, render
+from recipes.zoo.config import BatchConfig
 from recipes.zoo.encoders import QwenEncoder
 from recipes.zoo.forward import read
 from recipes.zoo.heads import DenseHeads
 from recipes.zoo.prompts import Prompts
-from recipes.zoo.stages import LanguageStage, reach
+from recipes.zoo.stages import LanguageStage, reach, reaches
 from recipes.zoo.tokenizer import build
 
 CLOSE = {"atol": 3e-5, "rtol": 1e-4}
@@ -105,7 +109,9 @@ def test_questions_see_the_image_in_their_layers_only(model, tokenizer):
     other[:, :prefix][:, visual] = torch.randn(1, int(visual.sum()), 192)
 
     def asked(inputs, layers):
-        return read(text, inputs, positions, prefix, 1, hidden=(visual, layers))[0][:, prefix:]
+        hidden = torch.ones(len(text.layers), 1, 1, dtype=torch.bool)
+        hidden[list(layers)] = False
+        return read(text, inputs, positions, prefix, 1, hidden=(visual, hidden))[0][:, prefix:]
 
     torch.testing.assert_close(asked(x, range(0)), asked(other, range(0)), **CLOSE)
     assert (asked(x, range(4, 5)) - asked(other, range(4, 5))).abs().max() > 1e-2
@@ -157,10 +163,36 @@ def test_prompts_equal_the_chat_template(tokenizer):
 
 def test_runs_of_layers_are_drawn_as_the_recipe_says():
     stage = config.load("qwen2_5_vl_wide.yaml").language
-    drawn = [reach(stage, 10, step) for step in range(2000)]
-    some = [layers for layers in drawn if layers is not None]
-    assert len(some) == pytest.approx(stage.reach_share * 2000, abs=100)
+    rng = Random(0)
+    drawn = [reach(stage, 10, "count", rng) for _ in range(2000)]
+    some = [layers for layers in drawn if len(layers) < 10]
+    whole = 1 / (10 - stage.reach_layers + 1)  # of the runs, as long as there are layers
+    assert len(some) == pytest.approx(stage.reach_share * (1 - whole) * 2000, abs=100)
     assert min(len(layers) for layers in some) == stage.reach_layers
     assert {layers.start for layers in some} >= {0, 1, 2, 3, 4}
     assert {layers.stop for layers in some} == set(range(stage.reach_layers, 11))
-    assert reach(config.load("qwen2_5_vl.yaml").language, 10, 3) is None
+
+
+def test_runs_lie_in_the_window_of_their_question():
+    stage = config.load("qwen2_5_vl_wide_run3.yaml").language
+    rng = Random(0)
+    for kind, (first, end) in stage.reach_windows.items():
+        some = [layers for _ in range(300) if len(layers := reach(stage, 10, kind, rng)) < 10]
+        assert {layers.start for layers in some} == set(range(first, end - stage.reach_layers + 1))
+        assert {layers.stop for layers in some} == set(range(first + stage.reach_layers, end + 1))
+
+
+def test_every_question_of_a_batch_has_layers_of_its_own():
+    stage = config.load("qwen2_5_vl_wide_run3.yaml").language
+    batch = render(0, BatchConfig((224, 224), 3, (2, 4)))
+    asked = question(batch, 0, stage.questions, 1, {})
+    seen = reaches(stage, 10, asked, 5)
+    assert seen.shape == (10, 3, stage.questions)
+    assert torch.equal(seen, reaches(stage, 10, asked, 5))
+    assert not torch.equal(seen, reaches(stage, 10, asked, 6))
+    for b, questions in enumerate(asked.questions):
+        for i, q in enumerate(questions):
+            layers = seen[:, b, i].nonzero().flatten().tolist()
+            assert layers == list(range(layers[0], layers[-1] + 1))
+            assert len(layers) == 10 or set(layers) <= set(range(*stage.reach_windows[q.type]))
+    assert reaches(config.load("qwen2_5_vl.yaml").language, 10, asked, 5) is None
