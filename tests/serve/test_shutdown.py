@@ -116,6 +116,13 @@ def test_mistakes(arguments: list[str], said: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("option", ["--time-limit", "--patience", "--max-body"])
+def test_no_limit_is_no_number(option: str) -> None:
+    done = foveate("serve", option, "inf")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
 def test_a_key_file_is_not_repeated(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("very secret\n")

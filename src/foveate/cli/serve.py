@@ -31,17 +31,21 @@ def serve(
     max_queue: Annotated[int, typer.Option(min=0, help="Requests that may wait besides.")] = 64,
     new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer unless the request says.")] = 256,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer that a request may ask for.")] = 2048,
-    time_limit: Annotated[float, typer.Option(min=1, help="Seconds from arrival to end; answers are cut then.")] = 300,
-    patience: Annotated[float, typer.Option(min=1, help="Seconds for a slow client to send or take something.")] = 30,
+    time_limit: Annotated[
+        float, typer.Option(min=1, max=1e6, help="Seconds from arrival to end; answers are cut then.")
+    ] = 300,
+    patience: Annotated[
+        float, typer.Option(min=1, max=1e6, help="Seconds for a slow client to send or take something.")
+    ] = 30,
     workers: Annotated[int, typer.Option(min=1, help="Threads that decode and prepare images.")] = 2,
     image_domain: Annotated[list[str], typer.Option(help="Host or host:port that images may come from.")] = [],  # noqa: B006
     image_private: Annotated[bool, typer.Option("--image-private", help="Also at addresses of an intranet.")] = False,
     image_folder: Annotated[Path | None, typer.Option(help="Folder that file: addresses may name.")] = None,
     max_images: Annotated[int, typer.Option(min=0, help="Images and videos of one request.")] = 8,
     max_frames: Annotated[int, typer.Option(min=1, max=768, help="Frames of one video.")] = 32,
-    max_megabytes: Annotated[float, typer.Option(min=0.01, help="Size of one image or video.")] = 20,
-    max_megapixels: Annotated[float, typer.Option(min=0.01, help="Size of one image or frame.")] = 20,
-    max_body: Annotated[float, typer.Option(min=0.01, help="Megabytes of a whole request.")] = 40,
+    max_megabytes: Annotated[float, typer.Option(min=0.01, max=1e6, help="Size of one image or video.")] = 20,
+    max_megapixels: Annotated[float, typer.Option(min=0.01, max=1e6, help="Size of one image or frame.")] = 20,
+    max_body: Annotated[float, typer.Option(min=0.01, max=1e6, help="Megabytes of a whole request.")] = 40,
     ray: OnRay = False,
     replicas: Annotated[str, typer.Option(help="With --ray: copies of the model, N or LEAST:MOST.")] = "1",
     autoscaling: Annotated[
