@@ -267,8 +267,9 @@ def study(given: argparse.Namespace) -> dict[str, Any]:
     lines = [summary(rows, [own[0] for own in found]) for rows in zip(*found, strict=True)]
     print(HEAD, "|---" * HEAD.count(" |") + "|", *map(line, lines), sep="\n")
     return {
-        "model": given.model, "command": " ".join(["python", *sys.argv]), "vllm": vllm.__version__,
-        "environment": environment, "settings": lines, "rounds": [[asdict(row) for row in rows] for rows in found],
+        "model": given.model, "command": " ".join(["python", *sys.argv]).partition(" --json")[0],
+        "vllm": vllm.__version__, "environment": environment, "settings": lines,
+        "rounds": [[asdict(row) for row in rows] for rows in found],
     }  # fmt: skip
 
 
