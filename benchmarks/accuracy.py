@@ -4,6 +4,8 @@
     python benchmarks/accuracy.py --out runs/accuracy --first 45    # how long the whole of it would take
     python benchmarks/accuracy.py --out runs/accuracy --study switches --keeps 1/9 --markdown docs/switches.md
     python benchmarks/accuracy.py --out runs/accuracy --study vitcop --keeps 1/3 1/9 --markdown docs/vitcop_accuracy.md
+    python benchmarks/accuracy.py --out runs/accuracy --study stages --keeps 1/3 1/9 --splits test \
+        --markdown docs/vitcop_stages.md
     python benchmarks/accuracy.py --out runs/accuracy --study video --models foveate/scenes-qwen2_5_vl-wide \
         --splits video --keeps 1/3 1/9 --markdown docs/video_accuracy.md
     python benchmarks/accuracy.py --out runs/accuracy --study wide --models foveate/scenes-qwen2_5_vl-wide \
@@ -39,7 +41,7 @@ from typing import Any
 
 import torch
 from accuracy_page import markdown
-from accuracy_settings import KEEPS, Measured, measured, methods, switches, video, vitcop, wide
+from accuracy_settings import KEEPS, Measured, measured, methods, stages, switches, video, vitcop, wide
 
 from foveate import scenes, zoo
 from foveate.data.rows import Row, Rows
@@ -57,7 +59,7 @@ MODELS = ["foveate/scenes-llava", "foveate/scenes-qwen2_5_vl"]
 BATCH = 16
 CHUNK = 45
 """Questions that all settings answer before the next ones come: five of every type. A page has whole chunks only."""
-STUDIES = {"methods": methods, "switches": switches, "vitcop": vitcop, "video": video, "wide": wide}
+STUDIES = {"methods": methods, "switches": switches, "vitcop": vitcop, "stages": stages, "video": video, "wide": wide}
 
 
 def measure(options: argparse.Namespace, model: str, split: str) -> dict[str, Any]:

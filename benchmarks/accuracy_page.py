@@ -44,11 +44,21 @@ VITCOP = """\
 
 {written} Greedy answers, exact match, in percent.
 
+*Default* is ViTCoP with the published choices (stage 1 by attention received, stages 2 and 3 by small key norms), on
+both models; each row changes one thing, or what it says. The difference is *changed* minus that, paired question by
+question, with the standard error of its mean; *other outcome* is the share of questions that one of the two answers
+right and the other not. What follows from it is in [vitcop.md](vitcop.md).
+"""
+STAGES = """\
+# What ViTCoP's stages are worth
+
+{written} Greedy answers, exact match, in percent.
+
 *Default* of `vitcop` is ViTCoP with the published choices (stage 1 by attention received, stages 2 and 3 by small key
-norms), on both models; that of `vitcop_diverse` is our choice, whose row stands among the first. Each row changes one
-thing, or what it says. The difference is *changed* minus the default, paired question by question, with the standard
-error of its mean; *other outcome* is the share of questions that one of the two answers right and the other not. What
-follows from it is in [vitcop.md](vitcop.md).
+norms), on both models; that of `vitcop_diverse` is ours ([vitcop.md](vitcop.md)). Each row leaves stages out, chooses
+at random in them, or in stage 3 by the attention of the prompt's last token in the layer before, which can know the
+question. The difference is *changed* minus the default, paired question by question, with the standard error of its
+mean; *other outcome* is the share of questions that one of the two answers right and the other not.
 """
 WIDE = """\
 # Accuracy where little of an image is evidence
@@ -153,7 +163,7 @@ def methods(report: Report) -> list[str]:
 def switches(report: Report) -> list[str]:
     lines: list[str] = []
     for keep, rows in by_keep(report).items():
-        defaults = {kind: compared_with(rows, kind) for kind in {row["kind"] for row in rows}}
+        defaults = {row["kind"]: row["scores"] for row in rows if row["mode"] == "default"}
         head = ["method", "changed", "default", "changed", "difference", "other outcome"]
         lines += ["", *heading(report, keep), f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
         for row in sorted((row for row in rows if row["mode"] != "default"), key=lambda row: row["kind"]):
@@ -163,13 +173,6 @@ def switches(report: Report) -> list[str]:
             lines.append(f"| {' | '.join(cells)} |")
         lines += [*beyond(rows, defaults), *refusals(report, keep)]
     return lines
-
-
-def compared_with(rows: Sequence[dict[str, Any]], kind: str) -> Scores:
-    """What a method's changes are compared with: its default, or the row of another method that bears its name."""
-    own = [row["scores"] for row in rows if row["kind"] == kind and row["mode"] == "default"]
-    found: Scores = (own or [row["scores"] for row in rows if f"`{kind}`" in row["mode"]])[0]
-    return found
 
 
 def beyond(rows: Sequence[dict[str, Any]], defaults: dict[str, Scores]) -> list[str]:
@@ -218,6 +221,7 @@ PAGES = {
     "methods": (METHODS, methods),
     "switches": (SWITCHES, switches),
     "vitcop": (VITCOP, switches),
+    "stages": (STAGES, switches),
     "wide": (WIDE, methods),
     "video": (VIDEO, methods),
 }

@@ -15,7 +15,7 @@ from departures import (
     VisPrunerByAttention,
     VScanGlobalFirst,
 )
-from vitcop_departures import PUBLISHED, from_diverse, variants
+from vitcop_departures import PUBLISHED, controls, diverse_controls, variants
 
 from foveate.core.method import Method
 from foveate.core.view import ModelInfo
@@ -182,11 +182,21 @@ def switches(info: ModelInfo, keeps: list[str], seeds: int) -> Iterator[Asked]:
 
 
 def vitcop(info: ModelInfo, keeps: list[str], seeds: int) -> Iterator[Asked]:
-    """ViTCoP with published choices, the default of the study, each thing changed in it, and in `vitcop_diverse`."""
+    """ViTCoP with published choices, the default of the study, and each thing changed in it."""
     for label in keeps:
         keep = KEEPS[label]
         yield "vitcop", "default", label, lambda keep=keep: build("vitcop", keep, **PUBLISHED)
         for mode, make_it in variants(info.family == "llava").items():
             yield "vitcop", mode, label, lambda keep=keep, make_it=make_it: make_it(keep)
-        for mode, make_it in from_diverse().items():
+
+
+def stages(info: ModelInfo, keeps: list[str], seeds: int) -> Iterator[Asked]:
+    """What ViTCoP's stages are worth: with published choices and with ours, against chance and by the question."""
+    for label in keeps:
+        keep = KEEPS[label]
+        yield "vitcop", "default", label, lambda keep=keep: build("vitcop", keep, **PUBLISHED)
+        for mode, make_it in controls().items():
+            yield "vitcop", mode, label, lambda keep=keep, make_it=make_it: make_it(keep)
+        yield "vitcop_diverse", "default", label, lambda keep=keep: build("vitcop_diverse", keep)
+        for mode, make_it in diverse_controls().items():
             yield "vitcop_diverse", mode, label, lambda keep=keep, make_it=make_it: make_it(keep)

@@ -110,15 +110,11 @@ def variants(llava: bool) -> dict[str, Callable[[float], Method]]:
         "unlabelled tokens are a cluster (published code)": lambda keep: OwnCluster(keep, **PUBLISHED),
         "stage 1 by key norm": lambda keep: ViTCoP(keep, **PUBLISHED | {"saliency": "key_norm"}),
         "stage 1 a mix": lambda keep: ViTCoP(keep, **PUBLISHED | {"saliency": "mix"}),
-        "stage 1 alone, within the budget": lambda keep: FirstAlone(keep, vision_keep=keep, **PUBLISHED),
-        "stage 1 alone, all of its tokens stay (above the budget)": lambda keep: FirstAlone(keep, **PUBLISHED),
         "stage 2 at random": lambda keep: RandomShallow(keep, **PUBLISHED),
         "stage 2 by largest key norm": lambda keep: LargestShallow(keep, **PUBLISHED),
-        "stages 2 and 3 at random": lambda keep: RandomBoth(keep, **PUBLISHED),
-        "stage 3 at random": lambda keep: RandomDeep(keep, **PUBLISHED),
-        "stage 3 by attention": lambda keep: ViTCoP(keep, **PUBLISHED | {"deep": "attention"}),
         "stage 2 by diversity": lambda keep: ViTCoP(keep, **PUBLISHED | {"shallow": "diversity"}),
         "stages 2 and 3 by diversity": lambda keep: ViTCoP(keep, **OTHERWISE | {"saliency": "received"}),
+        "stage 1 a mix, 2 by diversity, 3 by attention": lambda keep: ViTCoP(keep, **OTHERWISE | {"deep": "attention"}),
         "all three (`vitcop_diverse`)": lambda keep: ViTCoPDiverse(keep),
     }
     if llava:
@@ -132,11 +128,19 @@ def variants(llava: bool) -> dict[str, Callable[[float], Method]]:
     return found
 
 
-def from_diverse() -> dict[str, Callable[[float], Method]]:
+def controls() -> dict[str, Callable[[float], Method]]:
+    """Stages of the published choices left out, at random, or (the last) by the question."""
+    return {
+        "stage 1 alone, within the budget": lambda keep: FirstAlone(keep, vision_keep=keep, **PUBLISHED),
+        "stages 2 and 3 at random": lambda keep: RandomBoth(keep, **PUBLISHED),
+        "stage 3 at random": lambda keep: RandomDeep(keep, **PUBLISHED),
+        "stage 3 by the last token's attention": lambda keep: ViTCoP(keep, **PUBLISHED | {"deep": "attention"}),
+    }
+
+
+def diverse_controls() -> dict[str, Callable[[float], Method]]:
     """The same for `vitcop_diverse`, whose stage 3 does not read the question by default."""
     return {
-        "stage 3 by the last token's attention": lambda keep: ViTCoPDiverse(keep, deep="attention"),
-        "stage 3 by key norm": lambda keep: ViTCoPDiverse(keep, deep="key_norm"),
         "stage 3 at random": lambda keep: RandomDeep(keep, **OTHERWISE),
-        "stage 1: half by attention": lambda keep: ViTCoPDiverse(keep, attended=0.5),
+        "stage 3 by the last token's attention": lambda keep: ViTCoPDiverse(keep, deep="attention"),
     }
