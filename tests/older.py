@@ -15,7 +15,7 @@ TORCHVISION = "this processor wants torchvision in 5.17"
 
 KNOWN = {
     r"engine/test_conversations.py::test_a_(cropped_image_turn_never_was|turn_that_failed).*qwen": LATER_IMAGE,
-    r"engine/test_conversations.py::test_a_random_chat_equals_the_masked_reference.*qwen": LATER_IMAGE,
+    r"engine/test_conversations.py::test_a_random_chat_equals_the_masked_reference": LATER_IMAGE,
     r"engine/test_conversations.py::test_assisted_decoding_in_a_later_turn.*qwen": "5.17 gives another mask, which is "
     "refused in other words",
     r"engine/test_generate.py::test_beam_search.*llava": BEAMS,
