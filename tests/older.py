@@ -34,8 +34,8 @@ KNOWN = {
     r"families/test_(videos|signals).py::.*gemma4": GEMMA,
     r"inference/test_stock_processors.py::.*(hunyuan_vl|idefics|ovis2|smolvlm)": TORCHVISION,
     r"inference/test_stock_processors.py::test_types_without_such_a_processor_are_named": TORCHVISION,
-    r"inference/test_video_prompts.py::test_a_video_has_as_many_places.*llava_next_video": "5.17 counts the places of a "
-    "video otherwise",
+    r"inference/test_video_prompts.py::test_a_video_has_as_many_places.*llava_next_video": "5.17 counts a video's "
+    "places otherwise",
 }
 
 
