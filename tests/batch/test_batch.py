@@ -290,11 +290,3 @@ def test_an_incomplete_batch_is_not_merged(table: Path, tmp_path: Path) -> None:
     done.parts.path(1).unlink()
     with pytest.raises(BatchError, match="1 of 2 parts are missing"):
         done.parts.merge()
-
-
-def test_one_setting() -> None:
-    assert one_setting("none", None).kind == "unpruned"
-    assert one_setting("fastv:layer=1", "1/4").parameters == {"keep": 0.25, "layer": 1}
-    for method, keep in (("vitcop", "1/4,1/2"), ("none", "1/4"), ("vitcop:keep=0.5", "1/4")):
-        with pytest.raises(ConfigurationError, match="keep"):
-            one_setting(method, keep)

@@ -125,3 +125,11 @@ def test_a_setting_gets_another_budget_and_keeps_the_rest() -> None:
     one = setting("vitcop:deep_layer=20", 1 / 9)
     assert one.with_keep(32).parameters == {"keep": 32, "deep_layer": 20}
     assert one.without_keep() == Setting("vitcop deep_layer=20", "vitcop", {"deep_layer": 20})
+
+
+def test_one_setting() -> None:
+    assert one_setting("none", None).kind == "unpruned"
+    assert one_setting("fastv:layer=1", "1/4").parameters == {"keep": 0.25, "layer": 1}
+    for method, keep in (("vitcop", "1/4,1/2"), ("none", "1/4"), ("vitcop:keep=0.5", "1/4")):
+        with pytest.raises(ConfigurationError, match="keep"):
+            one_setting(method, keep)
