@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from foveate.engine.cache import FoveatedCache
 from foveate.engine.inputs import read_call
+from foveate.engine.naming import CACHE
 from foveate.engine.session import Session
 from foveate.errors import InputError
 
@@ -20,7 +21,7 @@ def read_prompt_first(session: Session, base: nn.Module, kwargs: Kwargs, draft: 
     Its hidden states wait in `session.local.prompt_states` for those of the draft. Without a cache, images or a draft
     nothing happens.
     """
-    if not draft or kwargs.get("past_key_values") is None:
+    if not draft or kwargs.get(CACHE) is None:
         return kwargs
     if not kwargs.get("mm_encoder_outputs") and not session.family.incoming(kwargs):
         return kwargs
@@ -42,7 +43,7 @@ def refuse_a_second_reading(kwargs: Kwargs) -> None:
     Raises:
         InputError: the positions of the new tokens begin at 0 although others are cached.
     """
-    cache, given, positions = kwargs.get("past_key_values"), kwargs.get("input_ids"), kwargs.get("position_ids")
+    cache, given, positions = kwargs.get(CACHE), kwargs.get("input_ids"), kwargs.get("position_ids")
     if not isinstance(cache, FoveatedCache) or given is None or not isinstance(positions, Tensor):
         return
     if given.shape[1] > max(cache.get_seq_length(), 1) and cache.get_seq_length() and not int(positions[..., 0].max()):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from foveate.engine.cache import FoveatedCache
 from foveate.engine.call import Call, Kind
 from foveate.engine.layout import assign
+from foveate.engine.naming import CACHE, with_cache_named
 from foveate.errors import InputError, UnsupportedModelError
 from foveate.families.base import Family
 from foveate.families.refusals import NO_VIDEO
@@ -28,10 +29,10 @@ def _names(kind: type[nn.Module]) -> tuple[str, ...]:
 
 def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> Kwargs:
     """The arguments of a call with the names that `module.forward` gives to positional ones."""
-    if not args:
-        return kwargs
-    names = _names(type(module))  # type: ignore[arg-type]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    if args:
+        names = _names(type(module))  # type: ignore[arg-type]
+        kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+    return with_cache_named(kwargs)
 
 
 def read_call(family: Family, kwargs: Kwargs) -> tuple[Call, Kwargs]:
@@ -42,7 +43,7 @@ def read_call(family: Family, kwargs: Kwargs) -> tuple[Call, Kwargs]:
     Raises:
         InputError: images without placeholders, or of other sizes than their placeholders.
     """
-    cache_ = kwargs.get("past_key_values")
+    cache_ = kwargs.get(CACHE)
     known = isinstance(cache_, FoveatedCache) and (cache_.is_pruned or cache_.conversation.is_known)
     text = Kind.CONTINUATION if known else Kind.PLAIN
     outputs = kwargs.get("mm_encoder_outputs")

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from foveate.engine.cache import FoveatedCache, Kept
+from foveate.engine.naming import CACHE
 from foveate.errors import CacheStateError
 
 
@@ -149,7 +150,7 @@ class RowBatch:
             input_ids=torch.tensor([[token] for token in tokens], device=device),
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=self.cache,
+            **{CACHE: self.cache},
             use_cache=True,
         )
         self.lengths = [length + 1 for length in self.lengths]

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
 from foveate.engine.cache import Kept
+from foveate.engine.naming import CACHE
 from foveate.errors import ConfigurationError
 
 
@@ -73,7 +74,7 @@ def causal_mask(config: Any, hidden: Tensor, past: int, valid: Tensor | None, la
         config=config,
         inputs_embeds=hidden,
         attention_mask=None if valid is None else valid.to(hidden.device),
-        past_key_values=_PastOf(past),
+        **{CACHE: _PastOf(past)},
         layer_idx=0,
         **({} if later is None else {"and_mask_function": later.visible}),
     )

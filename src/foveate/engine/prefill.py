@@ -18,6 +18,7 @@ from foveate.engine.deepstack import Deepstack
 from foveate.engine.forward import ForwardPass
 from foveate.engine.layout import Layout, build_layout
 from foveate.engine.matching import match_images
+from foveate.engine.naming import CACHE
 from foveate.engine.positions import behind_pruned, continued
 from foveate.engine.session import Session
 from foveate.errors import ConfigurationError, FoveateError, InputError, MissingTapError
@@ -33,7 +34,7 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
     """
     embeds = _embeds(kwargs)
     cache = _cache(session, text, kwargs)
-    past = 0 if kwargs.get("past_key_values") is None else kwargs["past_key_values"].get_seq_length()
+    past = 0 if kwargs.get(CACHE) is None else kwargs[CACHE].get_seq_length()
     try:
         given = _given_mask(call, kwargs)
         padded = call.padded if given is call.mask else None
@@ -51,7 +52,7 @@ def begin(session: Session, call: Call, text: nn.Module, kwargs: Kwargs) -> Kwar
     forward = call.forward = ForwardPass(session.family, session.method, layout, mask, cache, trace, embeds.device)
     _check_positions(forward)
     if cache is not None:
-        kwargs = {**kwargs, "past_key_values": cache}
+        kwargs = {**kwargs, CACHE: cache}
         cache.in_pass = call.recorded = True
         cache.padded |= mask is not None
         cache.conversation.mrope |= _has_axes(kwargs.get("position_ids"))
@@ -89,7 +90,7 @@ def begin_with_text(cache: Any, mask: Any) -> None:
 def go_on(session: Session, call: Call, kwargs: Kwargs) -> Kwargs:
     """Begin a pass over new text behind a known conversation; returns the arguments of the text model."""
     embeds = _embeds(kwargs)
-    cache: FoveatedCache = kwargs["past_key_values"]
+    cache: FoveatedCache = kwargs[CACHE]
     call.recorded = True
     rows, new, past = embeds.shape[0], embeds.shape[1], cache.get_seq_length()
     mask = _continued_padding(cache, _given_mask(call, kwargs), rows, new, past)
@@ -150,7 +151,7 @@ def _whole_pass(call: Call, kwargs: Kwargs) -> Kwargs:
 
 def _cache(session: Session, text: nn.Module, kwargs: Kwargs) -> FoveatedCache | None:
     """The cache of this prefill, ours; None without one, or if nothing is pruned and it cannot be ours."""
-    cache = kwargs.get("past_key_values")
+    cache = kwargs.get(CACHE)
     if session.method is None:
         return FoveatedCache.adopt(cache) if cache is not None and can_adopt(cache) else None
     if cache is not None:

@@ -20,6 +20,7 @@ from foveate.engine.capture import AttentionCall
 from foveate.engine.draft import read_prompt_first, refuse_a_second_reading
 from foveate.engine.forward import ForwardPass
 from foveate.engine.inputs import by_name, check_placeholders, read_call
+from foveate.engine.naming import CACHE
 from foveate.engine.positions import renumber
 from foveate.engine.recompute import LayerChange, apply_again, keep_for_backward
 from foveate.engine.session import Session, take_offsets
@@ -69,9 +70,9 @@ def before_base(session: Session, module: nn.Module, args: tuple[Any, ...], kwar
         elif given.get("inputs_embeds") is not None and given.get("input_ids") is None:
             _warn_about_embeddings(given)
     if call.kind is Kind.PLAIN and hasattr(module, "rope_deltas") and session.family.has_axes:
-        prefill.begin_with_text(given.get("past_key_values"), given.get("attention_mask"))
+        prefill.begin_with_text(given.get(CACHE), given.get("attention_mask"))
     local.call = call
-    cache = kept.get("past_key_values")
+    cache = kept.get(CACHE)
     if call.kind is not Kind.PLAIN and isinstance(cache, FoveatedCache):
         cache.in_pass = True  # some models make their masks before they call their language model
         call.cache = weakref.ref(cache)
@@ -79,7 +80,7 @@ def before_base(session: Session, module: nn.Module, args: tuple[Any, ...], kwar
 
 
 def _warn_about_embeddings(kwargs: Kwargs) -> None:
-    cache = kwargs.get("past_key_values")
+    cache = kwargs.get(CACHE)
     if kwargs["inputs_embeds"].shape[1] > 1 and (cache is None or cache.get_seq_length() == 0):
         warnings.warn(
             "inputs_embeds came without images, so foveate cannot tell visual tokens from text and prunes nothing. "
@@ -244,7 +245,7 @@ def _arguments(forward: ForwardPass, number: int, hidden: Tensor, given: Kwargs)
     if cache is not None and forward.alive.index is not None:
         cache.free_window(number, forward.layout.past)
     for name, value in given.items():
-        if name in (name_of_states, "past_key_values", "attention_mask", "shared_kv_states") or value is None:
+        if name in (name_of_states, CACHE, "attention_mask", "shared_kv_states") or value is None:
             continue
         if name == "position_embeddings" and forward.rotary is not None:
             own[name] = tuple(t.to(hidden.device) for t in forward.rotary)

@@ -11,6 +11,7 @@ from torch import Tensor
 from foveate.core.method import Method
 from foveate.engine.attach import prune
 from foveate.engine.cache import FoveatedCache
+from foveate.engine.naming import CACHE
 from foveate.inference.answer import Answer, Asker
 from foveate.inference.chats import Message, assistant, user
 from foveate.trace.records import PrefillTrace
@@ -76,7 +77,7 @@ class Dialogue:
         prompt = inputs["input_ids"][0].tolist()
         cache = self._cache = self._shared(prompt)
         self._ids = prompt
-        stream = self.asker.stream(inputs, self.method, past_key_values=cache)
+        stream = self.asker.stream(inputs, self.method, **{CACHE: cache})
         try:
             yield from stream
         finally:

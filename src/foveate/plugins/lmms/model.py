@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from foveate.engine.attach import prune
+from foveate.engine.naming import CACHE
 from foveate.errors import ConfigurationError
 from foveate.inference.answer import Asker, cut
 from foveate.inference.chats import user
@@ -174,7 +175,7 @@ class Foveate(lmms):
         """`[n, V]` float32 logits that predict the tokens `ids` `[1, n]` after the prompt."""
         with prune(self.model, self.method) as trace, torch.inference_mode():
             cache = DynamicCache(config=self.model.config.get_text_config())  # will note where positions go on
-            first = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            first = self.model(**inputs, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
             parts = [first.logits[0]]
             if ids.shape[1] > 1:
                 known, past = ids[:, :-1], inputs["input_ids"].shape[1]
@@ -182,7 +183,7 @@ class Foveate(lmms):
                     input_ids=known,
                     attention_mask=torch.cat([inputs["attention_mask"], torch.ones_like(known)], dim=1),
                     position_ids=torch.arange(past, past + known.shape[1], device=known.device)[None],
-                    past_key_values=cache,
+                    **{CACHE: cache},
                     use_cache=True,
                 )
                 parts.append(rest.logits[0])

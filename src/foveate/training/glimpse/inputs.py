@@ -17,6 +17,7 @@ from foveate.core.grid import Grid
 from foveate.core.view import Tap
 from foveate.engine.encode import encode
 from foveate.engine.layout import Layout
+from foveate.engine.naming import CACHE
 from foveate.errors import InputError, UnsupportedModelError
 from foveate.families.base import Family
 from foveate.training.evidence import PlacedImage, images_of
@@ -122,7 +123,7 @@ def prepare(family: Family, batch: Mapping[str, Tensor], blocks: Sequence[int], 
             f"'{family.name}' makes its attention masks before its language model is called; glimpse modules cannot be "
             "trained for it."
         )
-    arguments = {name: value for name, value in arguments.items() if name not in ("use_cache", "past_key_values")}
+    arguments = {name: value for name, value in arguments.items() if name not in ("use_cache", CACHE)}
     columns = _visual_columns(layout, length)
     taps = [Tap("hidden", block) for block in blocks]
     return PromptBatch(

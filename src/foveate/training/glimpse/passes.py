@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.engine.capture import LISTENER, AttentionCall, Listening
+from foveate.engine.naming import CACHE
 from foveate.errors import MissingTapError, UnsupportedModelError
 from foveate.families.base import Family
 from foveate.training.glimpse.inputs import PromptBatch
@@ -71,7 +72,7 @@ class LanguageModel:
         plan, cache, hidden = PromptReading(until, split, self._is_causal), PromptCache(), None
         arguments = prompts.without_glimpses() if answers else prompts.before()
         with suppress(LayersDone):
-            hidden = self._run(plan, **arguments, past_key_values=cache)
+            hidden = self._run(plan, **arguments, **{CACHE: cache})
         cache.seal(prompts.length)
         return Read(cache, hidden, plan)
 
@@ -87,7 +88,7 @@ class LanguageModel:
         more = {} if positions is None else {"position_ids": positions}
         start = plan.late.split if isinstance(plan, Gated) else None
         with self._rerunning(start):
-            return self._run(plan, inputs_embeds=embeds, attention_mask=mask, past_key_values=read.cache, **more)
+            return self._run(plan, inputs_embeds=embeds, attention_mask=mask, **{CACHE: read.cache}, **more)
 
     @contextmanager
     def _rerunning(self, start: int | None) -> Iterator[None]:

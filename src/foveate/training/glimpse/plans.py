@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from foveate.core.attention import attention_logits
 from foveate.engine.capture import KEY_BIAS, LISTENER, AttentionCall
+from foveate.engine.naming import CACHE
 from foveate.engine.reading import read_probe
 from foveate.errors import UnsupportedModelError
 from foveate.glimpse.config import GlimpseConfig
@@ -76,7 +77,7 @@ class PromptReading:
         if self.until is not None and layer > self.until:
             raise LayersDone
         if self.split is not None and layer >= self.split:
-            other = {"past_key_values": None, "use_cache": False} | ({"attention_mask": None} if self.causal else {})
+            other = {CACHE: None, "use_cache": False} | ({"attention_mask": None} if self.causal else {})
             self.arguments[layer] = {name: other.get(name, x) for name, x in kwargs.items()}
             if layer == self.split:
                 self.entering = hidden
