@@ -153,7 +153,7 @@ grids = st.builds(lambda h, w: Grid(1, h, w), st.integers(1, 12), st.integers(1,
 shares = st.floats(0.02, 1.0)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.sampled_from(FIT), st.sampled_from(FAMILY_NAMES), grids, shares, st.none() | shares, st.integers(0, 5))
 def test_as_many_stay_as_were_promised(
     name: str, family: str, grid: Grid, keep: float, asked: float | None, newlines: int
