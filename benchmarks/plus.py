@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/plus.py --prune glimpse --steps 24 --every 8 --out runs/plus-glimpse \
       --json benchmarks/results/plus-glimpse.json --markdown docs/plus_glimpse.md
     OMP_NUM_THREADS=1 python benchmarks/plus.py --prune glimpse --max-keep 0.04 --background 0.06 --split multi \
-      --types read_field relational count_all --train 160 --steps 24 --every 8 --test 160 --test-all 135 \
-      --seeds 0 1 2 --out runs/plus-background --json benchmarks/results/plus-background.json \
+      --types read_field relational count_all --train 160 --steps 24 --every 24 --cost-steps 1 --test 160 \
+      --test-all 135 --seeds 0 1 --out runs/plus-background --json benchmarks/results/plus-background.json \
       --markdown docs/plus_background.md
 
 Everything outside the evidence boxes is removed after an early layer. That costs the zoo model its counting
@@ -37,7 +37,7 @@ from foveate import scenes, zoo
 from foveate.data.boxes import normalize_boxes
 from foveate.files.atomic import write_text
 from foveate.files.environment import facts
-from foveate.glimpse import load_module
+from foveate.glimpse import GlimpseModule, load_module
 from foveate.inference.answer import Asker
 from foveate.inference.weights import fingerprint
 from foveate.methods import GlimpsePrune
@@ -73,11 +73,11 @@ def module(options: argparse.Namespace) -> str:
     if options.max_keep is None and not options.background:
         return str(options.module)
     found = load_module(options.module)
-    config = replace(found.config, max_keep=options.max_keep, background=options.background)
     folder = options.out.with_name(f"{options.out.name}-module")
     if not folder.exists():
-        found.config = config
-        found.save_pretrained(folder)
+        other = GlimpseModule(replace(found.config, max_keep=options.max_keep, background=options.background))
+        other.load_state_dict(found.state_dict())
+        other.save_pretrained(folder)
     return str(folder)
 
 

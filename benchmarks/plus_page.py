@@ -36,9 +36,9 @@ def markdown(report: dict[str, Any], command: str) -> str:
     ]
     lines += ["|---|---|---|---|---|"]
     for name, cost in report["costs"].items():
+        seconds = f"{cost['step_seconds']:.1f}" if cost["step_seconds"] else "-"  # of a single step: none is counted
         lines.append(
-            f"| {name} | {cost['step_seconds']:.1f} | {cost['peak_mib']:.0f} MiB | {cost['kept_share']:.1%} | "
-            f"{cost['seconds']:.0f} s |"
+            f"| {name} | {seconds} | {cost['peak_mib']:.0f} MiB | {cost['kept_share']:.1%} | {cost['seconds']:.0f} s |"
         )
     lines += ["", f"Settings: `{json.dumps(about)}`", "", f"Machine: `{json.dumps(report['facts'])}`", ""]
     return "\n".join(lines)
