@@ -131,8 +131,10 @@ def some(names: Iterable[str], keeps: list[str], seeds: int) -> Iterator[Asked]:
 
 def wide(info: ModelInfo, keeps: list[str], seeds: int) -> Iterator[Asked]:
     """A few methods where little of an image is evidence."""
-    names = ("downsample", "divprune", "fastervlm", "visionzip", "vitcop", "vitcop_diverse")
-    return some(names, keeps, seeds)
+    names = ("downsample", "divprune", "fastervlm", "visionzip", "vitcop")
+    yield from some(names, keeps, seeds)
+    for label in keeps:
+        yield "vitcop", "published", label, lambda keep=KEEPS[label]: build("vitcop", keep, **PUBLISHED)
 
 
 def video(info: ModelInfo, keeps: list[str], seeds: int) -> Iterator[Asked]:
