@@ -68,10 +68,13 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["convert", "glimpse", "{empty}", "/dev/null/x"], "/dev/null is a file, not a folder"),
     (["scenes", "render", "--out", "/dev/null/x"], "/dev/null is a file, not a folder"),
     # methods, budgets, files
-    *((([*c, "--method", "vitcap"]), "no method 'vitcap'; there are") for c in (ASK, EVAL, TUNE, BENCH)),
+    *(
+        (([*c, "--method", "vitcap"]), "no method 'vitcap'. Did you mean vitcop? There are")
+        for c in (ASK, EVAL, TUNE, BENCH)
+    ),
     *((([*c, "--keep", "1.5"]), "must lie in (0, 1]") for c in (ASK, EVAL, TUNE, BENCH)),
     *((([*c, "--method", "{out}/foveate.json"]), "Cannot read") for c in (ASK, EVAL, TUNE, BENCH)),
-    (["methods", "vitcap"], "no method 'vitcap'; there are"),
+    (["methods", "vitcap"], "no method 'vitcap'. Did you mean vitcop? There are"),
     (["demo", "--keep", "much"], "write a ratio"),
     (["demo", "--image", "{image}"], "needs a --question"),
     ([*EVAL, "--data", "nowhere.jsonl"], "nowhere.jsonl"),

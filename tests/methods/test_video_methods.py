@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,11 @@ def kept(choice: Any) -> list[int]:
 def test_evs_is_the_mask_of_transformers(shape: tuple[int, int, int], rate: float) -> None:
     module = pytest.importorskip("transformers.models.nemotron_h_omni.modeling_nemotron_h_omni")
     view = video(*shape)
-    mask = module.compute_retention_mask(
-        video_embeds=view.hidden, thw=torch.tensor(shape), spatial_merge_size=1, q=rate
-    )
+    if "num_tubelets" in inspect.signature(module.compute_retention_mask).parameters:  # transformers 5.24
+        size: dict[str, Any] = {"num_tubelets": shape[0]}
+    else:
+        size = {"thw": torch.tensor(shape), "spatial_merge_size": 1}
+    mask = module.compute_retention_mask(video_embeds=view.hidden, q=rate, **size)
     method = EVS(keep=1 - rate, published=True)
     assert kept(method.select(view)) == mask.nonzero().squeeze(1).tolist()
     if 1 - rate >= 1 / shape[0]:  # the default is the same wherever a frame fits into the budget

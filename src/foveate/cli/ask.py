@@ -72,7 +72,7 @@ def ask(
     name = model or zoo.DEFAULT
     given: dict[str, Any] = {"keep": one_budget(keep) if keep else None, "module": module}
     choose_method(method, model=name, **given)  # a wrong name shows before a model is loaded
-    if model is None:
+    if model is None and sys.stderr.isatty():
         typer.echo(f"{zoo.ONLY_SCENES} --model names another.", err=True)
     asker = Asker.load(name, max_new_tokens, dtype=dtype, device=device, attn_implementation=attention)
     chosen = resolve(asker.model, method, **given)

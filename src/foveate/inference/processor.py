@@ -142,6 +142,8 @@ class ImageTextProcessor(ProcessorMixin):
         """All videos, in order, opened."""
         if isinstance(videos, list | tuple) and videos and not is_frame(videos[0]):
             return [clip for video in videos if video is not None for clip in self._clips(video)]
+        if isinstance(videos, dict):  # chat templates of transformers 5.24 make a dictionary of any dataclass
+            return [Clip(**videos)]
         return (
             []
             if isinstance(videos, list | tuple) and not videos
