@@ -66,8 +66,8 @@ WIDE = """\
 {written} Greedy answers, exact match, in percent.
 
 Splits: `large` (672 x 672 px), `document` (white pages with fields and a table between wide margins), `dense` (8 to 12
-shapes), `hard` (smaller things in clutter), `multi` (several images); those that have been measured are below. The model
-was trained on images like those of the first three, and on pairs.
+shapes), `hard` (smaller things in clutter), `multi` (several images); those that have been measured are below. The
+model was trained on images like those of the first three, and on pairs.
 {paired}
 """
 VIDEO = """\
