@@ -52,13 +52,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def desk(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(files, tmp_path / "desk")
-    monkeypatch.chdir(tmp_path / "desk")
-    return tmp_path / "desk"
-
-
 def calls(desk: Path) -> list[list[str]]:
     """The commands of all blocks of the page, with their arguments, as a shell calls them."""
     shims, noted = desk / "bin", desk / "calls"
