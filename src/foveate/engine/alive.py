@@ -12,7 +12,7 @@ from torch import Tensor
 
 from foveate.core.selection import Merge, Packed, Selection, pack
 from foveate.core.tower import IN_TOWER
-from foveate.engine.cache import Kept
+from foveate.engine.kept import Kept
 from foveate.engine.layout import Group, Layout
 from foveate.engine.masks import Later
 from foveate.errors import InputError

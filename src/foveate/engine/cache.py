@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,32 +16,11 @@ except ImportError:  # older versions have no layers without keys
     DummyLayer = DynamicLayer
 
 from foveate.engine.conversation import Conversation
+from foveate.engine.kept import Kept
 from foveate.errors import CacheStateError, UnsupportedCacheError
 
 PRUNABLE = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, DummyLayer)
 """Layers that a cache may have: those without tokens (recurrent, shared) stay as they are."""
-
-
-@dataclass(eq=False)
-class Kept:
-    """What one or more layers hold of the first `until` tokens of the conversation.
-
-    Attributes:
-        index: `[B, m]` logical indices, increasing; -1 is padding (always on the left of a block).
-        until: number of logical tokens this covers; later tokens are all held, in order.
-        padded: whether any entry is -1 (known on the host, to spare a synchronisation).
-        masks: what decoding masks of these columns were made, so that a step need not make them again.
-    """
-
-    index: Tensor
-    until: int
-    padded: bool
-    masks: dict[Any, Tensor] = field(default_factory=dict, repr=False)
-
-    def full(self, length: int) -> Tensor:
-        """`[B, m + length - until]` logical index of everything held when `length` tokens were seen."""
-        tail = torch.arange(self.until, length, device=self.index.device)
-        return torch.cat([self.index, tail.expand(self.index.shape[0], -1)], dim=1)
 
 
 class FoveatedCache(DynamicCache):
@@ -166,7 +144,7 @@ class FoveatedCache(DynamicCache):
         done: dict[int, Kept] = {}
         for kept in self.kept:
             if kept is not None and id(kept) not in done:
-                done[id(kept)] = Kept(change(kept.index), kept.until, kept.padded)
+                done[id(kept)] = kept.with_rows(change)
         self.kept = [None if kept is None else done[id(kept)] for kept in self.kept]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -218,7 +196,7 @@ class FoveatedCache(DynamicCache):
                 layer.crop(tokens_to_remove)
                 continue
             if id(kept) not in cropped:
-                cropped[id(kept)] = _crop_columns(kept, length)
+                cropped[id(kept)] = kept.cropped(length)
             columns, shorter = cropped[id(kept)]
             layer.keys, layer.values = take_columns(layer.keys, columns), take_columns(layer.values, columns)
             self.kept[number] = shorter
@@ -283,17 +261,3 @@ def take_columns(states: Tensor, columns: Tensor) -> Tensor:
         return states.index_select(2, columns[0])
     columns = columns[:, None, :, None]
     return states.gather(2, columns.expand(-1, states.shape[1], -1, states.shape[3]))
-
-
-def _crop_columns(kept: Kept, length: int) -> tuple[Tensor, Kept | None]:
-    """Columns of a layer that hold tokens before `length`, right-aligned so that rows stay left-padded."""
-    alive = (kept.index >= 0) & (kept.index < length)
-    counts = alive.sum(1).tolist()
-    most, padded = max(counts), min(counts) < max(counts)
-    order = alive.to(torch.int8).argsort(dim=1, stable=True)  # dropped first, survivors last, both in order
-    columns = order[:, order.shape[1] - most :]
-    if most == length and not padded:
-        return columns, None  # everything that is left is held
-    index = kept.index.gather(1, columns)
-    index = index.masked_fill(~alive.gather(1, columns), -1) if padded else index
-    return columns, Kept(index, length, padded)

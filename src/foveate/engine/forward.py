@@ -15,10 +15,11 @@ from foveate.core.selection import Packed, resolve
 from foveate.core.view import View
 from foveate.engine.align import aligned
 from foveate.engine.alive import Alive, Block, before_method, held_now, with_tower
-from foveate.engine.cache import FoveatedCache, Kept
+from foveate.engine.cache import FoveatedCache
 from foveate.engine.capture import AttentionCall
 from foveate.engine.deepstack import Deepstack
 from foveate.engine.earlier import EarlierLayers
+from foveate.engine.kept import Kept
 from foveate.engine.layer_masks import LayerMasks
 from foveate.engine.layout import Group, Layout
 from foveate.engine.masks import Later

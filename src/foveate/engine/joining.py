@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from foveate.engine.cache import FoveatedCache, Kept
+from foveate.engine.cache import FoveatedCache
+from foveate.engine.kept import Kept, join_kept
 from foveate.engine.naming import CACHE
 from foveate.errors import CacheStateError
 
@@ -83,7 +84,7 @@ class RowBatch:
             held = [cache.held(layer) for cache in caches]
             key = tuple(map(id, held))
             if key not in joined:
-                joined[key] = _join_kept(held, [batch.lengths for batch in every], lengths)
+                joined[key] = join_kept(held, [batch.lengths for batch in every], lengths)
             kept.append(joined[key])
             _join_tensors(caches, layer, max(lengths) if joined[key] is None else 0)
         flag = renumbers(self.cache)
@@ -115,7 +116,7 @@ class RowBatch:
         for number, layer in enumerate(cache.layers):
             kept = cache.held(number)
             if id(kept) not in trimmed:
-                trimmed[id(kept)] = (spare, None) if kept is None else _trim_kept(kept, spare)
+                trimmed[id(kept)] = (spare, None) if kept is None else kept.trimmed(spare)
             lead, now = trimmed[id(kept)]
             if kept is not None:
                 cache.kept[number] = now
@@ -158,27 +159,6 @@ class RowBatch:
         return logits
 
 
-def _join_kept(held: Sequence[Kept | None], rows: Sequence[list[int]], lengths: Sequence[int]) -> Kept | None:
-    """What a layer holds of the joined rows; None if every row is whole.
-
-    Args:
-        held, lengths: of every cache: what it holds, and the logical columns that it has seen.
-        rows: of every cache, real tokens of its rows. What stands before them is padding, also in a layer that holds
-            every column.
-    """
-    known = [kept for kept in held if kept is not None]
-    if not known:
-        return None
-    device, found = known[0].index.device, []
-    for kept, real, own in zip(held, rows, lengths, strict=True):
-        starts = torch.tensor([[own - length] for length in real], device=device)
-        index = torch.arange(own, device=device) if kept is None else kept.full(own).to(device)
-        found.append(torch.where(index >= starts, index + (max(lengths) - own), -1))
-    width = max(index.shape[1] for index in found)
-    index = torch.cat([F.pad(index, (width - index.shape[1], 0), value=-1) for index in found])
-    return Kept(index, max(lengths), bool((index < 0).any()))
-
-
 def _join_tensors(caches: Sequence[FoveatedCache], number: int, least: int) -> None:
     """One layer's keys and values of all caches, in the first; those of the others are released."""
     layers = [cache.layers[number] for cache in caches]
@@ -199,15 +179,3 @@ def _join_conversations(caches: Sequence[FoveatedCache], rows: Sequence[int], le
         conversation.shift(max(lengths) - length)
     first.mrope = any(conversation.mrope for conversation in (first, *others))
     first.join(others)
-
-
-def _trim_kept(kept: Kept, spare: int) -> tuple[int, Kept | None]:
-    """How many leading columns are padding in every row, and what is held of a conversation that is `spare` tokens
-    shorter at its beginning; None if that is everything."""
-    real = kept.index >= 0
-    lead = int(real.any(0).to(torch.int8).argmax())
-    real, index, until = real[:, lead:], kept.index[:, lead:], kept.until - spare
-    padded = not bool(real.all())
-    if not padded and index.shape[1] == until:
-        return lead, None
-    return lead, Kept(torch.where(real, index - spare, -1), until, padded)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from foveate.engine.cache import Kept
+from foveate.engine.kept import Kept
 from foveate.engine.masks import causal_mask, continued_mask, gathered_mask, hide_columns
 
 if TYPE_CHECKING:

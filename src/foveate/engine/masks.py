@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
-from foveate.engine.cache import Kept
+from foveate.engine.kept import Kept
 from foveate.engine.naming import CACHE
 from foveate.errors import ConfigurationError
 
