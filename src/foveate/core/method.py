@@ -30,6 +30,10 @@ Reads = Literal["nothing", "keys", "attention"]
 """What a method reads in the layer before a stage: `View.keys`, or `View.attention` (and keys)."""
 
 
+_USUAL = {"positions": "original", "proportional": None}
+"""What traces and tables do not mention."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One point at which a method selects.
@@ -71,6 +75,9 @@ class Method:
             average number itself, as a count (1 is one token, 1.0 is everything); or a `Keep`. It always means the
             average, wherever a method prunes. A method whose own default is None may leave it open.
         positions: position ids of the survivors; papers' code for LLaVA renumbers them (`"contiguous"`).
+        proportional: attention to a survivor grows with the number of tokens that it stands for, itself and the dropped
+            ones most like it (cosine): the log of that number is added to its logits (ToMe, arXiv 2210.09461, for
+            what merging leaves). Needs sdpa or eager attention. None: as the method recommends, mostly not.
 
     Raises:
         BudgetError: a keep that is out of range.
@@ -87,6 +94,7 @@ class Method:
 
     keep: Keep | float | int | None = 1 / 9
     positions: Positions = field(default="original", kw_only=True)
+    proportional: bool | None = field(default=None, kw_only=True)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -157,6 +165,10 @@ class Method:
     def choose(self, view: View, count: int) -> Choice:
         """Choose `count` of the view's tokens, fewer than there are; called once per image (or prompt) and stage."""
         raise NotImplementedError(f"{type(self).__name__} must define `choose` (or `select`).")
+
+    def weighs(self, info: ModelInfo) -> bool:
+        """Whether attention is proportional on such a model: as asked, or where the method recommends it."""
+        return bool(self.proportional)
 
     def select_in_tower(self, view: TowerView) -> Choice:
         """The choice before `view.block` of the tower; called once per image and tower stage. At least one stays."""
@@ -235,7 +247,7 @@ class Method:
         found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
         if "keep" in found and isinstance(found["keep"], Keep):
             found["keep"] = found["keep"].plain
-        return {name: value for name, value in found.items() if not (name == "positions" and value == "original")}
+        return {name: value for name, value in found.items() if value != _USUAL.get(name, ...)}
 
     def __str__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.parameters().items())})"

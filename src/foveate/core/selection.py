@@ -45,11 +45,14 @@ class Selection:
         n: number of tokens before.
         index: `[m]` int64, strictly increasing positions of the survivors.
         merge: weights of merged survivors; a survivor that is no target keeps its value.
+        nearest: `[n]` by which survivor (0..m-1) each token is stood for in proportional attention; None: every
+            survivor stands for as many as before.
     """
 
     n: int
     index: Tensor
     merge: Merge | None = None
+    nearest: Tensor | None = None
 
     def __len__(self) -> int:
         return self.index.shape[0]
@@ -68,7 +71,8 @@ class Selection:
         return len(self) == self.n and self.merge is None
 
     def to(self, device: torch.device) -> Selection:
-        return replace(self, index=self.index.to(device), merge=self.merge and self.merge.to(device))
+        nearest = None if self.nearest is None else self.nearest.to(device)
+        return replace(self, index=self.index.to(device), merge=self.merge and self.merge.to(device), nearest=nearest)
 
     def apply(self, x: Tensor, dim: int = 0) -> Tensor:
         """Select (and merge) along `dim`, which must have size `n`; result has size `len(self)` there."""
@@ -78,7 +82,7 @@ class Selection:
         return mix(out.movedim(dim, 0), x.movedim(dim, 0), self.merge).movedim(0, dim)
 
     def then(self, other: Selection) -> Selection:
-        """This selection followed by `other`, which selects among this one's survivors."""
+        """This selection followed by `other`, which selects among this one's survivors, without `nearest`."""
         index = self.index[other.index]
         if self.merge is None and other.merge is None:
             return Selection(self.n, index)

@@ -15,16 +15,19 @@ from foveate.core.tower import IN_TOWER
 from foveate.engine.kept import Kept
 from foveate.engine.layout import Group, Layout
 from foveate.engine.masks import Later
+from foveate.engine.proportional import joined_bias
 from foveate.errors import InputError
 from foveate.trace.records import PrefillTrace
 
 
 class Block(NamedTuple):
-    """The tokens that one layer was given: columns of the unpruned rows (None = all), number, any padding."""
+    """The tokens that one layer was given: columns of the unpruned rows (None = all), number, any padding, and
+    `[B, n]` log of how many tokens each stands for (None: one each)."""
 
     columns: Tensor | None
     length: int
     padded: bool
+    bias: Tensor | None = None
 
 
 class _Chosen(NamedTuple):
@@ -46,6 +49,7 @@ class Alive:
         drops: how often tokens were dropped so far.
         appended: number of probe tokens behind every unpruned row.
         probe: how many of them are alive.
+        bias: `[B, n]` float32, log of how many tokens each stands for; None: one each.
     """
 
     layout: Layout
@@ -55,6 +59,7 @@ class Alive:
     drops: int = 0
     appended: int = 0
     probe: int = 0
+    bias: Tensor | None = None
     _known: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -72,6 +77,8 @@ class Alive:
             self.index = self.index.to(device)
         if self.valid is not None:
             self.valid = self.valid.to(device)
+        if self.bias is not None:
+            self.bias = self.bias.to(device)
         for group in self.layout.groups:
             for name in ("columns", "alive", "fixed", "visible"):
                 setattr(group, name, getattr(group, name).to(device))
@@ -116,7 +123,18 @@ class Alive:
         self.probe = probe
         for group, left in zip(self.layout.groups, survivors, strict=True):
             group.alive = left
+        if any(group.sizes is not None for group in self.layout.groups):
+            self.bias = self._weigh()
         return packed
+
+    def _weigh(self) -> Tensor:
+        """`[B, n]` log of how many tokens each of the present ones stands for."""
+        assert self.index is not None
+        bias = torch.zeros(self.index.shape, device=self.index.device)
+        for group in self.layout.groups:
+            if group.sizes is not None:
+                bias[group.row, self.places(group, group.alive)] = group.sizes[group.alive].log()
+        return bias
 
     def _row(self, row: int, chosen: list[_Chosen], probe: int) -> Selection:
         """Selection over the whole row: all that is no group's, the chosen visual tokens, no padding."""
@@ -210,11 +228,13 @@ def held_now(layout: Layout, old: Kept | None, block: Block, until: int) -> Kept
     past, every = layout.past, torch.arange(layout.past + layout.length)
     new = every[: layout.length].expand(layout.rows, -1) if block.columns is None else block.columns
     if not past:
-        return Kept(new, until, block.padded)
+        return Kept(new, until, block.padded, block.bias)
     new = torch.where(new >= 0, new + past, -1)
     before = every[:past].expand(layout.rows, -1) if old is None else old.full(past)
     padded = block.padded or bool(old and old.padded)
-    return Kept(torch.cat([before.to(new.device), new], dim=1), until, padded)
+    biases = None if old is None else old.full_bias(past), block.bias
+    index = torch.cat([before.to(new.device), new], dim=1)
+    return Kept(index, until, padded, joined_bias(*biases, before.shape, new.shape, index.device))
 
 
 def scatter(hidden: Tensor, index: Tensor | None, length: int) -> Tensor:

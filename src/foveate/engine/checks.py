@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from foveate.core.method import BEFORE_LLM, Method
+from foveate.engine.proportional import weighs
 from foveate.engine.standins import needs_stand_ins
 from foveate.errors import ConfigurationError, MissingTapError
 from foveate.families.base import Family
@@ -23,6 +24,7 @@ def check(family: Family, method: Method) -> None:
             f"({info.layers} decoder layers; 0 is before the language model)."
         )
     method.check(info)
+    weighs(family, method)
     _check_reading(family, method)
     if not needs_stand_ins(family, method):
         for tap in method.taps(info):
@@ -96,6 +98,8 @@ def notes(family: Family, method: Method) -> tuple[str, ...]:
             )
         if layer in info.windowed:
             found.append(f"the stage before layer {stage.layer} reads layer {layer}, which sees its window only")
+    if weighs(family, method) != method.weighs(info):
+        found.append("attention is not proportional: the attention function takes no mask to be added")
     if needs_stand_ins(family, method):
         found.append(
             f"the vision tower cannot be read ({family.unreadable}): projected features stand in for it, and the order "

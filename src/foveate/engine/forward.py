@@ -23,6 +23,7 @@ from foveate.engine.kept import Kept
 from foveate.engine.layer_masks import LayerMasks
 from foveate.engine.layout import Group, Layout
 from foveate.engine.masks import Later
+from foveate.engine.proportional import standing_for, weigh, weighs
 from foveate.engine.reading import HeardLayer, Reading, read_probe, text_attention
 from foveate.engine.replay import Replay
 from foveate.engine.standins import needs_stand_ins
@@ -125,10 +126,14 @@ class ForwardPass:
         with self.trace.selecting.span(hidden.device), torch.no_grad():
             rows = {row: self._row_state(row, layer, hidden) for row in {group.row for group in groups}}
             left = before_method(groups, self.trace) if layer == BEFORE_LLM else None
-            choices = [self.method.select_all(self._view(stage, group, rows)) for group in groups]
+            views = [self._view(stage, group, rows) for group in groups]
+            choices = [self.method.select_all(view) for view in views]
             selections = resolve(choices, [len(g.alive) for g in groups], self.method.name)
+            if weighs(self.family, self.method):
+                selections = [standing_for(view, s) for view, s in zip(views, selections, strict=True)]
             survivors = [g.alive[s.index] for g, s in zip(groups, selections, strict=True)]
             self.trace.record(layer, [g.alive for g in groups], survivors, selections)
+            weigh(groups, selections, survivors)
             if left is not None:
                 selections = with_tower(groups, left, selections)
             if self.probe is not None and layer > max(self.probe.reads):
@@ -209,7 +214,8 @@ class ForwardPass:
         """Note that `layer` is about to run."""
         del self.entered[layer:], self.columns[layer:]  # a layer may run twice (gradient checkpointing)
         self.columns.append(self.alive.index)
-        self.entered.append(Block(self.alive.index, self.alive.length, self.alive.valid is not None))
+        alive = self.alive
+        self.entered.append(Block(alive.index, alive.length, alive.valid is not None, alive.bias))
         if layer in self.family.sources:
             past = 0 if self.cache is None else self.cache.physical_length(layer)
             self.lent[layer] = self.entered[layer], past

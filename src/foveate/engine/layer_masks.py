@@ -9,6 +9,7 @@ from torch import Tensor
 
 from foveate.engine.kept import Kept
 from foveate.engine.masks import causal_mask, continued_mask, gathered_mask, hide_columns
+from foveate.engine.proportional import biased, joined_bias
 
 if TYPE_CHECKING:
     from foveate.engine.forward import ForwardPass
@@ -39,10 +40,21 @@ class LayerMasks:
         key = (id(held), id(own), past, forward.alive.drops, facts.source != layer, hidden.device, id(later), id(given))
         if key not in self._made:
             if facts.source == layer:
-                self._made[key] = self._mask(layer, hidden, given, held, past)
+                made = self._mask(layer, hidden, given, held, past)
             else:
-                self._made[key] = self._shared(layer, facts.source, hidden, given)
+                made = self._shared(layer, facts.source, hidden, given)
+            bias = self._bias(layer, held, past)
+            self._made[key] = made if bias is None else biased(made, bias, hidden)
         return self._made[key]
+
+    def _bias(self, layer: int, held: Kept | None, past: int) -> Tensor | None:
+        """`[B, k]` what is added to the logits of what a layer's attention reads, None if that is nothing."""
+        forward = self.forward
+        source, rows = forward.family.layers[layer].source, forward.layout.rows
+        block = forward.entered[layer] if source == layer else forward.lent[source][0]
+        before = None if held is None else held.full_bias(forward.layout.past)
+        device = next((b.device for b in (before, block.bias) if b is not None), None)
+        return None if device is None else joined_bias(before, block.bias, (rows, past), (rows, block.length), device)
 
     def _padding(self, given: Any, hidden: Tensor) -> Any:
         """Layers without keys read the 2-D mask of real tokens, if any is padding."""

@@ -78,6 +78,7 @@ class Group:
         alive: `[n]` which of the visible ones are alive now.
         across: tiles side by side in every image, None if unknown.
         left: per image, what the tower left of it.
+        sizes: `[N]` float32, how many tokens each of those alive stands for; None: one each.
         memo: the method's scratch space.
     """
 
@@ -92,6 +93,7 @@ class Group:
     images: tuple[int, ...] = (1,)
     across: tuple[int | None, ...] = (None,)
     left: tuple[Left | None, ...] = ()
+    sizes: Tensor | None = None
     memo: dict[Any, Any] = field(default_factory=dict)
 
     @property

@@ -34,6 +34,13 @@ def nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
 
 
+def closest(x: Tensor, kept: Tensor) -> Tensor:
+    """`[n]` which of the rows `kept` `[m]` of `x` `[n, d]` each row is most like (cosine); `kept` stand for themselves."""
+    rows = unit(x)
+    _, found = nearest(rows, rows[kept])
+    return found.index_copy_(0, kept, torch.arange(len(kept), device=kept.device))
+
+
 def complement(n: int, kept: Tensor) -> Tensor:
     """Sorted indices `[n - m]` of 0..n-1 that are not among `kept` `[m]` (distinct); no host synchronisation."""
     taken = torch.zeros(n, dtype=torch.uint8, device=kept.device).index_fill_(0, kept, 1)
