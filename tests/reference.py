@@ -37,6 +37,7 @@ class Drop(Method):
         as_mask: bool = False,
         queries: bool = False,
         compact: bool = False,
+        proportional: bool = False,
     ) -> None:
         given = {
             "layers": layers,
@@ -45,6 +46,7 @@ class Drop(Method):
             "as_mask": as_mask,
             "queries": queries,
             "compact": compact,
+            "proportional": proportional,
         }
         for name, value in (given | {"positions": "original"}).items():
             object.__setattr__(self, name, value)
@@ -71,17 +73,33 @@ class Drop(Method):
 
 
 @contextmanager
-def masked(model: Any, inputs: dict[str, Tensor], trace: dict[str, Any], compact: bool = False) -> Iterator[None]:
+def masked(
+    model: Any,
+    inputs: dict[str, Tensor],
+    trace: dict[str, Any],
+    compact: bool = False,
+    weights: Callable[[int], Tensor] | None = None,
+) -> Iterator[None]:
     """Within the block, decoder layer l cannot see the visual tokens that `trace` says are dropped there.
     The sequence may be longer than the prompt: decoded tokens see what layer l saw, or with `compact` (caches of
-    earlier layers are compacted too) what is kept to the end."""
+    earlier layers are compacted too) what is kept to the end. `weights(l)` `[B, n]` are added to the logits of the
+    prompt's tokens as keys."""
     layers = adapt(model).parts.layers
     handles = []
     for number, layer in enumerate(layers):
         dropped = gone(inputs, trace, lambda row, n=number: row["layers"][n]["positions"])
         later = gone(inputs, trace, lambda row: row["kept"]) if compact else dropped
 
-        def hook(module: Any, args: Any, kwargs: Any, dropped: Tensor = dropped, later: Tensor = later) -> Any:
+        own = None if weights is None else weights(number)
+
+        def hook(
+            module: Any,
+            args: Any,
+            kwargs: Any,
+            dropped: Tensor = dropped,
+            later: Tensor = later,
+            own: Tensor | None = own,
+        ) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
             n = hidden.shape[1]
             padding = torch.nn.functional.pad(inputs["attention_mask"].bool(), (0, n - dropped.shape[1]), value=True)
@@ -91,6 +109,8 @@ def masked(model: Any, inputs: dict[str, Tensor], trace: dict[str, Any], compact
             visible = padding[:, None] & ~hidden_keys
             allowed = torch.ones(n, n, dtype=torch.bool).tril()[None, None] & visible[:, None]
             bias = torch.zeros(allowed.shape, dtype=hidden.dtype).masked_fill(~allowed, torch.finfo(hidden.dtype).min)
+            if own is not None:
+                bias = bias + torch.nn.functional.pad(own, (0, n - prompt))[:, None, None]
             return args, {**kwargs, "attention_mask": bias}
 
         handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
@@ -111,7 +131,12 @@ def gone(inputs: dict[str, Tensor], trace: dict[str, Any], kept: Callable[[Any],
 
 
 def masked_logits(
-    model: Any, inputs: dict[str, Tensor], trace: dict[str, Any], tokens: Sequence[Tensor], compact: bool = False
+    model: Any,
+    inputs: dict[str, Tensor],
+    trace: dict[str, Any],
+    tokens: Sequence[Tensor],
+    compact: bool = False,
+    weights: Callable[[int], Tensor] | None = None,
 ) -> list[Tensor]:
     """Logits `[B, V]` of the first token and of every following one, given the decoded tokens `[B]` each."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -130,7 +155,7 @@ def masked_logits(
             longer["position_ids"] = (longer["attention_mask"].cumsum(1) - 1).clamp(min=0)
         if "image_grid_thw" not in inputs:
             longer["position_ids"] = (longer["attention_mask"].cumsum(1) - 1).clamp(min=0)
-        with masked(model, inputs, trace, compact), torch.no_grad():
+        with masked(model, inputs, trace, compact, weights), torch.no_grad():
             found.append(model(**longer, use_cache=False).logits[:, -1])
     return found
 

@@ -35,7 +35,7 @@ def nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def closest(x: Tensor, kept: Tensor) -> Tensor:
-    """`[n]` which of the rows `kept` `[m]` of `x` `[n, d]` each row is most like (cosine); `kept` stand for themselves."""
+    """`[n]` which of the rows `kept` `[m]` of `x` `[n, d]` each row is most like (cosine); `kept` are it themselves."""
     rows = unit(x)
     _, found = nearest(rows, rows[kept])
     return found.index_copy_(0, kept, torch.arange(len(kept), device=kept.device))
