@@ -93,6 +93,8 @@ def test_positions_of_several_axes_cannot_be_renumbered() -> None:
     plan("llava", method="visionzip", positions="contiguous")
     with pytest.raises(ConfigurationError, match="positions='contiguous'"):
         plan("qwen2_5_vl", method="visionzip", positions="contiguous")
+    with pytest.raises(ConfigurationError, match="proportional"):
+        plan("llava", method="visionzip", proportional=True)
 
 
 @pytest.mark.parametrize(

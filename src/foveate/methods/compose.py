@@ -34,6 +34,7 @@ class Compose(Method):
     Args:
         methods: at least two, in the order in which they select: all stages of one come before those of the next.
         keep: average visual tokens per decoder layer, as a ratio or a count. None: every member keeps its own budget.
+        positions, proportional: as `Method`; proportional for all stages if it is for one member.
 
     Raises:
         ConfigurationError: methods that cannot be combined (same stage layer, interleaved stages, renumbered positions,
@@ -44,7 +45,11 @@ class Compose(Method):
     methods: tuple[Method, ...] = ()
 
     def __init__(
-        self, *methods: Method, keep: Keep | float | int | None = None, positions: Positions = "original"
+        self,
+        *methods: Method,
+        keep: Keep | float | int | None = None,
+        positions: Positions = "original",
+        proportional: bool | None = None,
     ) -> None:
         object.__setattr__(self, "methods", methods)
         budget = None if keep is None else Keep.of(keep)
@@ -54,6 +59,7 @@ class Compose(Method):
             )
         object.__setattr__(self, "keep", keep)
         object.__setattr__(self, "positions", positions)
+        object.__setattr__(self, "proportional", proportional)
         self.__post_init__()
         if len(methods) < 2 or not all(isinstance(method, Method) for method in methods):
             raise ConfigurationError(
@@ -105,6 +111,10 @@ class Compose(Method):
                 memo = view.memo.setdefault(f"{method.name} {number}", {})
                 return method.select_in_tower(replace(view, memo=memo))
         raise AssertionError(f"no member selects before tower block {view.block}")
+
+    def weighs(self, info: ModelInfo) -> bool:
+        """As asked, or for all stages if any member would."""
+        return any(m.weighs(info) for m in self._in_llm) if self.proportional is None else self.proportional
 
     def check(self, info: ModelInfo) -> None:
         super().check(info)

@@ -183,7 +183,9 @@ def _known(kind: str, parameters: dict[str, Any]) -> dict[str, Any]:
         raise ConfigurationError("compose is written as its methods in a row: fastervlm:keep=1/3 + fastv.")
     unknown = sorted(parameters.keys() - {"methods", *parameters_of(find(COMPOSE))})
     if unknown:
-        raise ConfigurationError(f"compose has no parameter {', '.join(unknown)}; it has keep, positions.")
+        raise ConfigurationError(
+            f"compose has no parameter {', '.join(unknown)}; it has keep, positions, proportional."
+        )
     return parameters
 
 

@@ -118,6 +118,11 @@ def check(method: Method, info: ModelInfo, one_axis: bool) -> None:
             f"{method.name}: positions={method.positions!r} cannot be had on '{info.family}' in vLLM; use "
             + ("original or contiguous." if one_axis else "original.")
         )
+    if method.proportional:
+        raise ConfigurationError(
+            f"{method.name}: proportional attention adds to logits, for which vLLM's attention takes no mask; leave "
+            "`proportional` out, or use `foveate serve`."
+        )
     method.check(info)
 
 
