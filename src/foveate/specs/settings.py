@@ -183,9 +183,8 @@ def _known(kind: str, parameters: dict[str, Any]) -> dict[str, Any]:
         raise ConfigurationError("compose is written as its methods in a row: fastervlm:keep=1/3 + fastv.")
     unknown = sorted(parameters.keys() - {"methods", *parameters_of(find(COMPOSE))})
     if unknown:
-        raise ConfigurationError(
-            f"compose has no parameter {', '.join(unknown)}; it has keep, positions, proportional."
-        )
+        known = ", ".join(sorted(parameters_of(find(COMPOSE))))
+        raise ConfigurationError(f"compose has no parameter {', '.join(unknown)}; it has {known}.")
     return parameters
 
 
