@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import foveate
+from foveate.methods import ViTCoPDiverse
 from tests.test_matrix import configured
 from tests.tiny import make_tiny
 
@@ -47,3 +48,15 @@ def test_a_decoded_token_costs_a_handful_of_operations(name: str, family: str, r
         assert decoding(tiny.model, inputs) <= stock + 8
     with foveate.prune(tiny.model, None):
         assert decoding(tiny.model, inputs) <= stock + 3
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("rows", [[[3, (4, 4), 5]], [[3, (4, 4), 5], [9, (4, 4), 2]]], ids=["one", "padded"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_proportional_attention_costs_a_few_more(family: str, rows: Any, attention: str) -> None:
+    """A mask for each of the three parts that layers with the same tokens make, not one a layer."""
+    tiny = make_tiny(family, attention)
+    inputs = tiny.batch(rows)
+    stock = decoding(tiny.model, inputs)
+    with foveate.prune(tiny.model, ViTCoPDiverse(0.5, proportional=True)):
+        assert decoding(tiny.model, inputs) <= stock + 20

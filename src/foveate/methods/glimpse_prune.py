@@ -121,7 +121,9 @@ class GlimpsePrune(Method):
             "min_keep": budget.floor,
             "anchors": self.corners,
             "per": self.per,
-        } | ({"background": self.more} if self.more else {})
+            **({"background": self.more} if self.more else {}),
+            **({} if self.proportional is None else {"proportional": self.proportional}),
+        }
 
     def stages(self, info: ModelInfo) -> Sequence[Stage]:
         config = self.glimpse.config
