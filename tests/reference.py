@@ -13,6 +13,7 @@ from torch import Tensor
 from foveate import Method, Stage, View
 from foveate.core.view import ModelInfo
 from foveate.families import adapt
+from foveate.trace.records import PrefillTrace
 
 
 @dataclass(frozen=True, init=False)
@@ -128,6 +129,30 @@ def gone(inputs: dict[str, Tensor], trace: dict[str, Any], kept: Callable[[Any],
         visual = {c for image in traced["images"] for c in image["columns"]}
         dropped[row, sorted(visual - set(kept(traced)))] = True
     return dropped
+
+
+def weights(prefills: Sequence[PrefillTrace], shape: torch.Size) -> Callable[[int], Tensor]:
+    """`[B, n]` for a layer, log of how many tokens each stands for, from what was recorded: every token alive hands its
+    number on to the survivor nearest to it."""
+
+    def of(layer: int) -> Tensor:
+        bias = torch.zeros(shape)
+        for prefill in prefills:
+            for group in prefill.groups:
+                number = {int(token): 1 for token in group.visible}
+                for step in group.steps:
+                    if step.layer > layer or step.selection.nearest is None:
+                        continue
+                    heirs = step.alive.tolist()
+                    found = dict.fromkeys(heirs, 0)
+                    for token, heir in zip(sorted(number), step.selection.nearest.tolist(), strict=True):
+                        found[heirs[heir]] += number[token]
+                    number = found
+                for token, count in number.items():
+                    bias[group.row, prefill.past + group.columns[token]] = torch.tensor(float(count)).log()
+        return bias
+
+    return of
 
 
 def masked_logits(

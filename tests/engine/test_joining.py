@@ -19,7 +19,13 @@ from tests.reference import Drop
 from tests.tiny import Tiny
 
 ROWS: list[list[Any]] = [[3, (4, 4), 5], [2, (4, 6), 3, (2, 4), 4], [7], [11, (2, 4), 1], [1, (6, 4), 9]]
-METHODS = [make("vitcop", keep=1 / 9), None, make("fastv", keep=0.5), make("divprune", keep=0.2), Drop((2,))]
+METHODS = [
+    make("vitcop", keep=1 / 9),
+    None,
+    make("fastv", keep=0.5),
+    make("divprune", keep=0.2, proportional=True),
+    Drop((2,)),
+]
 
 
 def begin(tiny: Tiny, row: Sequence[Any], method: Method | None, seed: int = 0) -> tuple[RowBatch, int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 import foveate
 from foveate.engine.cache import FoveatedCache
 from foveate.errors import CacheStateError
-from tests.reference import Drop, masked_logits
+from tests.reference import Drop, masked_logits, weights
 from tests.tiny import IMAGE, Tiny
 
 
@@ -56,10 +56,11 @@ def union(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return {"rows": rows}
 
 
+@pytest.mark.parametrize("proportional", [False, True])
 @pytest.mark.parametrize("layers", [(0,), (3,), (0, 2, 4)])
-def test_an_image_of_a_later_turn_is_pruned_too(tiny: Tiny, layers: tuple[int, ...]) -> None:
+def test_an_image_of_a_later_turn_is_pruned_too(tiny: Tiny, layers: tuple[int, ...], proportional: bool) -> None:
     first = tiny.batch([[3, (4, 4), 5]])
-    with foveate.prune(tiny.model, Drop(layers)) as trace:
+    with foveate.prune(tiny.model, Drop(layers, proportional=proportional)) as trace:
         one = generate(tiny.model, first, 4)
         inputs = follow_up(tiny, first, one, [[4, (4, 6), 3]])
         length = one.past_key_values.get_seq_length()
@@ -72,7 +73,8 @@ def test_an_image_of_a_later_turn_is_pruned_too(tiny: Tiny, layers: tuple[int, .
         for layer in row["layers"]:
             assert (inputs["input_ids"][0, layer["positions"]] == IMAGE).all()
     tokens = two.sequences[:, -4:]
-    expected = masked_logits(tiny.model, inputs, seen, list(tokens.unbind(1)))
+    own = weights(trace.prefills, inputs["input_ids"].shape) if proportional else None
+    expected = masked_logits(tiny.model, inputs, seen, list(tokens.unbind(1)), weights=own)
     assert (torch.stack(expected, 1) - torch.stack(two.logits, 1)).abs().max() < 1e-4
 
 

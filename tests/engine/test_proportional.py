@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,32 +16,10 @@ from foveate.errors import ConfigurationError
 from foveate.maths.similarity import closest
 from foveate.methods import DivPrune, ViTCoPDiverse
 from foveate.trace.records import PrefillTrace
-from tests.reference import Drop, generate, masked_logits
+from tests.reference import Drop, generate, masked_logits, weights
 from tests.tiny import FAMILIES, LAYERS, make_tiny
 
 ROWS = [[3, (4, 4), 5], [2, (4, 6), 3, (2, 4), 4], [7]]
-
-
-def weights(prefill: PrefillTrace, shape: torch.Size) -> Callable[[int], Tensor]:
-    """`[B, n]` for a layer, from what was recorded: every token alive hands its number on to the nearest survivor."""
-
-    def of(layer: int) -> Tensor:
-        bias = torch.zeros(shape)
-        for group in prefill.groups:
-            number = {int(token): 1 for token in group.visible}
-            for step in group.steps:
-                if step.layer > layer or step.selection.nearest is None:
-                    continue
-                before, heirs = sorted(number), step.alive.tolist()
-                found = dict.fromkeys(heirs, 0)
-                for token, heir in zip(before, step.selection.nearest.tolist(), strict=True):
-                    found[heirs[heir]] += number[token]
-                number = found
-            for token, count in number.items():
-                bias[group.row, group.columns[token]] = torch.tensor(float(count)).log()
-        return bias
-
-    return of
 
 
 def check(family: str, attention: str, rows: list[Any], method: foveate.Method, steps: int = 4) -> PrefillTrace:
@@ -51,7 +28,7 @@ def check(family: str, attention: str, rows: list[Any], method: foveate.Method, 
     with foveate.prune(tiny.model, method) as trace:
         tokens, logits = generate(tiny.model, inputs, steps)
     prefill = trace.prefills[0]
-    own = weights(prefill, inputs["input_ids"].shape)
+    own = weights([prefill], inputs["input_ids"].shape)
     found = masked_logits(tiny.model, inputs, trace.to_dict(), list(tokens.unbind(1)), weights=own)
     assert (torch.stack(found, 1) - logits).abs().max().item() < 1e-4
     return prefill
@@ -65,7 +42,7 @@ def test_dropping_is_masking_with_the_weight_of_what_a_survivor_stands_for(
     family: str, layers: tuple[int, ...], rows: list[Any], attention: str
 ) -> None:
     prefill = check(family, attention, rows, Drop(layers, proportional=True))
-    last = weights(prefill, torch.Size([len(rows), prefill.length]))(LAYERS)
+    last = weights([prefill], torch.Size([len(rows), prefill.length]))(LAYERS)
     for group in prefill.groups:  # nobody is lost
         alive = group.columns[group.steps[-1].alive]
         assert last[group.row, alive].exp().sum().item() == pytest.approx(len(group.visible))
