@@ -4,7 +4,7 @@ masked token would still have been seen (recurrent layers), stock language model
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import foveate
 from foveate.families import adapt
 from tests.families.tiny import TinyType
-from tests.reference import Drop, gone
+from tests.reference import Drop, gone, weights
 
 
 def close(found: Tensor, wanted: Tensor) -> float:
@@ -51,13 +51,16 @@ def with_positions(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def masked(model: Any, inputs: dict[str, Any], trace: dict[str, Any]) -> Iterator[None]:
-    """Within the block no query of decoder layer l sees the visual tokens that are dropped there."""
+def masked(
+    model: Any, inputs: dict[str, Any], trace: dict[str, Any], own: Callable[[int], Tensor] | None = None
+) -> Iterator[None]:
+    """Within the block no query of decoder layer l sees the visual tokens that are dropped there; `own(l)` `[B, n]` is
+    added to the logits of the keys."""
     handles = []
     for number, layer in enumerate(adapt(model).parts.layers):
         dropped = gone(inputs, trace, lambda row, n=number: row["layers"][n]["positions"])
         names = list(inspect.signature(layer.forward).parameters)
-        handles.append(layer.register_forward_pre_hook(_hiding(dropped, names, number), with_kwargs=True))
+        handles.append(layer.register_forward_pre_hook(_hiding(dropped, names, number, own), with_kwargs=True))
     try:
         yield
     finally:
@@ -65,7 +68,7 @@ def masked(model: Any, inputs: dict[str, Any], trace: dict[str, Any]) -> Iterato
             handle.remove()
 
 
-def _hiding(dropped: Tensor, names: list[str], layer: int) -> Any:
+def _hiding(dropped: Tensor, names: list[str], layer: int, own: Callable[[int], Tensor] | None) -> Any:
     def hook(module: Any, args: Any, kwargs: Any) -> Any:
         kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
         hidden = kwargs.pop(names[0])
@@ -77,8 +80,12 @@ def _hiding(dropped: Tensor, names: list[str], layer: int) -> Any:
             given = torch.ones(n, keys, dtype=torch.bool).tril(keys - n)[None, None]
             if module_config(module)._attn_implementation == "eager":
                 given = torch.zeros(1, 1, n, keys).masked_fill(~given, torch.finfo(torch.float32).min)
+        if own is not None and given.dtype == torch.bool:
+            given = torch.zeros(given.shape).masked_fill(~given, torch.finfo(torch.float32).min)
         if given.dtype == torch.bool:
             return (hidden,), {**kwargs, "attention_mask": given & ~hide}
+        if own is not None:
+            given = given + F.pad(own(layer), (0, keys - dropped.shape[1]))[:, None, None]
         return (hidden,), {**kwargs, "attention_mask": given.masked_fill(hide, torch.finfo(given.dtype).min)}
 
     return hook
@@ -90,11 +97,18 @@ def module_config(layer: Any) -> Any:
 
 
 @torch.no_grad()
-def masked_logits(model: Any, entry: TinyType, inputs: dict[str, Any], trace: dict[str, Any], tokens: Tensor) -> Tensor:
+def masked_logits(
+    model: Any,
+    entry: TinyType,
+    inputs: dict[str, Any],
+    trace: dict[str, Any],
+    tokens: Tensor,
+    own: Callable[[int], Tensor] | None = None,
+) -> Tensor:
     """`[B, steps, V]` of every decoded token, each from a stock pass over everything before it."""
     found = []
     for step in range(tokens.shape[1]):
-        with masked(model, inputs, trace):
+        with masked(model, inputs, trace, own):
             given = with_positions(model, longer(entry, inputs, tokens[:, :step]))
             found.append(model(**given, use_cache=False).logits[:, -1])
     return torch.stack(found, 1)
@@ -130,11 +144,18 @@ def rows_of(kind: str) -> Sequence[Sequence[Any]]:
 
 
 def check_dropping_is_masking(
-    model: Any, entry: TinyType, inputs: dict[str, Any], layers: tuple[int, ...], steps: int, tolerance: float
+    model: Any,
+    entry: TinyType,
+    inputs: dict[str, Any],
+    layers: tuple[int, ...],
+    steps: int,
+    tolerance: float,
+    proportional: bool = False,
 ) -> None:
     """Logits of a pruned answer are those of the stock model that masks what was dropped."""
-    with foveate.prune(model, Drop(layers, 0.4)) as trace:
+    with foveate.prune(model, Drop(layers, 0.4, proportional=proportional)) as trace:
         tokens, logits, _ = generate(model, inputs, steps)
     seen = trace.to_dict()
     assert seen["alive_per_layer"][-1] < 0.8 * seen["visual_tokens"]
-    assert close(logits, masked_logits(model, entry, inputs, seen, tokens)) < tolerance
+    own = weights(trace.prefills, inputs["input_ids"].shape) if proportional else None
+    assert close(logits, masked_logits(model, entry, inputs, seen, tokens, own)) < tolerance

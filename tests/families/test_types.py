@@ -67,6 +67,14 @@ def test_dropping_is_masking(name: str, attention: str, layers: tuple[int, ...])
         check_dropping_is_masking(model, entry, entry.batch(rows), layers, 4, TOLERANCE)
 
 
+@pytest.mark.parametrize("name", names(exact=True))
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_survivors_weigh_as_many_as_they_stand_for(name: str, attention: str) -> None:
+    model, entry = model_of(name, attention)
+    inputs = entry.batch(rows_of("image"))
+    check_dropping_is_masking(model, entry, inputs, (0, 2), 3, TOLERANCE, proportional=True)
+
+
 @pytest.mark.parametrize("name", names(exact=False))
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_recurrent_layers_read_the_survivors_alone(name: str, attention: str) -> None:
