@@ -28,6 +28,8 @@ from foveate.specs.settings import UNPRUNED, Setting
 KEEPS = {"1/3": 1 / 3, "2/9": 2 / 9, "1/9": 1 / 9, "1/20": 1 / 20}
 BASELINES = ("random", "downsample")
 FEWER = "fewer frames"
+PROPORTIONAL = "proportional"
+STAGE_1 = "stage 1 alone, proportional"
 FOR_VIDEOS = ("evs", "fastvid", "vidcom2")
 """What they do is about frames; the questions here are about images."""
 SWITCHES: dict[str, dict[str, Any]] = {
@@ -130,11 +132,16 @@ def some(names: Iterable[str], keeps: list[str], seeds: int) -> Iterator[Asked]:
 
 
 def wide(info: ModelInfo, keeps: list[str], seeds: int) -> Iterator[Asked]:
-    """A few methods where little of an image is evidence."""
+    """A few methods where little of an image is evidence, two of them also with proportional attention, and ViTCoP's
+    stage 1 alone with it."""
     names = ("downsample", "divprune", "fastervlm", "visionzip", "vitcop")
     yield from some(names, keeps, seeds)
     for label in keeps:
-        yield "vitcop", "published", label, lambda keep=KEEPS[label]: build("vitcop", keep, **PUBLISHED)
+        keep = KEEPS[label]
+        yield "vitcop", "published", label, lambda keep=keep: build("vitcop", keep, **PUBLISHED)
+        for name in ("divprune", "vitcop"):
+            yield name, PROPORTIONAL, label, lambda name=name, keep=keep: build(name, keep, proportional=True)
+        yield "vitcop", STAGE_1, label, lambda keep=keep: build("vitcop", keep, vision_keep=keep, proportional=True)
 
 
 def video(info: ModelInfo, keeps: list[str], seeds: int) -> Iterator[Asked]:
