@@ -23,7 +23,7 @@ def depths(*read: float) -> list[Depth]:
 
 
 def test_proposals_follow_where_reading_begins_and_ends() -> None:
-    assert propose(depths(0, 0.01, 0.2, 0.6, 0.97, 0.99)) == Proposal(2, 3, 4, 2, (2, 4), 2)
+    assert propose(depths(0, 0.01, 0.2, 0.6, 0.97, 0.99)) == Proposal(2, 3, 5, 2, (2, 5), 2)
     assert propose(depths(0, 1, 1, 1)) == Proposal(1, 1, 1, 1, (1, 2), 0)
 
 

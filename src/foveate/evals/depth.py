@@ -23,7 +23,7 @@ from foveate.inference.answer import Asker
 from foveate.inference.pruning import prune
 from foveate.scoring import metric as metric_of
 
-BEGUN, HALF, DONE = 0.1, 0.5, 0.95
+BEGUN, HALF, DONE = 0.1, 0.5, 0.99
 """Shares of what the image tells that mark where reading has begun, is half done and is done."""
 
 
@@ -76,7 +76,7 @@ class Proposal:
     """Layers that follow from where the model reads; places to begin a search, not results of one.
 
     Attributes:
-        begun, half, done: first layer before which at least 10 %, 50 % and 95 % had been read.
+        begun, half, done: first layer before which at least 10 %, 50 % and 99 % had been read.
         fastv: `FastV(layer=...)`: behind the first layer in which text reads the image, whose attention it ranks by.
         vitcop: `ViTCoP(shallow_layer=..., deep_layer=...)`: where reading begins, and where it is done.
         glimpse: `reduce_layer` of a glimpse module to be trained: the last of the layers that read the first half.
