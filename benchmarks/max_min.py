@@ -97,10 +97,12 @@ def share(name: str, tokens: int, keep: float, repeats: int) -> dict[str, Any]:
     """Times of all parts, in seconds."""
     width, method = PRESETS[name].text["hidden_size"], ViTCoPDiverse(keep=keep)
     counts = list(phases(name, method, tokens))
-    times, parts, prefill, alive = [], [], 0.0, tokens
+    parts, prefill, alive = [], 0.0, tokens
+    times: dict[str, list[float]] = {"exact": [], "as the method does": []}
     for call, (count, _) in zip(choices(tokens, keep), counts, strict=True):
         x, start = widened(call, alive, width)
-        times.append(seconds(repeats, max_min, x, count, start, rough=rough))
+        for (_, found), rough in zip(times.items(), (False, True), strict=True):
+            found.append(seconds(repeats, max_min, x, count, start, rough))
         alive = count
     model = layer(name)
     for count, layers in counts:
@@ -109,10 +111,10 @@ def share(name: str, tokens: int, keep: float, repeats: int) -> dict[str, Any]:
             one = seconds(repeats if tokens < 10**4 else 0, model, inputs_embeds=states, use_cache=True)
         parts.append({"tokens": count, "layers": layers, "one_layer_s": one})
         prefill += layers * one
-    total = sum(times)
+    shares = {how: sum(found) / (sum(found) + prefill) for how, found in times.items()}
     return {
-        "model": name, "visual_tokens": tokens, "keep": keep, "threads": torch.get_num_threads(), "layers": parts,
-        "max_min_s": times, "layers_s": prefill, "share": total / (total + prefill), "facts": facts(model),
+        "model": name, "visual_tokens": tokens, "keep": keep, "layers": parts, "layers_s": prefill,
+        "max_min_s": times, "share": shares, "facts": facts(model),
     }  # fmt: skip
 
 

@@ -29,6 +29,9 @@ ROUNDING = 1e-6
 OUTLINE = 64
 """Dimensions of a rough choice."""
 
+NARROW = 1024
+"""Features of more dimensions are never chosen roughly: their model's layers take so long that choosing does not."""
+
 
 class Similarity:
     """Cosine similarities of one token to all, `[n]`, for a token whose index stays on the device.
@@ -84,7 +87,8 @@ def outline(x: Tensor) -> Tensor:
     Inner products are similarities up to the product of the lengths of the two parts outside that space.
     """
     some = torch.linspace(0, len(x) - 1, OUTLINE, device=x.device).long()
-    return x @ torch.linalg.qr(x.index_select(0, some).T).Q
+    basis: Tensor = torch.linalg.qr(x.index_select(0, some).T).Q
+    return x @ basis
 
 
 def max_min(x: Tensor, count: int, start: Tensor | None = None, rough: bool = False) -> Tensor:
@@ -99,16 +103,16 @@ def max_min(x: Tensor, count: int, start: Tensor | None = None, rough: bool = Fa
         x: `[n, d]`. Rows that are not finite count as similar to nothing (cosine 0 to all others).
         count: how many to choose, those of `start` included.
         start: `[s]` distinct tokens that are chosen already. None: the token whose nearest neighbour is farthest
-            (DivPrune, arXiv 2503.02175, algorithm 1), which is time besides.
-        rough: choose by 64 dimensions (`outline`) where the tokens outnumber their dimensions. Not the published rule,
-            and several times as fast: then the choice would take a larger share of a prefill than it is worth.
+            (DivPrune, arXiv 2503.02175, algorithm 1).
+        rough: choose by 64 dimensions (`outline`) where more tokens than dimensions come from a narrow model, whose
+            prefill the exact choice would lengthen by more than a twentieth. Not for published rules.
 
     Returns:
         `[count]` indices in order of choice, those of `start` first; of equally covered tokens the first.
     """
     features = unit(x)
     n, width = features.shape
-    if rough and n > width > 2 * OUTLINE:
+    if rough and 4 * OUTLINE < width < n and width <= NARROW:
         features = outline(features)
     known = Coverage(features, most_isolated(features) if start is None else start[:count])
     while known.count < count:
