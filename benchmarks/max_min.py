@@ -5,7 +5,7 @@
 One decoder layer with random weights is timed at the numbers of tokens that `vitcop_diverse` leaves after each stage,
 and multiplied by how many layers run at each: the prefill after the vision tower, as in docs/methods_speed.md. The
 choices are timed on what `mid-llava` with random weights gives them to choose from, turned into the model's width by a
-fixed rotation, which leaves all cosines as they are. CPU, float32, one thread unless `--threads` says otherwise.
+fixed rotation, which leaves all cosines as they are. Processor time of one thread, in float32.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ Call = tuple[Tensor, int, Tensor]
 
 
 def seconds(repeats: int, call: Callable[..., object], *values: Any, **named: Any) -> float:
-    """Median time of a call after one that does not count."""
+    """Median processor time of a call, after one that does not count if there are several."""
     found = []
     for _ in range(repeats + 1):
-        start = time.perf_counter()
+        start = time.process_time()
         call(*values, **named)
-        found.append(time.perf_counter() - start)
+        found.append(time.process_time() - start)
     return statistics.median(found[1:] or found)
 
 
@@ -71,7 +71,7 @@ def widened(call: Call, rows: int, width: int) -> tuple[Tensor, Tensor]:
     x, _, start = call
     generator = torch.Generator().manual_seed(0)
     more = x[: max(0, rows - len(x))]
-    x = torch.cat([x[:rows], more + 0.3 * more.std() * torch.randn(more.shape, generator=generator)])
+    x = torch.cat([x[:rows], more + 0.3 * x.std() * torch.randn(more.shape, generator=generator)])
     noise = torch.randn(width, x.shape[1], generator=generator)
     return x.float() @ torch.linalg.qr(noise)[0].T, start.clamp(max=rows - 1).unique()
 
@@ -97,12 +97,10 @@ def share(name: str, tokens: int, keep: float, repeats: int) -> dict[str, Any]:
     """Times of all parts, in seconds."""
     width, method = PRESETS[name].text["hidden_size"], ViTCoPDiverse(keep=keep)
     counts = list(phases(name, method, tokens))
-    parts, prefill, alive = [], 0.0, tokens
-    times: dict[str, list[float]] = {"exact": [], "as the method does": []}
+    times, parts, prefill, alive = [], [], 0.0, tokens
     for call, (count, _) in zip(choices(tokens, keep), counts, strict=True):
         x, start = widened(call, alive, width)
-        for (_, found), rough in zip(times.items(), (False, True), strict=True):
-            found.append(seconds(repeats, max_min, x, count, start, rough))
+        times.append(seconds(repeats, max_min, x, count, start, rough=True))  # so wide that it is exact
         alive = count
     model = layer(name)
     for count, layers in counts:
@@ -111,10 +109,10 @@ def share(name: str, tokens: int, keep: float, repeats: int) -> dict[str, Any]:
             one = seconds(repeats if tokens < 10**4 else 0, model, inputs_embeds=states, use_cache=True)
         parts.append({"tokens": count, "layers": layers, "one_layer_s": one})
         prefill += layers * one
-    shares = {how: sum(found) / (sum(found) + prefill) for how, found in times.items()}
+    total = sum(times)
     return {
         "model": name, "visual_tokens": tokens, "keep": keep, "layers": parts, "layers_s": prefill,
-        "max_min_s": times, "share": shares, "facts": facts(model),
+        "max_min_s": times, "share": total / (total + prefill), "facts": facts(model),
     }  # fmt: skip
 
 
@@ -124,10 +122,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2304)
     parser.add_argument("--keep", type=float, default=1 / 9)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     found = share(options.model, options.tokens, options.keep, options.repeats)
     print(json.dumps(found, indent=1))
     if options.json:
