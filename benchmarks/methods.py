@@ -120,12 +120,12 @@ COUNTED_TOKENS = 144
 """Visual tokens of the prefill whose operations are counted."""
 
 REASONS = {
-    "divprune": "its published start is the token whose nearest neighbour is farthest, which takes all similarities",
+    "divprune": "its published rule is kept to: similarities of full width, and a start that compares many pairs",
     "cdpruner": "greedy MAP inference takes one step per kept token, each after the one before",
     "vispruner": "every round of de-duplication compares all tokens that are left",
     "glimpse_prune": "its predictor is a small transformer over all visual tokens",
     "vitcop": "clustering compares all pairs of the tokens that its first stage keeps; on Qwen2.5-VL: max-min",
-    "vitcop_diverse": "max-min diversity compares all tokens with those that its first stage keeps, three in ten",
+    "vitcop_diverse": "max-min diversity compares many tokens with those that its first stage keeps, three in ten",
     "tome": "bipartite matching compares every second token with all others, once a round",
     "vscan": "merging compares every token that goes with all that stay",
     "prumerge": "merging compares every token that goes with all that stay",

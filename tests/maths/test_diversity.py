@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from foveate.bench.operations import counting
 from foveate.maths import diversity
 from foveate.maths.diversity import greedy_map, max_min
+from foveate.maths.similarity import unit
 
 
 def features(n: int, d: int, seed: int) -> Tensor:
@@ -66,30 +68,115 @@ def test_max_min_is_the_plain_greedy_algorithm(seed: int) -> None:
 
 def one_by_one(similarity: Tensor, start: list[int], count: int) -> list[int]:
     """The plain greedy algorithm; of equals the first."""
-    chosen = list(start)
+    chosen, nearest = list(start), similarity[:, start].amax(1)
+    nearest[start] = float("inf")
     while len(chosen) < count:
-        rest = [i for i in range(len(similarity)) if i not in chosen]
-        chosen.append(min(rest, key=lambda i: (float(similarity[i, chosen].max()), i)))
+        token = int((nearest == nearest.amin()).nonzero()[0])
+        chosen.append(token)
+        nearest = torch.maximum(nearest, similarity[:, token])
+        nearest[token] = float("inf")
     return chosen
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.integers(2, 90), st.integers(1, 16), st.data())
-def test_rounds_choose_what_choosing_one_by_one_does(seed: int, n: int, candidates: int, data: st.DataObject) -> None:
+def alone(similarity: Tensor) -> list[int]:
+    """The token whose nearest neighbour is farthest; of equals the first."""
+    nearest = similarity.clone().fill_diagonal_(-float("inf")).amax(1)
+    return [int((nearest == nearest.amin()).nonzero()[0])]
+
+
+def bookish(patch: pytest.MonkeyPatch, **sizes: int) -> None:
+    """Everything that happens with thousands of tokens happens with a few."""
+    for name, size in ({"FEW": 7, "FIRST": 4, "CANDIDATES": 4, "PARTS": 3} | sizes).items():
+        patch.setattr(diversity, name, size)
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.integers(0, 10**6), st.integers(16, 90), st.integers(1, 16), st.integers(1, 9), st.booleans(), st.data())
+def test_rounds_choose_what_choosing_one_by_one_does(
+    seed: int, n: int, candidates: int, first: int, bounds: bool, data: st.DataObject
+) -> None:
     """Corners of a cube: all cosines are exact, and many are equal."""
     x = torch.randint(0, 2, (n, 4), generator=torch.Generator().manual_seed(seed)) * 2.0 - 1
-    start = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=3, unique=True))
-    count = data.draw(st.integers(len(start), n))
+    start = data.draw(st.none() | st.lists(st.integers(0, n - 1), min_size=1, max_size=9, unique=True))
+    count = data.draw(st.integers(len(start or [0]), n))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(diversity, "CANDIDATES", candidates)
-        found = max_min(x, count, torch.tensor(start)).tolist()
-    assert found == one_by_one(x @ x.T / 4, start, count)
+        bookish(patch, CANDIDATES=candidates, FIRST=first, FEW=7 if bounds else 1024)
+        found = max_min(x, count, None if start is None else torch.tensor(start)).tolist()
+    assert found == one_by_one(x @ x.T / 4, alone(x @ x.T / 4) if start is None else start, count)
 
 
-def test_rounds_of_many_tokens_are_the_plain_algorithm() -> None:
-    x = features(700, 24, 3)
-    start = [5, 600]
-    assert max_min(x, 350, torch.tensor(start)).tolist() == one_by_one(cosines(x), start, 350)
+@pytest.mark.parametrize(("n", "d"), [(700, 24), (1600, 24), (3000, 48)])
+def test_rounds_of_many_tokens_are_the_plain_algorithm(n: int, d: int) -> None:
+    x = features(n, d, 3)
+    start = [5, 600, *range(900, min(n, 1400))]
+    assert max_min(x, n // 2, torch.tensor(start)).tolist() == one_by_one(cosines(x), start, n // 2)
+    assert max_min(x, n // 3).tolist() == one_by_one(cosines(x), alone(cosines(x)), n // 3)
+
+
+@pytest.mark.parametrize("bounds", [False, True])
+def test_rows_that_are_not_finite_are_chosen_once_and_resemble_nothing(
+    bounds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if bounds:
+        bookish(monkeypatch)
+    x = features(40, 6, 0).abs()
+    x[[3, 17]] = torch.tensor([[float("nan")], [float("inf")]])
+    for start in (None, torch.tensor([5])):
+        found = max_min(x, 40, start).tolist()
+        assert sorted(found) == list(range(40))
+        assert {3, 17} <= set(found[:3])
+
+
+def test_thousands_of_tokens_are_waited_for_a_few_times() -> None:
+    with counting() as counts:
+        max_min(features(2304, 64, 0), 256, torch.arange(30))
+        assert counts.waits <= 5
+        max_min(features(2304, 64, 0), 691, torch.arange(172))
+    assert counts.waits <= 5 + 30
+
+
+def test_most_pairs_of_many_tokens_are_never_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    n, count, compared = 4096, 1228, 0
+    plain = diversity.coverage
+
+    def spy(x: Tensor, chosen: Tensor) -> Tensor:
+        nonlocal compared
+        compared += len(x) * len(chosen)
+        return plain(x, chosen)
+
+    monkeypatch.setattr(diversity, "coverage", spy)
+    max_min(features(n, 16, 0), count, torch.arange(10))
+    assert compared < 0.6 * n * count
+
+
+def low_rank(n: int, d: int, rank: int, noise: float) -> Tensor:
+    return features(n, rank, 0) @ features(rank, d, 1) + noise * features(n, d, 2)
+
+
+def test_a_rough_choice_leaves_no_token_much_farther_than_the_one_it_takes() -> None:
+    """Similarities are off by at most what of two tokens lies outside the 64 dimensions."""
+    x, start = low_rank(600, 320, 40, 1.0), [0, 7]
+    similarity = cosines(x).float()
+    found = max_min(x, 200, torch.tensor(start), rough=True).tolist()
+    assert found != max_min(x, 200, torch.tensor(start)).tolist()
+    outside = 1 - diversity.outline(unit(x)).square().sum(1).amin()
+    assert outside < 0.2
+    nearest = similarity[:, start].amax(1)
+    for step, token in enumerate(found[2:], 2):
+        left = nearest.index_fill(0, torch.tensor(found[:step]), float("inf"))
+        assert left[token] <= left.amin() + 2 * outside
+        nearest = torch.maximum(nearest, similarity[:, token])
+
+
+@pytest.mark.parametrize(("n", "d"), [(300, 320), (600, 192), (1200, 1100)], ids=["few", "small", "wide"])
+def test_a_choice_is_rough_only_for_many_tokens_of_a_narrow_model(n: int, d: int) -> None:
+    x = low_rank(n, d, 40, 1.0)
+    assert max_min(x, 60, torch.tensor([0]), rough=True).tolist() == max_min(x, 60, torch.tensor([0])).tolist()
+
+
+def test_what_64_dimensions_hold_is_chosen_exactly() -> None:
+    x = low_rank(600, 320, 30, 0.0)
+    assert max_min(x, 100, torch.tensor([0]), rough=True).tolist() == max_min(x, 100, torch.tensor([0])).tolist()
 
 
 @pytest.mark.parametrize(("n", "count"), [(8, 3), (10, 4), (12, 5)])

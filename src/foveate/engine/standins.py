@@ -39,7 +39,7 @@ def diversity(features: Tensor) -> Tensor:
     n, own = len(features), unit(features)
     start = (own @ own.mean(0)).argmin().view(1)
     chosen = max_min(features, max(1, n // 2), start)
-    like = coverage(own, chosen).index_fill_(0, chosen, float("inf"))
+    like = coverage(own, own[chosen]).index_fill_(0, chosen, float("inf"))
     rest = like.argsort(stable=True)[: n - len(chosen)]
     rank = torch.empty(n, device=features.device)
     rank[torch.cat([chosen, rest])] = torch.arange(n, 0, -1, device=features.device, dtype=rank.dtype)

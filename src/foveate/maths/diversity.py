@@ -12,7 +12,25 @@ GRAM_BYTES = 400 * 1024 * 1024
 """Up to this size the similarity matrix is computed at once; beyond, row by row."""
 
 CANDIDATES = 128
-"""Tokens among which max-min chooses before it looks at all of them again."""
+"""Tokens among which max-min chooses before it looks at the others of their group again."""
+
+FEW = 1024
+"""Up to so many tokens, max-min keeps all of them up to date."""
+
+FIRST = 256
+"""With so many chosen tokens all others are compared; with later ones only where it matters."""
+
+PARTS = 16
+"""In how many parts a nearest neighbour is looked for."""
+
+ROUNDING = 1e-6
+"""What two computations of one similarity may differ by."""
+
+OUTLINE = 64
+"""Dimensions of a rough choice."""
+
+NARROW = 1024
+"""Features of more dimensions are never chosen roughly: their model's layers take so long that choosing does not."""
 
 
 class Similarity:
@@ -36,83 +54,180 @@ class Similarity:
 
 
 def most_isolated(x: Tensor) -> Tensor:
-    """`[1]` which of the unit vectors `[n, d]` has its nearest neighbour farthest away."""
-    step = max(1, CHUNK_BYTES // (4 * x.shape[0]))
-    closest = []
-    for start in range(0, x.shape[0], step):
-        block = x[start : start + step] @ x.T
-        block.diagonal(start).fill_(-float("inf"))
-        closest.append(block.amax(1))
-    return torch.cat(closest).argmin().view(1)
+    """`[1]` which of the unit vectors `[n, d]` has its nearest neighbour farthest away.
+
+    Many are compared with a sixteenth of the others at a time: what is nearer to one of those than some token is to
+    any cannot be the one, and is compared no further.
+    """
+    every = torch.arange(len(x), device=x.device)
+    parts = [every[first::PARTS] for first in range(PARTS)] if len(x) > FEW else [every]
+    rows, closest = every, neighbour(x, every, parts[0])
+    if len(parts) > 1:
+        promising = closest.topk(CANDIDATES, largest=False).indices
+        enough = neighbour(x, promising, every).amin() + ROUNDING
+    for part in parts[1:]:
+        left = (closest <= torch.maximum(enough, closest.amin())).nonzero().squeeze(1)
+        rows, closest = rows[left], closest[left]
+        closest = torch.maximum(closest, neighbour(x, rows, part))
+    return rows[closest.argmin()].view(1)
 
 
-def max_min(x: Tensor, count: int, start: Tensor | None = None) -> Tensor:
+def neighbour(x: Tensor, rows: Tensor, others: Tensor) -> Tensor:
+    """`[r]` largest similarity of each of `rows` to one of `others`, itself excepted; with bounded memory."""
+    step, own, found = max(1, CHUNK_BYTES // (4 * len(others))), x.index_select(0, others), []
+    for part in rows.split(step):
+        similarity = x.index_select(0, part) @ own.T
+        found.append(similarity.masked_fill_(part[:, None] == others, -float("inf")).amax(1))
+    return torch.cat(found)
+
+
+def outline(x: Tensor) -> Tensor:
+    """`[n, 64]` coordinates of unit vectors `[n, d]` in the space that 64 of them span, evenly spaced in their order.
+
+    Inner products are similarities up to the product of the lengths of the two parts outside that space.
+    """
+    some = torch.linspace(0, len(x) - 1, OUTLINE, device=x.device).long()
+    basis: Tensor = torch.linalg.qr(x.index_select(0, some).T).Q
+    return x @ basis
+
+
+def max_min(x: Tensor, count: int, start: Tensor | None = None, rough: bool = False) -> Tensor:
     """Greedy max-min diversity: each next token is the one farthest (cosine) from all chosen so far.
 
-    Chosen in rounds, which gives the same tokens as choosing one by one: the tokens least covered are candidates,
-    and greedy choice among them is greedy choice among all while its best is less covered than every other token was
-    when the round began, since what is chosen can only cover more. One matrix product a round then updates all tokens,
-    instead of one a token; a round waits for the device once.
+    The same tokens as choosing one by one, in less time: what is chosen can only cover more, so how well a token was
+    covered once bounds how well it is now. Only a group of tokens, those that were covered least, is compared with all
+    that is chosen, and greedy choice in the group is greedy choice among all while its best is below the others' bound
+    (`Coverage`). For the same reason choice in the group goes in rounds; one waits for the device once (`next_round`).
 
     Args:
         x: `[n, d]`. Rows that are not finite count as similar to nothing (cosine 0 to all others).
         count: how many to choose, those of `start` included.
         start: `[s]` distinct tokens that are chosen already. None: the token whose nearest neighbour is farthest
-            (DivPrune, arXiv 2503.02175, algorithm 1), which takes all similarities and so most of the time.
+            (DivPrune, arXiv 2503.02175, algorithm 1).
+        rough: choose by 64 dimensions (`outline`) where more tokens than dimensions come from a narrow model, whose
+            prefill the exact choice would lengthen by more than a twentieth. Not for published rules.
 
     Returns:
-        `[count]` indices in order of choice, those of `start` first.
+        `[count]` indices in order of choice, those of `start` first; of equally covered tokens the first.
     """
     features = unit(x)
-    chosen = [most_isolated(features) if start is None else start[:count]]
-    left = count - len(chosen[0])
-    covered = None
-    while left > 0:
-        new = chosen[-1]
-        near = coverage(features, new)
-        covered = (near if covered is None else torch.maximum(covered, near)).index_fill_(0, new, float("inf"))
-        found = next_round(features, covered, left)
-        chosen.append(found)
-        left -= len(found)
-    return torch.cat(chosen)
+    n, width = features.shape
+    if rough and 4 * OUTLINE < width < n and width <= NARROW:
+        features = outline(features)
+    known = Coverage(features, most_isolated(features) if start is None else start[:count])
+    while known.count < count:
+        known.choose(count - known.count)
+    return torch.cat(known.chosen)
+
+
+class Coverage:
+    """How similar every token is to the nearest chosen one, brought up to date only where the next choice needs it.
+
+    Attributes:
+        chosen: indices in order of choice, in parts.
+        count: how many they are.
+        covered: `[n]` largest similarity to one of the first `seen` parts; infinite for what is chosen.
+        seen: `[n]` with how many parts each token was compared.
+    """
+
+    def __init__(self, features: Tensor, start: Tensor) -> None:
+        n = len(features)
+        self.features, self.count = features, len(start)
+        self.all_until = n if n <= FEW else FIRST  # chosen tokens: by fewer, a bound says little
+        self.chosen = [start] if n <= FEW else list(start.split(FIRST))
+        self.covered = coverage(features, features[self.chosen[0]]).index_fill_(0, start, float("inf"))
+        self.seen = torch.ones(n, dtype=torch.long, device=features.device)
+
+    def choose(self, most: int) -> None:
+        """Take what greedy choice takes next, at most so many; nothing if the group turns out to be covered better."""
+        if self.count < self.all_until:
+            new, _ = next_round(self.features, self.covered, most, self.covered.new_full((1,), float("inf")), True)
+            if len(new) < most:
+                self.covered = updated(self.features, self.covered, new)
+                self.seen += 1
+        else:
+            new = self.from_group(most)
+        if len(new):
+            self.chosen.append(new)
+            self.count += len(new)
+
+    def from_group(self, most: int) -> Tensor:
+        """`[m]` what is chosen among the least covered eighth of the tokens."""
+        rows, bound = least(self.covered, len(self.covered) // 8)
+        features = self.features.index_select(0, rows)
+        covered, known = self.bring_up_to_date(rows, features)
+        found, more = [rows[:0]], True
+        while more and most:
+            new, more = next_round(features, covered, most, bound, known and len(found) == 1)
+            if len(new):
+                covered = updated(features, covered, new)
+                found.append(rows[new])
+                most -= len(new)
+        self.covered[rows], self.seen[rows] = covered, len(self.chosen) + min(1, len(found) - 1)
+        return torch.cat(found)
+
+    def bring_up_to_date(self, rows: Tensor, features: Tensor) -> tuple[Tensor, bool]:
+        """Similarity of these tokens to all that is chosen, and whether it was known before."""
+        covered, seen = self.covered[rows], self.seen[rows]
+        if len(self.chosen) == 1:
+            return covered, True
+        behind = (seen[:, None] <= torch.arange(len(self.chosen), device=seen.device)).sum(0).tolist()
+        longest_ago = seen.argsort()
+        for part, many in zip(self.chosen, behind, strict=True):
+            if many:
+                late, others = longest_ago[:many], self.features.index_select(0, part)
+                near = coverage(features.index_select(0, late), others)
+                covered[late] = torch.maximum(covered[late], near)
+        return covered, not any(behind)
 
 
 def coverage(features: Tensor, chosen: Tensor) -> Tensor:
-    """`[n]` largest similarity of every token to one of the chosen, with bounded memory."""
+    """`[n]` largest similarity of each of `features` `[n, d]` to one of `chosen` `[m, d]`, with bounded memory."""
     step = max(1, CHUNK_BYTES // (4 * len(features)))
-    parts = [(features @ features[part].T).amax(1) for part in chosen.split(step)]
+    parts = [(features @ part.T).amax(1) for part in chosen.split(step)]
     return parts[0] if len(parts) == 1 else torch.stack(parts).amax(0)
 
 
-def next_round(features: Tensor, covered: Tensor, most: int) -> Tensor:
-    """`[m]` tokens that greedy choice takes next, at least one and at most `most`.
+def least(covered: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` least covered tokens, the first of the very least among them, in the order of tokens; and `[1]` how
+    well all others are covered at least."""
+    if count >= len(covered):
+        return torch.arange(len(covered), device=covered.device), covered.new_full((1,), float("inf"))
+    found = covered.topk(count + 1, largest=False)
+    tokens, first = found.indices[:-1], covered.argmin().view(1)
+    # not among them only if all are equal: then it takes the place of one
+    tokens[:1] = torch.where((tokens == first).any(), tokens[:1], first)
+    return tokens.sort().values, found.values[-1:]
+
+
+def updated(features: Tensor, covered: Tensor, new: Tensor) -> Tensor:
+    """`[n]` similarity to the nearest chosen token when `new` are chosen too."""
+    return torch.maximum(covered, coverage(features, features[new])).index_fill_(0, new, float("inf"))
+
+
+def next_round(features: Tensor, covered: Tensor, most: int, bound: Tensor, first: bool) -> tuple[Tensor, bool]:
+    """`[m]` tokens that greedy choice takes next, at most `most`, and whether more may follow below the bound.
 
     Args:
         covered: `[n]` similarity to the nearest chosen token; infinite for those.
+        bound: `[1]` all tokens elsewhere are covered at least so well; what is covered less is chosen.
+        first: the first of the least covered is chosen even if a token elsewhere is its equal.
     """
-    own, open_, limit, candidates = features, covered, [], None
-    if len(covered) > CANDIDATES:
-        least = covered.topk(CANDIDATES + 1, largest=False)
-        limit = [least.values[-1:]]
-        # in the order of tokens, and with the first of equals among them, as a search through all would go
-        first = (covered == least.values[0]).to(torch.uint8).argmax().view(1)
-        candidates = torch.cat([first, least.indices[:-1]]).sort().values
-        twice = torch.cat([candidates.new_zeros(1, dtype=torch.bool), candidates[1:] == candidates[:-1]])
-        own, open_ = features[candidates], covered[candidates].masked_fill(twice, float("inf"))
-    m = len(own)
-    host = torch.cat([(own @ own.T).flatten(), open_, *limit]).cpu().numpy()  # the one wait of a round
-    similarity, closest = host[: m * m].reshape(m, m), host[m * m :][:m]
-    bound = host[-1] if limit else np.inf
+    candidates, limit = least(covered, CANDIDATES)
+    own, m = features[candidates], len(candidates)
+    host = torch.cat([(own @ own.T).flatten(), covered[candidates], limit, bound]).cpu().numpy()  # a round's one wait
+    similarity, closest, others, elsewhere = host[: m * m].reshape(m, m), host[m * m : -2], host[-2], host[-1]
     order: list[int] = []
     while len(order) < most:
         token = int(closest.argmin())
-        if order and not closest[token] < bound:
+        below = min(others, elsewhere) if order else elsewhere
+        if not closest[token] < below and (order or not first):
             break
         order.append(token)
         np.maximum(closest, similarity[token], out=closest)
         closest[token] = np.inf
-    found = torch.tensor(order, device=covered.device)
-    return found if candidates is None else candidates[found]
+    more = bool(min(others, closest.min()) < elsewhere)
+    return candidates[torch.tensor(order, dtype=torch.long, device=covered.device)], more
 
 
 def greedy_map(x: Tensor, quality: Tensor, count: int) -> Tensor:

@@ -15,7 +15,7 @@ CHUNK_BYTES = 64 * 1024 * 1024
 def unit(x: Tensor) -> Tensor:
     """`[n, d]` rows of length 1, float32. A row with a value that is not finite becomes zeros, similar to nothing, so
     that choices made in an order stay distinct."""
-    return F.normalize(x.float(), dim=-1).nan_to_num(nan=0.0)
+    return F.normalize(x.float(), dim=-1).nan_to_num_(nan=0.0)
 
 
 def head_mean(keys: Tensor, heads: int) -> Tensor:

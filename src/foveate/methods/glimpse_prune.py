@@ -162,7 +162,7 @@ class GlimpsePrune(Method):
         kept = mask.nonzero().squeeze(1)
         count = min(n, len(kept) + (part(share, n) if isinstance(share, float) else share))
         start = kept if len(kept) else chance.argmax().view(1)
-        return mask.index_fill(0, max_min(view.hidden, max(count, len(start)), start), True)
+        return mask.index_fill(0, max_min(view.hidden, max(count, len(start)), start, rough=True), True)
 
     def logits(self, view: View) -> Tensor:
         """`[n]` the predictor's logits."""

@@ -249,7 +249,7 @@ class ViTCoP(Method):
         score = -view.tap(self._keys).float().norm(dim=-1) if saliency == "key_norm" else view.tap(self._received)
         if saliency == "mix":
             seeds = score.topk(max(1, part(self.attended, count))).indices
-            kept = max_min(view.hidden, count, seeds).sort().values
+            kept = max_min(view.hidden, count, seeds, rough=True).sort().values
         else:
             kept = top(score, count)
         if shallow == "key_norm":
@@ -273,7 +273,7 @@ class ViTCoP(Method):
         if count >= len(view):
             return Selection.everything(len(view), view.device)
         start = torch.searchsorted(view.index, view.memo["most salient"].to(view.device)).clamp(max=len(view) - 1)
-        return max_min(view.hidden, count, start).sort().values
+        return max_min(view.hidden, count, start, rough=True).sort().values
 
     def _co_prune(self, view: View, budget: int) -> Selection:
         if budget >= len(view) and not self.official:
