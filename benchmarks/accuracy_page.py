@@ -67,8 +67,8 @@ WIDE = """\
 
 Splits: `large` (672 x 672 px), `document` (white pages with fields and a table between wide margins), `dense` (8 to 12
 shapes), `hard` (smaller things in clutter), `multi` (several images); those that have been measured are below. The
-model was trained on images like those of the first three, and on pairs. *Proportional* is `proportional=True`; *stage 1
-alone* is ViTCoP with `vision_keep=keep`, whose later stages then drop nothing.
+model was trained on images like those of the first three, and on pairs. *Proportional* is `proportional=True`;
+*layers 4 and 9* are ViTCoP's `shallow_layer` and `deep_layer`, chosen on samples from 500 on ([vitcop.md](vitcop.md)).
 {paired}
 """
 VIDEO = """\

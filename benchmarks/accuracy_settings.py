@@ -29,7 +29,9 @@ KEEPS = {"1/3": 1 / 3, "2/9": 2 / 9, "1/9": 1 / 9, "1/20": 1 / 20}
 BASELINES = ("random", "downsample")
 FEWER = "fewer frames"
 PROPORTIONAL = "proportional"
-STAGE_1 = "stage 1 alone, proportional"
+LAYERS = {"shallow_layer": 4, "deep_layer": 9}
+FITTED, FITTED_TO = "layers 4 and 9, proportional", 10
+"""For the wide model of ten layers; chosen on samples from 500 on (docs/vitcop.md)."""
 FOR_VIDEOS = ("evs", "fastvid", "vidcom2")
 """What they do is about frames; the questions here are about images."""
 SWITCHES: dict[str, dict[str, Any]] = {
@@ -132,8 +134,8 @@ def some(names: Iterable[str], keeps: list[str], seeds: int) -> Iterator[Asked]:
 
 
 def wide(info: ModelInfo, keeps: list[str], seeds: int) -> Iterator[Asked]:
-    """A few methods where little of an image is evidence, two of them also with proportional attention, and ViTCoP's
-    stage 1 alone with it."""
+    """A few methods where little of an image is evidence, two of them also with proportional attention, and ViTCoP with
+    that and layers fitted to the model."""
     names = ("downsample", "divprune", "fastervlm", "visionzip", "vitcop")
     yield from some(names, keeps, seeds)
     for label in keeps:
@@ -141,7 +143,8 @@ def wide(info: ModelInfo, keeps: list[str], seeds: int) -> Iterator[Asked]:
         yield "vitcop", "published", label, lambda keep=keep: build("vitcop", keep, **PUBLISHED)
         for name in ("divprune", "vitcop"):
             yield name, PROPORTIONAL, label, lambda name=name, keep=keep: build(name, keep, proportional=True)
-        yield "vitcop", STAGE_1, label, lambda keep=keep: build("vitcop", keep, vision_keep=keep, proportional=True)
+        if info.layers == FITTED_TO:
+            yield "vitcop", FITTED, label, lambda keep=keep: build("vitcop", keep, proportional=True, **LAYERS)
 
 
 def video(info: ModelInfo, keeps: list[str], seeds: int) -> Iterator[Asked]:
