@@ -34,8 +34,8 @@ after pruning: all code that prunes before the language model, and FastV, Sparse
 reproduce a paper's numbers give any method `positions="contiguous"`.
 
 With `proportional=True` attention to a survivor grows with the number of tokens that it stands for: the log of it is
-added to its logits in every layer, as ToMe (arXiv 2210.09461) does for merged tokens. A model that counts by shares of
-attention goes on counting ([vitcop.md](vitcop.md#proportional-attention)). It needs `sdpa` or `eager` attention.
+added to its logits behind the stage, as ToMe (arXiv 2210.09461) does for merged tokens. A model that counts by shares
+of attention goes on counting ([vitcop.md](vitcop.md#proportional-attention)). It needs `sdpa` or `eager` attention.
 
 Some methods prune the vision tower itself (seam *tower*): what they drop before one of its blocks goes through neither
 the rest of the tower nor the language model. They can stand before others, with one budget (`ViTCoP(tower=...)`,

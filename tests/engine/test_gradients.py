@@ -21,7 +21,12 @@ from tests.reference import Drop
 from tests.tiny import LAYERS, Tiny
 
 ROWS = [[3, (4, 6), 5, (2, 4), 4], [9], [2, (6, 4), 6]]
-METHODS = [Drop((0, 2, 4)), Drop((3,), as_mask=True, compact=True), Drop((LAYERS,), compact=True)]
+METHODS = [
+    Drop((0, 2, 4)),
+    Drop((0, 2, 4), proportional=True),
+    Drop((3,), as_mask=True, compact=True, proportional=True),
+    Drop((LAYERS,), compact=True),
+]
 
 
 def log_probabilities(logits: Tensor, ids: Tensor) -> Tensor:

@@ -76,8 +76,9 @@ class Method:
             average, wherever a method prunes. A method whose own default is None may leave it open.
         positions: position ids of the survivors; papers' code for LLaVA renumbers them (`"contiguous"`).
         proportional: attention to a survivor grows with the number of tokens that it stands for, itself and the dropped
-            ones most like it (cosine): the log of that number is added to its logits (ToMe, arXiv 2210.09461, for
-            what merging leaves). Needs sdpa or eager attention. None: as the method recommends, mostly not.
+            ones most like it (cosine): the log of that number is added to its logits, in the layers behind its stage
+            (ToMe, arXiv 2210.09461, for what merging leaves). Needs sdpa or eager attention. None: as the method
+            recommends, mostly not.
 
     Raises:
         BudgetError: a keep that is out of range.

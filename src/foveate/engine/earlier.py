@@ -31,7 +31,7 @@ class EarlierLayers:
         index, length, *_ = forward.entered[layer]
         columns, valid = self._columns(index, length, cache.physical_length(layer) - length)
         select_columns(cache, layer, columns, valid)
-        forward.entered[layer] = Block(alive.index, alive.length, valid is not None, alive.bias)
+        forward.entered[layer] = Block(alive.index, alive.length, valid is not None)
 
     def _columns(self, index: Tensor | None, length: int, past: int) -> tuple[Tensor, Tensor | None]:
         """`[B, m]` columns of a layer's cache that hold what is alive, and which of them are real (None: all)."""

@@ -275,14 +275,14 @@ class ForwardPass:
         if cache is None or not any(block.columns is not None for block in self.entered):
             return
         until = self.layout.past + self.layout.length - self.alive.appended
-        made: dict[tuple[int, int], Kept] = {}
+        made: dict[tuple[int, int, int], Kept] = {}
         kept: list[Kept | None] = []
         for layer, block in enumerate(self.entered):
             old = cache.held(layer)
             if block.columns is None and old is None:
                 kept.append(None)
                 continue
-            key = (id(old), id(block.columns))
+            key = (id(old), id(block.columns), id(block.bias))
             if key not in made:
                 made[key] = held_now(self.layout, old, block, until)
             kept.append(made[key])
