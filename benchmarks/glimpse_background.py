@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/glimpse_background.py --markdown docs/glimpse_background.md
 
-On `val` the module's cap and the background share `--limit` of the visual tokens in several ways; the most accurate
-setting that leaves at most so many is taken (of two alike, the one that leaves fewer). On `test` it stands beside the
-published forms, beside other choices of as many tokens after the same layer (at random; by diversity alone; one token
-or none), and beside other methods at the share that it leaves and at its average over the layers. Both runs go on from
-`--out` where they were stopped.
+On `val` the module and the background share `--limit` of the visual tokens in several ways: a cap for the module's
+tokens beside a background, and both with a spread. The most accurate setting that leaves at most so many is taken (of
+two alike, the one that leaves fewer). On `test` it stands beside the published forms, beside other choices of as many
+tokens after the same layer (at random; by diversity alone; one token or none), and beside other methods at the share
+that it leaves and at its average over the layers. Both runs go on from `--out` where they were stopped.
 """
 
 from __future__ import annotations
@@ -31,10 +31,17 @@ from foveate.files.atomic import write_text
 from foveate.glimpse import GlimpseModule, load_module
 from foveate.methods import DivPrune, Downsample, GlimpsePrune, Random, ViTCoPDiverse
 
-GRID = [(0.02, 0.08), (0.03, 0.07), (0.04, 0.06), (0.05, 0.05), (0.06, 0.04), (0.07, 0.03), (0.08, 0.02)]
-"""The module's cap and the background, which share a tenth."""
-BACKGROUND_ALONE = (1, 0.09)
-"""One token of the module's, the others by diversity: on `val` only."""
+Setting = dict[str, float | int]
+"""Fields of `GlimpsePrune`."""
+GRID: list[Setting] = [
+    *({"max_keep": cap, "background": round(0.1 - cap, 2)} for cap in (0.03, 0.04, 0.05, 0.07)),
+    {"max_keep": 1, "background": 0.09},  # by diversity alone
+    *({"spread": spread, "portion": 0.3, "background": 0.068} for spread in (2, 3, 4)),
+    *({"spread": spread, "portion": 0.5, "background": 0.043} for spread in (2, 3, 4)),
+]
+"""What may share a tenth."""
+BEFORE: Setting = {"max_keep": 0.04, "background": 0.06}
+"""The best of those without a spread, on both models: on `test` for comparison."""
 LATER = (7, 8)
 """Pruning after these layers, not the module's K: reads more, and tells what K costs."""
 UNPRUNED, DYNAMIC, CAPPED = "unpruned", "GlimpsePrune", "GlimpsePrune, at most 0.111"
@@ -52,9 +59,8 @@ class AnyTokens(GlimpsePrune):
         return torch.randperm(len(view), generator=self.draw)[:count].sort().values.to(view.device)
 
 
-def with_background(module: str | GlimpseModule, cap: float | int, background: float) -> tuple[str, Method]:
-    name = f"max_keep={cap}, background={background}"
-    return name, GlimpsePrune(module, max_keep=cap, background=background)
+def named(module: str | GlimpseModule, setting: Setting) -> tuple[str, Method]:
+    return ", ".join(f"{key}={value}" for key, value in setting.items()), GlimpsePrune(module, **setting)
 
 
 class Study:
@@ -80,33 +86,35 @@ class Study:
         self.measure(split, DYNAMIC, GlimpsePrune(self.module))
         self.measure(split, CAPPED, GlimpsePrune(self.module, max_keep=1 / 9))
 
-    def later(self, split: str, pair: tuple[float | int, float]) -> None:
+    def later(self, split: str, setting: Setting) -> None:
         """The chosen setting behind later layers."""
         for layer in LATER:
             module = load_module(self.module)
             module.config = replace(module.config, reduce_layer=layer)
-            name, method = with_background(module, *pair)
+            name, method = named(module, setting)
             self.measure(split, f"{name}, after layer {layer}", method)
 
-    def chosen(self) -> tuple[float | int, float]:
-        """Cap and background by `val`."""
+    def chosen(self) -> Setting:
+        """The best of the grid by `val`."""
         self.references("val")
         found = []
-        for pair in [*GRID, BACKGROUND_ALONE]:
-            record = self.measure("val", *with_background(self.module, *pair))
+        for number, setting in enumerate(GRID):
+            record = self.measure("val", *named(self.module, setting))
             if mean(record["kept"]) <= self.limit:
-                found.append((mean(record["hit"]), -mean(record["kept"]), pair))
-        pair = max(found)[2]
-        self.later("val", pair)
-        return pair
+                found.append((mean(record["hit"]), -mean(record["kept"]), -number))
+        setting = GRID[-max(found)[2]]
+        self.later("val", setting)
+        return setting
 
-    def test(self, pair: tuple[float | int, float]) -> str:
+    def test(self, setting: Setting) -> str:
         """Everything on `test`; the chosen setting's name."""
         self.references("test")
-        name, method = with_background(self.module, *pair)
+        name, method = named(self.module, setting)
         best = self.measure("test", name, method)
         left, average = (round(mean(best[column]), 4) for column in ("kept", "average"))
-        self.later("test", pair)
+        if setting != BEFORE:
+            self.measure("test", *named(self.module, BEFORE))
+        self.later("test", setting)
         alone = GlimpsePrune(self.module, threshold=1.0, max_keep=1, min_keep=1, background=left)
         self.measure("test", f"after the same layer: diversity ({left})", alone)
         self.mean_of(f"after the same layer: at random ({left})", lambda seed: self.any_tokens(left, seed))

@@ -86,6 +86,28 @@ def test_rounds_choose_what_choosing_one_by_one_does(seed: int, n: int, candidat
     assert found == one_by_one(x @ x.T / 4, start, count)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 90), st.integers(1, 16), st.data())
+def test_weighted_rounds_choose_what_choosing_one_by_one_does(
+    seed: int, n: int, candidates: int, data: st.DataObject
+) -> None:
+    """Weights are powers of two, so that all products are exact."""
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randint(0, 2, (n, 4), generator=draw) * 2.0 - 1
+    weight = 2.0 ** torch.randint(-3, 4, (n,), generator=draw)
+    start = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=3, unique=True))
+    count = data.draw(st.integers(len(start), n))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diversity, "CANDIDATES", candidates)
+        found = max_min(x, count, torch.tensor(start), weight).tolist()
+    assert found == one_by_one((x @ x.T / 4 - 1) * weight[:, None], start, count)
+
+
+def test_equal_weights_change_nothing() -> None:
+    x, start = features(300, 24, 3), torch.tensor([5])
+    assert max_min(x, 150, start, torch.full((300,), 2.0)).tolist() == max_min(x, 150, start).tolist()
+
+
 def test_rounds_of_many_tokens_are_the_plain_algorithm() -> None:
     x = features(700, 24, 3)
     start = [5, 600]

@@ -46,7 +46,7 @@ def most_isolated(x: Tensor) -> Tensor:
     return torch.cat(closest).argmin().view(1)
 
 
-def max_min(x: Tensor, count: int, start: Tensor | None = None) -> Tensor:
+def max_min(x: Tensor, count: int, start: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
     """Greedy max-min diversity: each next token is the one farthest (cosine) from all chosen so far.
 
     Chosen in rounds, which gives the same tokens as choosing one by one: the tokens least covered are candidates,
@@ -59,6 +59,8 @@ def max_min(x: Tensor, count: int, start: Tensor | None = None) -> Tensor:
         count: how many to choose, those of `start` included.
         start: `[s]` distinct tokens that are chosen already. None: the token whose nearest neighbour is farthest
             (DivPrune, arXiv 2503.02175, algorithm 1), which takes all similarities and so most of the time.
+        weight: `[n]`, not negative: each next token is the one with the greatest product of weight and distance
+            (1 - cosine) to the nearest chosen. None: all alike.
 
     Returns:
         `[count]` indices in order of choice, those of `start` first.
@@ -69,9 +71,9 @@ def max_min(x: Tensor, count: int, start: Tensor | None = None) -> Tensor:
     covered = None
     while left > 0:
         new = chosen[-1]
-        near = coverage(features, new)
+        near = weighted(coverage(features, new), weight)
         covered = (near if covered is None else torch.maximum(covered, near)).index_fill_(0, new, float("inf"))
-        found = next_round(features, covered, left)
+        found = next_round(features, covered, left, weight)
         chosen.append(found)
         left -= len(found)
     return torch.cat(chosen)
@@ -84,13 +86,18 @@ def coverage(features: Tensor, chosen: Tensor) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.stack(parts).amax(0)
 
 
-def next_round(features: Tensor, covered: Tensor, most: int) -> Tensor:
+def weighted(similarity: Tensor, weight: Tensor | None) -> Tensor:
+    """`[..., n]` minus the weighted distances: least for the token to choose next, largest of those to the nearest."""
+    return similarity if weight is None else (similarity - 1) * weight
+
+
+def next_round(features: Tensor, covered: Tensor, most: int, weight: Tensor | None = None) -> Tensor:
     """`[m]` tokens that greedy choice takes next, at least one and at most `most`.
 
     Args:
-        covered: `[n]` similarity to the nearest chosen token; infinite for those.
+        covered: `[n]` weighted similarity to the nearest chosen token; infinite for those.
     """
-    own, open_, limit, candidates = features, covered, [], None
+    own, worth, open_, limit, candidates = features, weight, covered, [], None
     if len(covered) > CANDIDATES:
         least = covered.topk(CANDIDATES + 1, largest=False)
         limit = [least.values[-1:]]
@@ -99,8 +106,9 @@ def next_round(features: Tensor, covered: Tensor, most: int) -> Tensor:
         candidates = torch.cat([first, least.indices[:-1]]).sort().values
         twice = torch.cat([candidates.new_zeros(1, dtype=torch.bool), candidates[1:] == candidates[:-1]])
         own, open_ = features[candidates], covered[candidates].masked_fill(twice, float("inf"))
+        worth = None if weight is None else weight[candidates]
     m = len(own)
-    host = torch.cat([(own @ own.T).flatten(), open_, *limit]).cpu().numpy()  # the one wait of a round
+    host = torch.cat([weighted(own @ own.T, worth).flatten(), open_, *limit]).cpu().numpy()  # the one wait of a round
     similarity, closest = host[: m * m].reshape(m, m), host[m * m :][:m]
     bound = host[-1] if limit else np.inf
     order: list[int] = []
