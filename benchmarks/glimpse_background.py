@@ -34,10 +34,13 @@ from foveate.methods import DivPrune, Downsample, GlimpsePrune, Random, ViTCoPDi
 Setting = dict[str, float | int]
 """Fields of `GlimpsePrune`."""
 GRID: list[Setting] = [
-    *({"max_keep": cap, "background": round(0.1 - cap, 2)} for cap in (0.03, 0.04, 0.05, 0.07)),
+    *({"max_keep": cap, "background": round(0.1 - cap, 2)} for cap in (0.03, 0.04, 0.05)),
     {"max_keep": 1, "background": 0.09},  # by diversity alone
-    *({"spread": spread, "portion": 0.3, "background": 0.068} for spread in (2, 3, 4)),
-    *({"spread": spread, "portion": 0.5, "background": 0.043} for spread in (2, 3, 4)),
+    *(
+        {"spread": spread, "portion": portion, "background": background}
+        for portion, background in ((0.3, 0.068), (0.3, 0.064), (0.5, 0.04))
+        for spread in (2, 3, 4)
+    ),
 ]
 """What may share a tenth."""
 BEFORE: Setting = {"max_keep": 0.04, "background": 0.06}
@@ -176,7 +179,8 @@ mean counting once. Why, and what follows: [glimpse.md](glimpse.md#with-a-backgr
 
 ## Chosen on `scenes:val`
 
-The module's cap (`max_keep`) and the background share {limit:.0%}. Taken is the most accurate setting that leaves at
+Module and background share {limit:.0%}: a cap (`max_keep`) for the module's tokens and a background beside them, or both
+chosen together (`spread`, with a `portion` of what the module marks). Taken is the most accurate setting that leaves at
 most so much, pruned after the module's own layer K; then the same after later layers, which save less of the prefill.
 
 {val}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import foveate
-from foveate.core.view import View
+from foveate.core.view import ModelInfo, View
 from foveate.errors import BudgetError, CheckpointError, ConfigurationError
 from foveate.glimpse import GlimpseModule
 from foveate.methods import GlimpsePrune
@@ -192,6 +192,15 @@ def test_corners_stay_with_a_spread(tiny: Tiny) -> None:
     found = kept(tiny, GlimpsePrune(module, 0.9999, min_keep=0, anchors=("tl", "br"), spread=1, background=2))
     assert {0, 15} < set(found)
     assert len(found) == 4
+
+
+def test_a_spread_may_belong_to_the_module(tiny: Tiny) -> None:
+    module = GlimpseModule.for_model(tiny.model, background=0.25, spread=3, portion=0.5)
+    assert {"spread": 3, "portion": 0.5}.items() <= GlimpsePrune(module).parameters().items()
+    assert GlimpsePrune(module, spread=2, portion=1.0).parameters()["portion"] == 1
+    assert len(GlimpsePrune(module).stages(ModelInfo(tiny.family, module.config.num_hidden_layers))) == 2
+    with pytest.raises(ConfigurationError, match="portion"):
+        GlimpseModule.for_model(tiny.model, portion=0.5)
 
 
 def test_a_spread_with_nothing_to_keep(tiny: Tiny) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +18,7 @@ from foveate.core.selection import Choice, Selection
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 from foveate.glimpse import GlimpseModule, load_module
+from foveate.glimpse.config import check_spread
 from foveate.maths.diversity import max_min
 
 CORNERS = {"tl": (0, 0), "tr": (0, -1), "bl": (-1, 0), "br": (-1, -1)}
@@ -48,9 +48,10 @@ class GlimpsePrune(Method):
             the image's mean probability, and distance is 1 - cosine of projected features to the nearest one chosen.
             What a question needs and what covers the image then share the budget: where the module marks few tokens
             it has them all, where it marks many they are thinned out. A number from 0 (the module alone) on; 3 was
-            chosen on validation questions. None: as published, and the background beside it.
-        portion: with `spread`, the part of the module's tokens (above the threshold, within cap and floor) that counts:
-            `portion` times their number and the background are kept in all.
+            chosen on validation questions (docs/glimpse_background.md). None: the module's (none as published: the
+            likeliest, and the background beside them).
+        portion: with a spread, the part of the module's tokens (above the threshold, within cap and floor) that counts:
+            `portion` times their number and the background are kept in all. None: the module's (1, all of them).
         anchors: corners (`"tl"`, `"tr"`, `"bl"`, `"br"`) that always stay, also beyond the cap.
         per: budget over all images of a prompt together (as published), per image, or per frame of a video.
 
@@ -72,7 +73,7 @@ class GlimpsePrune(Method):
     per: Per = "prompt"
     background: float | int | None = None
     spread: float | None = None
-    portion: float = 1.0
+    portion: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,10 +85,7 @@ class GlimpsePrune(Method):
         assert self.budget  # validates threshold, cap and floor
         if self.more != 0:
             Keep(cap=self.more, threshold=0.0)  # a share or a number
-        if self.spread is not None and not 0 <= self.spread < math.inf:
-            raise ConfigurationError(f"GlimpsePrune(spread={self.spread}) must be a number from 0 on, or None.")
-        if not 0 < self.portion <= 1 or (self.portion < 1 and self.spread is None):
-            raise ConfigurationError(f"GlimpsePrune(portion={self.portion}) must lie in (0, 1], below 1 with a spread.")
+        check_spread(self.apart, self.counted)
 
     @classmethod
     def example(cls, keep: float, model: Any) -> GlimpsePrune:
@@ -112,6 +110,16 @@ class GlimpsePrune(Method):
         """Tokens of the background."""
         return self.glimpse.config.background if self.background is None else self.background
 
+    @property
+    def apart(self) -> float | None:
+        """The spread."""
+        return self.glimpse.config.spread if self.spread is None else self.spread
+
+    @property
+    def counted(self) -> float:
+        """The portion."""
+        return self.glimpse.config.portion if self.portion is None else self.portion
+
     @cached_property
     def budget(self) -> Keep:
         """Threshold, cap and floor."""
@@ -125,7 +133,7 @@ class GlimpsePrune(Method):
 
     @property
     def prunes(self) -> bool:
-        return self.budget.threshold != 0 or not self.budget.caps_nothing
+        return self.budget.threshold != 0 or not self.budget.caps_nothing or self.counted < 1
 
     def parameters(self) -> dict[str, Any]:
         budget = self.budget
@@ -142,7 +150,7 @@ class GlimpsePrune(Method):
     def _additions(self) -> dict[str, Any]:
         """Those of our additions that are in use."""
         background = {"background": self.more} if self.more else {}
-        return background | ({} if self.spread is None else {"spread": self.spread, "portion": self.portion})
+        return background | ({} if self.apart is None else {"spread": self.apart, "portion": self.counted})
 
     def stages(self, info: ModelInfo) -> Sequence[Stage]:
         config = self.glimpse.config
@@ -153,7 +161,7 @@ class GlimpsePrune(Method):
                 "`foveate train glimpse`."
             )
         pruning = Stage(min(config.reduce_layer + 1, info.layers), compact_earlier=True)
-        return (pruning,) if self.spread is None else (Stage(BEFORE_LLM), pruning)
+        return (pruning,) if self.apart is None else (Stage(BEFORE_LLM), pruning)
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
         return tuple(Tap("hidden", block) for block in self.glimpse.config.vision_blocks)
@@ -177,8 +185,8 @@ class GlimpsePrune(Method):
         mask = budget.choose(chance)
         if self.corners:
             mask = mask | self._anchored(view)
-        if self.spread is not None:
-            return self._spread_out(view, mask, chance)
+        if self.apart is not None:
+            return self._spread_out(view, mask, chance, self.apart)
         return self._with_background(view, mask, chance) if self.more else mask
 
     def _with_background(self, view: View, mask: Tensor, chance: Tensor) -> Tensor:
@@ -189,16 +197,16 @@ class GlimpsePrune(Method):
         start = kept if len(kept) else chance.argmax().view(1)
         return mask.index_fill(0, max_min(view.hidden, max(count, len(start)), start), True)
 
-    def _spread_out(self, view: View, mask: Tensor, chance: Tensor) -> Tensor:
+    def _spread_out(self, view: View, mask: Tensor, chance: Tensor, spread: float) -> Tensor:
         """`[n]` as many as a portion of the mask and the background, from the likeliest (or the corners) on."""
         n, marked, share = len(view), int(mask.sum()), self.more
-        wanted = self.portion * marked / max(1, n)
+        wanted = self.counted * marked / max(1, n)
         count = part(wanted + share, n, 1e-12) if isinstance(share, float) else part(wanted, n, 1e-12) + share
         start = self._anchored(view).nonzero().squeeze(1) if self.corners else chance.argmax().view(1)
         count = min(n, max(count, len(start) if marked else 0))
         entered, features = view.memo["entered"]
         features = features[torch.searchsorted(entered, view.index.to(entered.device))].to(view.device)
-        weight = chance + (self.spread or 0.0) * chance.mean()
+        weight = chance + spread * chance.mean()
         return torch.zeros_like(mask).index_fill(0, max_min(features, count, start, weight), True)
 
     def logits(self, view: View) -> Tensor:
