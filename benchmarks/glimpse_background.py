@@ -34,17 +34,13 @@ from foveate.methods import DivPrune, Downsample, GlimpsePrune, Random, ViTCoPDi
 Setting = dict[str, float | int]
 """Fields of `GlimpsePrune`."""
 GRID: list[Setting] = [
-    *({"max_keep": cap, "background": round(0.1 - cap, 2)} for cap in (0.03, 0.04, 0.05)),
+    {"max_keep": 0.04, "background": 0.06},
     {"max_keep": 1, "background": 0.09},  # by diversity alone
-    *(
-        {"spread": spread, "portion": portion, "background": background}
-        for portion, background in ((0.3, 0.068), (0.3, 0.064), (0.5, 0.04))
-        for spread in (2, 3, 4)
-    ),
+    *({"spread": spread, "portion": 0.3, "background": 0.068} for spread in (2, 3, 4)),
+    {"spread": 3, "portion": 0.3, "background": 0.064},
+    *({"spread": spread, "portion": 0.5, "background": 0.04} for spread in (3, 4)),
 ]
 """What may share a tenth."""
-BEFORE: Setting = {"max_keep": 0.04, "background": 0.06}
-"""The best of those without a spread, on both models: on `test` for comparison."""
 LATER = (7, 8)
 """Pruning after these layers, not the module's K: reads more, and tells what K costs."""
 UNPRUNED, DYNAMIC, CAPPED = "unpruned", "GlimpsePrune", "GlimpsePrune, at most 0.111"
@@ -74,8 +70,8 @@ class Study:
         parts = {split: options.out / f"{split}.json" for split in ("val", "test")}
         common = {"module": [f"shipped={options.module}"], "markdown": None, "cap": 1 / 9, "baselines": []}
         self.runs = {
-            split: Run(argparse.Namespace(**vars(options) | common | {"split": split, "json": path}))
-            for split, path in parts.items()
+            split: Run(argparse.Namespace(**vars(options) | common | {"split": split, "json": path, "n": n}))
+            for (split, path), n in zip(parts.items(), (options.val, options.n), strict=True)
         }
         self.order: dict[str, list[str]] = {split: [] for split in parts}
 
@@ -89,13 +85,13 @@ class Study:
         self.measure(split, DYNAMIC, GlimpsePrune(self.module))
         self.measure(split, CAPPED, GlimpsePrune(self.module, max_keep=1 / 9))
 
-    def later(self, split: str, setting: Setting) -> None:
+    def later(self, setting: Setting) -> None:
         """The chosen setting behind later layers."""
         for layer in LATER:
             module = load_module(self.module)
             module.config = replace(module.config, reduce_layer=layer)
             name, method = named(module, setting)
-            self.measure(split, f"{name}, after layer {layer}", method)
+            self.measure("test", f"{name}, after layer {layer}", method)
 
     def chosen(self) -> Setting:
         """The best of the grid by `val`."""
@@ -105,9 +101,7 @@ class Study:
             record = self.measure("val", *named(self.module, setting))
             if mean(record["kept"]) <= self.limit:
                 found.append((mean(record["hit"]), -mean(record["kept"]), -number))
-        setting = GRID[-max(found)[2]]
-        self.later("val", setting)
-        return setting
+        return GRID[-max(found)[2]]
 
     def test(self, setting: Setting) -> str:
         """Everything on `test`; the chosen setting's name."""
@@ -115,9 +109,9 @@ class Study:
         name, method = named(self.module, setting)
         best = self.measure("test", name, method)
         left, average = (round(mean(best[column]), 4) for column in ("kept", "average"))
-        if setting != BEFORE:
-            self.measure("test", *named(self.module, BEFORE))
-        self.later("test", setting)
+        if setting != GRID[0]:
+            self.measure("test", *named(self.module, GRID[0]))
+        self.later(setting)
         alone = GlimpsePrune(self.module, threshold=1.0, max_keep=1, min_keep=1, background=left)
         self.measure("test", f"after the same layer: diversity ({left})", alone)
         self.mean_of(f"after the same layer: at random ({left})", lambda seed: self.any_tokens(left, seed))
@@ -169,8 +163,8 @@ PAGE = """\
 # GlimpsePrune with a background
 
 Written by `{command}`. Greedy answers, exact match, in
-percent; `{model}` (weights `{weights}`), the shipped module (weights `{module}`), first {n}
-questions of each split, batches of {batch}.
+percent; `{model}` (weights `{weights}`), the shipped module (weights `{module}`), first {first}
+questions of `scenes:val` and {n} of `scenes:test`, batches of {batch}.
 
 *Left*: visual tokens after the last stage, for GlimpsePrune also in every layer's cache; *average*: visual tokens per
 decoder layer in the prefill; both in percent, means over questions. *Of unpruned*: correct over correct unpruned.
@@ -179,17 +173,17 @@ mean counting once. Why, and what follows: [glimpse.md](glimpse.md#with-a-backgr
 
 ## Chosen on `scenes:val`
 
-Module and background share {limit:.0%}: a cap (`max_keep`) for the module's tokens and a background beside them, or both
-chosen together (`spread`, with a `portion` of what the module marks). Taken is the most accurate setting that leaves at
-most so much, pruned after the module's own layer K; then the same after later layers, which save less of the prefill.
+Module and background share {limit:.0%}: a cap (`max_keep`) for the module's tokens and a background beside them, or
+both chosen together (`spread`, with a `portion` of what the module marks). Taken is the most accurate setting that
+leaves at most so much, pruned after the module's own layer K.
 
 {val}
 
 ## Reported on `scenes:test`
 
-*After the same layer* and *one token* prune where GlimpsePrune does, after layer K. Other methods come at the share
-that the chosen setting leaves (they then read as few tokens in nearly all layers), some also at its average over the
-layers (which GlimpsePrune spends up to layer K, nearly all of it).
+*After the same layer* and *one token* prune where GlimpsePrune does, after layer K; after later layers less of the
+prefill is saved. Other methods come at the share that the chosen setting leaves (they then read as few tokens in nearly
+all layers), some also at its average over the layers (which GlimpsePrune spends up to layer K, nearly all of it).
 
 {test}
 
@@ -207,7 +201,8 @@ def page(study: Study, best: str, options: argparse.Namespace) -> str:
     reached = "reached" if share >= 0.99 and mean(records[best]["kept"]) <= study.limit else "missed"
     return PAGE.format(
         command=f"python {shlex.join(sys.argv)}", model=about["model"], weights=about["weights"], n=about["n"],
-        module=about["modules"]["shipped"], batch=options.batch, seeds=study.seeds, limit=study.limit,
+        first=options.val, module=about["modules"]["shipped"], batch=options.batch,
+        seeds=study.seeds, limit=study.limit,
         val="\n".join(table(study.runs["val"], study.order["val"], best, DYNAMIC)),
         test="\n".join(table(test, study.order["test"], best, "chosen")),
         verdict=f"99 % of the unpruned accuracy at {study.limit:.0%} of the tokens or less is {reached}: "
@@ -220,7 +215,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=zoo.DEFAULT)
     parser.add_argument("--module", help="default: the one beside the model")
-    parser.add_argument("--n", type=int, default=270)
+    parser.add_argument("--n", type=int, default=270, help="questions of `test`")
+    parser.add_argument("--val", type=int, default=540, help="questions of `val`, 1,000 at most")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--limit", type=float, default=0.1, help="share of tokens left, at most")
     parser.add_argument("--seeds", type=int, default=3, help="of what is drawn at random")
