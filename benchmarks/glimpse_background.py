@@ -35,10 +35,8 @@ Setting = dict[str, float | int]
 """Fields of `GlimpsePrune`."""
 GRID: list[Setting] = [
     {"max_keep": 0.04, "background": 0.06},
-    {"max_keep": 1, "background": 0.09},  # by diversity alone
     *({"spread": spread, "portion": 0.3, "background": 0.068} for spread in (2, 3, 4)),
-    {"spread": 3, "portion": 0.3, "background": 0.064},
-    *({"spread": spread, "portion": 0.5, "background": 0.04} for spread in (3, 4)),
+    {"spread": 4, "portion": 0.5, "background": 0.04},
 ]
 """What may share a tenth."""
 LATER = (7, 8)
@@ -168,7 +166,7 @@ questions of `scenes:val` and {n} of `scenes:test`, batches of {batch}.
 
 *Left*: visual tokens after the last stage, for GlimpsePrune also in every layer's cache; *average*: visual tokens per
 decoder layer in the prefill; both in percent, means over questions. *Of unpruned*: correct over correct unpruned.
-± is the standard error of the paired difference. What is drawn at random is the mean of {seeds} seeds, a question's
+± is the standard error of the paired difference. What is drawn at random is the mean of {seeds} seed(s), a question's
 mean counting once. Why, and what follows: [glimpse.md](glimpse.md#with-a-background).
 
 ## Chosen on `scenes:val`
