@@ -1,6 +1,6 @@
 """GlimpsePrune with a background on the zoo model: its setting is chosen on `val`, what it does is reported on `test`.
 
-    OMP_NUM_THREADS=1 python benchmarks/glimpse_background.py --markdown docs/glimpse_background.md
+    OMP_NUM_THREADS=1 python benchmarks/glimpse_background.py --seeds 1 --markdown docs/glimpse_background.md
 
 On `val` the module and the background share `--limit` of the visual tokens in several ways: a cap for the module's
 tokens beside a background, and both with a spread. The most accurate setting that leaves at most so many is taken (of
