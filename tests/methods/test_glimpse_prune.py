@@ -16,7 +16,7 @@ import foveate
 from foveate.core.view import ModelInfo, View
 from foveate.errors import BudgetError, CheckpointError, ConfigurationError
 from foveate.glimpse import GlimpseModule
-from foveate.methods import GlimpsePrune
+from foveate.methods import Compose, GlimpsePrune, Random
 from tests.engine.test_multiturn import follow_up, union
 from tests.reference import generate, masked_logits
 from tests.tiny import Tiny, make_tiny
@@ -189,7 +189,7 @@ def test_a_spread_compares_what_enters_the_model(tiny: Tiny) -> None:
 
 def test_corners_stay_with_a_spread(tiny: Tiny) -> None:
     module = method(tiny).module
-    found = kept(tiny, GlimpsePrune(module, 0.9999, min_keep=0, anchors=("tl", "br"), spread=1, background=2))
+    found = kept(tiny, GlimpsePrune(module, 0.999999, min_keep=0, anchors=("tl", "br"), spread=1, background=2))
     assert {0, 15} < set(found)
     assert len(found) == 4
 
@@ -213,3 +213,29 @@ def test_a_spread_with_nothing_to_keep(tiny: Tiny) -> None:
 def test_a_spread_that_is_none(tiny: Tiny, wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError):
         GlimpsePrune(method(tiny).module, **wrong)
+
+
+def test_a_spread_of_every_frame(tiny: Tiny) -> None:
+    inputs = tiny.batch([[3, (4, 4), 2, (2, 4), 5]])
+    frames = GlimpsePrune(method(tiny).module, 0.999999, min_keep=0, background=2, spread=1, per="frame")
+    with foveate.prune(tiny.model, frames) as trace:
+        generate(tiny.model, inputs, 2)
+    assert [len(group.alive_at(trace.last.layers)) for group in trace.last.groups] == [2, 2]
+
+
+def test_a_spread_over_all_images_of_a_prompt(tiny: Tiny) -> None:
+    one = GlimpsePrune(method(tiny).module, 0.999999, min_keep=0, background=5, spread=1)
+    with foveate.prune(tiny.model, one) as trace:
+        generate(tiny.model, tiny.batch(ROWS), 2)
+    left: dict[int, int] = {}
+    for group in trace.last.groups:
+        left[group.row] = left.get(group.row, 0) + len(group.alive_at(trace.last.layers))
+    assert left == {0: 5, 1: 5}
+
+
+def test_nothing_selects_before_a_spread(tiny: Tiny) -> None:
+    one = GlimpsePrune(method(tiny).module, spread=1, per="image")
+    info = ModelInfo(tiny.family, one.glimpse.config.num_hidden_layers)
+    for before in (Random(keep=0.5), Random(keep=0.6, layer=2)):
+        with pytest.raises(ConfigurationError, match="before layer"):
+            Compose(before, one, keep=None).stages(info)

@@ -49,7 +49,8 @@ class GlimpsePrune(Method):
             What a question needs and what covers the image then share the budget: where the module marks few tokens
             it has them all, where it marks many they are thinned out. A number from 0 (the module alone) on; 3 was
             chosen on validation questions (docs/glimpse_background.md). None: the module's (none as published: the
-            likeliest, and the background beside them).
+            likeliest, and the background beside them). It reads all tokens before the language model, so that in a
+            `Compose` nothing can select before it.
         portion: with a spread, the part of the module's tokens (above the threshold, within cap and floor) that counts:
             `portion` times their number and the background are kept in all. None: the module's (1, all of them).
         anchors: corners (`"tl"`, `"tr"`, `"bl"`, `"br"`) that always stay, also beyond the cap.
@@ -175,7 +176,7 @@ class GlimpsePrune(Method):
     def select(self, view: View) -> Choice:
         """The number of tokens depends on the predictor's probabilities."""
         if view.layer == BEFORE_LLM:  # `spread` compares what enters the language model
-            view.memo["entered"] = view.index, view.hidden
+            view.memo["projected"] = view.hidden
             return Selection.everything(len(view), view.device)
         return self._within(view, self.budget)
 
@@ -204,8 +205,7 @@ class GlimpsePrune(Method):
         count = part(wanted + share, n, 1e-12) if isinstance(share, float) else part(wanted, n, 1e-12) + share
         start = self._anchored(view).nonzero().squeeze(1) if self.corners else chance.argmax().view(1)
         count = min(n, max(count, len(start) if marked else 0))
-        entered, features = view.memo["entered"]
-        features = features[torch.searchsorted(entered, view.index.to(entered.device))].to(view.device)
+        features = view.memo["projected"].to(view.device)  # of the same tokens: nothing selects in between
         weight = chance + spread * chance.mean()
         return torch.zeros_like(mask).index_fill(0, max_min(features, count, start, weight), True)
 
