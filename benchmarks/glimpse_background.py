@@ -1,12 +1,12 @@
 """GlimpsePrune with a background on the zoo model: its setting is chosen on `val`, what it does is reported on `test`.
 
-    OMP_NUM_THREADS=1 python benchmarks/glimpse_background.py --markdown docs/glimpse_background.md
+    OMP_NUM_THREADS=1 python benchmarks/glimpse_background.py --seeds 1 --markdown docs/glimpse_background.md
 
-On `val` the module's cap and the background share `--limit` of the visual tokens in several ways; the most accurate
-setting that leaves at most so many is taken (of two alike, the one that leaves fewer). On `test` it stands beside the
-published forms, beside other choices of as many tokens after the same layer (at random; by diversity alone; one token
-or none), and beside other methods at the share that it leaves and at its average over the layers. Both runs go on from
-`--out` where they were stopped.
+On `val` the module and the background share `--limit` of the visual tokens in several ways: a cap for the module's
+tokens beside a background, and both with a spread. The most accurate setting that leaves at most so many is taken (of
+two alike, the one that leaves fewer). On `test` it stands beside the published forms, beside other choices of as many
+tokens after the same layer (at random; by diversity alone; one token or none), and beside other methods at the share
+that it leaves and at its average over the layers. Both runs go on from `--out` where they were stopped.
 """
 
 from __future__ import annotations
@@ -31,10 +31,14 @@ from foveate.files.atomic import write_text
 from foveate.glimpse import GlimpseModule, load_module
 from foveate.methods import DivPrune, Downsample, GlimpsePrune, Random, ViTCoPDiverse
 
-GRID = [(0.02, 0.08), (0.03, 0.07), (0.04, 0.06), (0.05, 0.05), (0.06, 0.04), (0.07, 0.03), (0.08, 0.02)]
-"""The module's cap and the background, which share a tenth."""
-BACKGROUND_ALONE = (1, 0.09)
-"""One token of the module's, the others by diversity: on `val` only."""
+Setting = dict[str, float | int]
+"""Fields of `GlimpsePrune`."""
+GRID: list[Setting] = [
+    {"max_keep": 0.04, "background": 0.06},
+    *({"spread": spread, "portion": 0.3, "background": 0.068} for spread in (2, 3, 4)),
+    {"spread": 4, "portion": 0.5, "background": 0.04},
+]
+"""What may share a tenth."""
 LATER = (7, 8)
 """Pruning after these layers, not the module's K: reads more, and tells what K costs."""
 UNPRUNED, DYNAMIC, CAPPED = "unpruned", "GlimpsePrune", "GlimpsePrune, at most 0.111"
@@ -52,9 +56,8 @@ class AnyTokens(GlimpsePrune):
         return torch.randperm(len(view), generator=self.draw)[:count].sort().values.to(view.device)
 
 
-def with_background(module: str | GlimpseModule, cap: float | int, background: float) -> tuple[str, Method]:
-    name = f"max_keep={cap}, background={background}"
-    return name, GlimpsePrune(module, max_keep=cap, background=background)
+def named(module: str | GlimpseModule, setting: Setting) -> tuple[str, Method]:
+    return ", ".join(f"{key}={value}" for key, value in setting.items()), GlimpsePrune(module, **setting)
 
 
 class Study:
@@ -65,8 +68,8 @@ class Study:
         parts = {split: options.out / f"{split}.json" for split in ("val", "test")}
         common = {"module": [f"shipped={options.module}"], "markdown": None, "cap": 1 / 9, "baselines": []}
         self.runs = {
-            split: Run(argparse.Namespace(**vars(options) | common | {"split": split, "json": path}))
-            for split, path in parts.items()
+            split: Run(argparse.Namespace(**vars(options) | common | {"split": split, "json": path, "n": n}))
+            for (split, path), n in zip(parts.items(), (options.val, options.n), strict=True)
         }
         self.order: dict[str, list[str]] = {split: [] for split in parts}
 
@@ -80,33 +83,33 @@ class Study:
         self.measure(split, DYNAMIC, GlimpsePrune(self.module))
         self.measure(split, CAPPED, GlimpsePrune(self.module, max_keep=1 / 9))
 
-    def later(self, split: str, pair: tuple[float | int, float]) -> None:
+    def later(self, setting: Setting) -> None:
         """The chosen setting behind later layers."""
         for layer in LATER:
             module = load_module(self.module)
             module.config = replace(module.config, reduce_layer=layer)
-            name, method = with_background(module, *pair)
-            self.measure(split, f"{name}, after layer {layer}", method)
+            name, method = named(module, setting)
+            self.measure("test", f"{name}, after layer {layer}", method)
 
-    def chosen(self) -> tuple[float | int, float]:
-        """Cap and background by `val`."""
+    def chosen(self) -> Setting:
+        """The best of the grid by `val`."""
         self.references("val")
         found = []
-        for pair in [*GRID, BACKGROUND_ALONE]:
-            record = self.measure("val", *with_background(self.module, *pair))
+        for number, setting in enumerate(GRID):
+            record = self.measure("val", *named(self.module, setting))
             if mean(record["kept"]) <= self.limit:
-                found.append((mean(record["hit"]), -mean(record["kept"]), pair))
-        pair = max(found)[2]
-        self.later("val", pair)
-        return pair
+                found.append((mean(record["hit"]), -mean(record["kept"]), -number))
+        return GRID[-max(found)[2]]
 
-    def test(self, pair: tuple[float | int, float]) -> str:
+    def test(self, setting: Setting) -> str:
         """Everything on `test`; the chosen setting's name."""
         self.references("test")
-        name, method = with_background(self.module, *pair)
+        name, method = named(self.module, setting)
         best = self.measure("test", name, method)
         left, average = (round(mean(best[column]), 4) for column in ("kept", "average"))
-        self.later("test", pair)
+        if setting != GRID[0]:
+            self.measure("test", *named(self.module, GRID[0]))
+        self.later(setting)
         alone = GlimpsePrune(self.module, threshold=1.0, max_keep=1, min_keep=1, background=left)
         self.measure("test", f"after the same layer: diversity ({left})", alone)
         self.mean_of(f"after the same layer: at random ({left})", lambda seed: self.any_tokens(left, seed))
@@ -158,26 +161,27 @@ PAGE = """\
 # GlimpsePrune with a background
 
 Written by `{command}`. Greedy answers, exact match, in
-percent; `{model}` (weights `{weights}`), the shipped module (weights `{module}`), first {n}
-questions of each split, batches of {batch}.
+percent; `{model}` (weights `{weights}`), the shipped module (weights `{module}`), first {first}
+questions of `scenes:val` and {n} of `scenes:test`, batches of {batch}.
 
 *Left*: visual tokens after the last stage, for GlimpsePrune also in every layer's cache; *average*: visual tokens per
 decoder layer in the prefill; both in percent, means over questions. *Of unpruned*: correct over correct unpruned.
-± is the standard error of the paired difference. What is drawn at random is the mean of {seeds} seeds, a question's
+± is the standard error of the paired difference. What is drawn at random is the mean of {seeds} seed(s), a question's
 mean counting once. Why, and what follows: [glimpse.md](glimpse.md#with-a-background).
 
 ## Chosen on `scenes:val`
 
-The module's cap (`max_keep`) and the background share {limit:.0%}. Taken is the most accurate setting that leaves at
-most so much, pruned after the module's own layer K; then the same after later layers, which save less of the prefill.
+Module and background share {limit:.0%}: a cap (`max_keep`) for the module's tokens and a background beside them, or
+both chosen together (`spread`, with a `portion` of what the module marks). Taken is the most accurate setting that
+leaves at most so much, pruned after the module's own layer K.
 
 {val}
 
 ## Reported on `scenes:test`
 
-*After the same layer* and *one token* prune where GlimpsePrune does, after layer K. Other methods come at the share
-that the chosen setting leaves (they then read as few tokens in nearly all layers), some also at its average over the
-layers (which GlimpsePrune spends up to layer K, nearly all of it).
+*After the same layer* and *one token* prune where GlimpsePrune does, after layer K; after later layers less of the
+prefill is saved. Other methods come at the share that the chosen setting leaves (they then read as few tokens in nearly
+all layers), some also at its average over the layers (which GlimpsePrune spends up to layer K, nearly all of it).
 
 {test}
 
@@ -195,7 +199,8 @@ def page(study: Study, best: str, options: argparse.Namespace) -> str:
     reached = "reached" if share >= 0.99 and mean(records[best]["kept"]) <= study.limit else "missed"
     return PAGE.format(
         command=f"python {shlex.join(sys.argv)}", model=about["model"], weights=about["weights"], n=about["n"],
-        module=about["modules"]["shipped"], batch=options.batch, seeds=study.seeds, limit=study.limit,
+        first=options.val, module=about["modules"]["shipped"], batch=options.batch,
+        seeds=study.seeds, limit=study.limit,
         val="\n".join(table(study.runs["val"], study.order["val"], best, DYNAMIC)),
         test="\n".join(table(test, study.order["test"], best, "chosen")),
         verdict=f"99 % of the unpruned accuracy at {study.limit:.0%} of the tokens or less is {reached}: "
@@ -208,7 +213,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=zoo.DEFAULT)
     parser.add_argument("--module", help="default: the one beside the model")
-    parser.add_argument("--n", type=int, default=270)
+    parser.add_argument("--n", type=int, default=270, help="questions of `test`")
+    parser.add_argument("--val", type=int, default=540, help="questions of `val`, 1,000 at most")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--limit", type=float, default=0.1, help="share of tokens left, at most")
     parser.add_argument("--seeds", type=int, default=3, help="of what is drawn at random")

@@ -139,10 +139,10 @@ def test_most_pairs_of_many_tokens_are_never_compared(monkeypatch: pytest.Monkey
     n, count, compared = 4096, 1228, 0
     plain = diversity.coverage
 
-    def spy(x: Tensor, chosen: Tensor) -> Tensor:
+    def spy(x: Tensor, chosen: Tensor, weight: Tensor | None = None) -> Tensor:
         nonlocal compared
         compared += len(x) * len(chosen)
-        return plain(x, chosen)
+        return plain(x, chosen, weight)
 
     monkeypatch.setattr(diversity, "coverage", spy)
     max_min(features(n, 16, 0), count, torch.arange(10))
@@ -177,6 +177,28 @@ def test_a_choice_is_rough_only_for_many_tokens_of_a_narrow_model(n: int, d: int
 def test_what_64_dimensions_hold_is_chosen_exactly() -> None:
     x = low_rank(600, 320, 30, 0.0)
     assert max_min(x, 100, torch.tensor([0]), rough=True).tolist() == max_min(x, 100, torch.tensor([0])).tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(16, 90), st.integers(1, 16), st.booleans(), st.data())
+def test_weighted_rounds_choose_what_choosing_one_by_one_does(
+    seed: int, n: int, candidates: int, bounds: bool, data: st.DataObject
+) -> None:
+    """Weights are powers of two, so that all products are exact."""
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randint(0, 2, (n, 4), generator=draw) * 2.0 - 1
+    weight = 2.0 ** torch.randint(-3, 4, (n,), generator=draw)
+    start = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=3, unique=True))
+    count = data.draw(st.integers(len(start), n))
+    with pytest.MonkeyPatch.context() as patch:
+        bookish(patch, CANDIDATES=candidates, FEW=7 if bounds else 1024)
+        found = max_min(x, count, torch.tensor(start), weight).tolist()
+    assert found == one_by_one((x @ x.T / 4 - 1) * weight[:, None], start, count)
+
+
+def test_equal_weights_change_nothing() -> None:
+    x, start = features(300, 24, 3), torch.tensor([5])
+    assert max_min(x, 150, start, torch.full((300,), 2.0)).tolist() == max_min(x, 150, start).tolist()
 
 
 @pytest.mark.parametrize(("n", "count"), [(8, 3), (10, 4), (12, 5)])

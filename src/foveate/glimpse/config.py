@@ -12,6 +12,20 @@ from foveate.errors import ConfigurationError, UnsupportedModelError
 _SEQUENCES = ("selected_layers", "le_layers", "selected_visual_layers", "anchors")
 
 
+def check_spread(spread: float | None, portion: float) -> None:
+    """Refuse what `GlimpsePrune` cannot choose by.
+
+    Raises:
+        ConfigurationError: saying what it takes.
+    """
+    if spread is not None and not 0 <= spread < math.inf:
+        raise ConfigurationError(f"spread={spread} must be a number from 0 on; leave it out for none.")
+    if not 0 < portion <= 1:
+        raise ConfigurationError(f"portion={portion} must lie in (0, 1].")
+    if portion < 1 and spread is None:
+        raise ConfigurationError(f"portion={portion} is of a spread, and there is none; give spread=3, for example.")
+
+
 def default_layer(layers: int) -> int:
     """K of a model with so many decoder layers, counted from 0: 18 of 28, 23 of 36, 21 of 32, 26 of 40."""
     return math.ceil(2 * layers / 3) - 1
@@ -50,6 +64,7 @@ class GlimpseConfig:
         use_attention_logits: read raw logits `q.k / sqrt(d)`; else log-probabilities over all keys.
         threshold, max_keep, min_keep, background, anchors: defaults of the pruning decision (probability, fraction,
             count, fraction, corner names).
+        spread, portion: the same of how tokens and background are chosen together, see `GlimpsePrune`.
         vip_width, vip_cond_width, vip_heads, vip_act: f, c, heads and activation of the VIP.
         vip_window: side of the VIP's attention windows in visual tokens; None: attention within an image.
         deep_supervision, raw_attention: further output rows of the VIP, see `VIP`.
@@ -76,6 +91,8 @@ class GlimpseConfig:
     max_keep: float | None = None
     min_keep: int = 1
     background: float = 0.0
+    spread: float | None = None
+    portion: float = 1.0
     anchors: tuple[str, ...] = ()
     vip_width: int = 256
     vip_cond_width: int = 512
@@ -96,6 +113,7 @@ class GlimpseConfig:
         if self.max_keep is not None:  # a share: a JSON writer may have made 1 of 1.0, which is not one token
             object.__setattr__(self, "max_keep", float(self.max_keep))
         object.__setattr__(self, "background", float(self.background))
+        object.__setattr__(self, "portion", float(self.portion))
         self._check_layers()
         width = self.vip_width + self.vip_cond_width
         if self.vip_width % self.vip_heads or width % (4 * self.vip_heads):
@@ -107,6 +125,7 @@ class GlimpseConfig:
             raise ConfigurationError(f"threshold={self.threshold} is not a probability; use a value in [0, 1]")
         if not 0 <= self.background <= 1:
             raise ConfigurationError(f"background={self.background} is not a share; use a value in [0, 1]")
+        check_spread(self.spread, self.portion)
 
     def _check_layers(self) -> None:
         if not self.selected_layers or not self.selected_visual_layers:

@@ -82,16 +82,19 @@ def neighbour(x: Tensor, rows: Tensor, others: Tensor) -> Tensor:
 
 
 def outline(x: Tensor) -> Tensor:
-    """`[n, 64]` coordinates of unit vectors `[n, d]` in the space that 64 of them span, evenly spaced in their order.
+    """`[n, 64]` coordinates of the directions of `x` `[n, d]` in the space that 64 of them span, evenly spaced.
 
-    Inner products are similarities up to the product of the lengths of the two parts outside that space.
+    Inner products are similarities up to the product of the lengths of the two parts outside that space. Rows that
+    are not finite become zeros.
     """
-    some = torch.linspace(0, len(x) - 1, OUTLINE, device=x.device).long()
-    basis: Tensor = torch.linalg.qr(x.index_select(0, some).T).Q
-    return x @ basis
+    x, some = x.float(), torch.linspace(0, len(x) - 1, OUTLINE, device=x.device).long()
+    basis: Tensor = torch.linalg.qr(unit(x.index_select(0, some)).T).Q
+    return (x @ basis).div_(x.norm(dim=1, keepdim=True).clamp(min=1e-12)).nan_to_num_(nan=0.0)
 
 
-def max_min(x: Tensor, count: int, start: Tensor | None = None, rough: bool = False) -> Tensor:
+def max_min(
+    x: Tensor, count: int, start: Tensor | None = None, weight: Tensor | None = None, rough: bool = False
+) -> Tensor:
     """Greedy max-min diversity: each next token is the one farthest (cosine) from all chosen so far.
 
     The same tokens as choosing one by one, in less time: what is chosen can only cover more, so how well a token was
@@ -104,17 +107,17 @@ def max_min(x: Tensor, count: int, start: Tensor | None = None, rough: bool = Fa
         count: how many to choose, those of `start` included.
         start: `[s]` distinct tokens that are chosen already. None: the token whose nearest neighbour is farthest
             (DivPrune, arXiv 2503.02175, algorithm 1).
+        weight: `[n]`, not negative: each next token is the one with the greatest product of weight and distance
+            (1 - cosine) to the nearest chosen. None: all alike.
         rough: choose by 64 dimensions (`outline`) where more tokens than dimensions come from a narrow model, whose
             prefill the exact choice would lengthen by more than a twentieth. Not for published rules.
 
     Returns:
         `[count]` indices in order of choice, those of `start` first; of equally covered tokens the first.
     """
-    features = unit(x)
-    n, width = features.shape
-    if rough and 4 * OUTLINE < width < n and width <= NARROW:
-        features = outline(features)
-    known = Coverage(features, most_isolated(features) if start is None else start[:count])
+    n, width = x.shape
+    features = outline(x) if rough and 4 * OUTLINE < width < n and width <= NARROW else unit(x)
+    known = Coverage(features, most_isolated(features) if start is None else start[:count], weight)
     while known.count < count:
         known.choose(count - known.count)
     return torch.cat(known.chosen)
@@ -126,24 +129,25 @@ class Coverage:
     Attributes:
         chosen: indices in order of choice, in parts.
         count: how many they are.
-        covered: `[n]` largest similarity to one of the first `seen` parts; infinite for what is chosen.
+        covered: `[n]` largest similarity (`weighted`) to one of the first `seen` parts; infinite for what is chosen.
         seen: `[n]` with how many parts each token was compared.
     """
 
-    def __init__(self, features: Tensor, start: Tensor) -> None:
+    def __init__(self, features: Tensor, start: Tensor, weight: Tensor | None = None) -> None:
         n = len(features)
-        self.features, self.count = features, len(start)
+        self.features, self.weight, self.count = features, weight, len(start)
         self.all_until = n if n <= FEW else FIRST  # chosen tokens: by fewer, a bound says little
         self.chosen = [start] if n <= FEW else list(start.split(FIRST))
-        self.covered = coverage(features, features[self.chosen[0]]).index_fill_(0, start, float("inf"))
+        self.covered = coverage(features, features[self.chosen[0]], weight).index_fill_(0, start, float("inf"))
         self.seen = torch.ones(n, dtype=torch.long, device=features.device)
 
     def choose(self, most: int) -> None:
         """Take what greedy choice takes next, at most so many; nothing if the group turns out to be covered better."""
         if self.count < self.all_until:
-            new, _ = next_round(self.features, self.covered, most, self.covered.new_full((1,), float("inf")), True)
+            none = self.covered.new_full((1,), float("inf"))
+            new, _ = next_round(self.features, self.covered, self.weight, most, none, True)
             if len(new) < most:
-                self.covered = updated(self.features, self.covered, new)
+                self.covered = updated(self.features, self.covered, self.weight, new)
                 self.seen += 1
         else:
             new = self.from_group(most)
@@ -154,13 +158,13 @@ class Coverage:
     def from_group(self, most: int) -> Tensor:
         """`[m]` what is chosen among the least covered eighth of the tokens."""
         rows, bound = least(self.covered, len(self.covered) // 8)
-        features = self.features.index_select(0, rows)
+        features, weight = self.features.index_select(0, rows), of(self.weight, rows)
         covered, known = self.bring_up_to_date(rows, features)
         found, more = [rows[:0]], True
         while more and most:
-            new, more = next_round(features, covered, most, bound, known and len(found) == 1)
+            new, more = next_round(features, covered, weight, most, bound, known and len(found) == 1)
             if len(new):
-                covered = updated(features, covered, new)
+                covered = updated(features, covered, weight, new)
                 found.append(rows[new])
                 most -= len(new)
         self.covered[rows], self.seen[rows] = covered, len(self.chosen) + min(1, len(found) - 1)
@@ -176,16 +180,27 @@ class Coverage:
         for part, many in zip(self.chosen, behind, strict=True):
             if many:
                 late, others = longest_ago[:many], self.features.index_select(0, part)
-                near = coverage(features.index_select(0, late), others)
+                near = coverage(features.index_select(0, late), others, of(self.weight, rows[late]))
                 covered[late] = torch.maximum(covered[late], near)
         return covered, not any(behind)
 
 
-def coverage(features: Tensor, chosen: Tensor) -> Tensor:
-    """`[n]` largest similarity of each of `features` `[n, d]` to one of `chosen` `[m, d]`, with bounded memory."""
+def coverage(features: Tensor, chosen: Tensor, weight: Tensor | None = None) -> Tensor:
+    """`[n]` largest similarity (`weighted`) of each of `features` `[n, d]` to one of `chosen` `[m, d]`, with bounded
+    memory."""
     step = max(1, CHUNK_BYTES // (4 * len(features)))
     parts = [(features @ part.T).amax(1) for part in chosen.split(step)]
-    return parts[0] if len(parts) == 1 else torch.stack(parts).amax(0)
+    return weighted(parts[0] if len(parts) == 1 else torch.stack(parts).amax(0), weight)
+
+
+def weighted(similarity: Tensor, weight: Tensor | None) -> Tensor:
+    """`[..., n]` minus the weighted distances: least for the token to choose next, largest of those to the nearest."""
+    return similarity if weight is None else (similarity - 1) * weight
+
+
+def of(weight: Tensor | None, rows: Tensor) -> Tensor | None:
+    """The weights of some tokens."""
+    return None if weight is None else weight[rows]
 
 
 def least(covered: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -200,22 +215,25 @@ def least(covered: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return tokens.sort().values, found.values[-1:]
 
 
-def updated(features: Tensor, covered: Tensor, new: Tensor) -> Tensor:
+def updated(features: Tensor, covered: Tensor, weight: Tensor | None, new: Tensor) -> Tensor:
     """`[n]` similarity to the nearest chosen token when `new` are chosen too."""
-    return torch.maximum(covered, coverage(features, features[new])).index_fill_(0, new, float("inf"))
+    return torch.maximum(covered, coverage(features, features[new], weight)).index_fill_(0, new, float("inf"))
 
 
-def next_round(features: Tensor, covered: Tensor, most: int, bound: Tensor, first: bool) -> tuple[Tensor, bool]:
+def next_round(
+    features: Tensor, covered: Tensor, weight: Tensor | None, most: int, bound: Tensor, first: bool
+) -> tuple[Tensor, bool]:
     """`[m]` tokens that greedy choice takes next, at most `most`, and whether more may follow below the bound.
 
     Args:
-        covered: `[n]` similarity to the nearest chosen token; infinite for those.
+        covered: `[n]` similarity (`weighted`) to the nearest chosen token; infinite for those.
         bound: `[1]` all tokens elsewhere are covered at least so well; what is covered less is chosen.
         first: the first of the least covered is chosen even if a token elsewhere is its equal.
     """
     candidates, limit = least(covered, CANDIDATES)
     own, m = features[candidates], len(candidates)
-    host = torch.cat([(own @ own.T).flatten(), covered[candidates], limit, bound]).cpu().numpy()  # a round's one wait
+    pairs = weighted(own @ own.T, of(weight, candidates))
+    host = torch.cat([pairs.flatten(), covered[candidates], limit, bound]).cpu().numpy()  # a round's one wait
     similarity, closest, others, elsewhere = host[: m * m].reshape(m, m), host[m * m : -2], host[-2], host[-1]
     order: list[int] = []
     while len(order) < most:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Keep, Per, part
-from foveate.core.method import Method, Stage
+from foveate.core.method import BEFORE_LLM, Method, Stage
 from foveate.core.probe import Probe
-from foveate.core.selection import Choice
+from foveate.core.selection import Choice, Selection
 from foveate.core.view import ModelInfo, Tap, View
 from foveate.errors import ConfigurationError
 from foveate.glimpse import GlimpseModule, load_module
+from foveate.glimpse.config import check_spread
 from foveate.maths.diversity import max_min
 
 CORNERS = {"tl": (0, 0), "tr": (0, -1), "bl": (-1, 0), "br": (-1, -1)}
@@ -42,6 +43,16 @@ class GlimpsePrune(Method):
         background: our addition: so many tokens (share or number, as `max_keep`) beside the module's, those that differ
             most (cosine of hidden states) from what is kept already: what the question needs that is not evidence.
             None: the module's (0 as published).
+        spread: our addition: choose the module's tokens and the background together, one after the other: each time the
+            token with the greatest product of worth and distance, where worth is its probability plus `spread` times
+            the image's mean probability, and distance is 1 - cosine of projected features to the nearest one chosen.
+            What a question needs and what covers the image then share the budget: where the module marks few tokens
+            it has them all, where it marks many they are thinned out. A number from 0 (the module alone) on; 3 was
+            chosen on validation questions (docs/glimpse_background.md). None: the module's (none as published: the
+            likeliest, and the background beside them). It reads all tokens before the language model, so that in a
+            `Compose` nothing can select before it.
+        portion: with a spread, the part of the module's tokens (above the threshold, within cap and floor) that counts:
+            `portion` times their number and the background are kept in all. None: the module's (1, all of them).
         anchors: corners (`"tl"`, `"tr"`, `"bl"`, `"br"`) that always stay, also beyond the cap.
         per: budget over all images of a prompt together (as published), per image, or per frame of a video.
 
@@ -62,6 +73,8 @@ class GlimpsePrune(Method):
     anchors: tuple[str, ...] | None = None
     per: Per = "prompt"
     background: float | int | None = None
+    spread: float | None = None
+    portion: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,6 +86,7 @@ class GlimpsePrune(Method):
         assert self.budget  # validates threshold, cap and floor
         if self.more != 0:
             Keep(cap=self.more, threshold=0.0)  # a share or a number
+        check_spread(self.apart, self.counted)
 
     @classmethod
     def example(cls, keep: float, model: Any) -> GlimpsePrune:
@@ -97,6 +111,16 @@ class GlimpsePrune(Method):
         """Tokens of the background."""
         return self.glimpse.config.background if self.background is None else self.background
 
+    @property
+    def apart(self) -> float | None:
+        """The spread."""
+        return self.glimpse.config.spread if self.spread is None else self.spread
+
+    @property
+    def counted(self) -> float:
+        """The portion."""
+        return self.glimpse.config.portion if self.portion is None else self.portion
+
     @cached_property
     def budget(self) -> Keep:
         """Threshold, cap and floor."""
@@ -110,7 +134,7 @@ class GlimpsePrune(Method):
 
     @property
     def prunes(self) -> bool:
-        return self.budget.threshold != 0 or not self.budget.caps_nothing
+        return self.budget.threshold != 0 or not self.budget.caps_nothing or self.counted < 1
 
     def parameters(self) -> dict[str, Any]:
         budget = self.budget
@@ -121,9 +145,16 @@ class GlimpsePrune(Method):
             "min_keep": budget.floor,
             "anchors": self.corners,
             "per": self.per,
-            **({"background": self.more} if self.more else {}),
-            **({} if self.proportional is None else {"proportional": self.proportional}),
+            **self._additions,
         }
+
+    @property
+    def _additions(self) -> dict[str, Any]:
+        """Those of our additions that are in use."""
+        found: dict[str, Any] = {"background": self.more} if self.more else {}
+        if self.apart is not None:
+            found |= {"spread": self.apart, "portion": self.counted}
+        return found if self.proportional is None else found | {"proportional": self.proportional}
 
     def stages(self, info: ModelInfo) -> Sequence[Stage]:
         config = self.glimpse.config
@@ -133,7 +164,8 @@ class GlimpsePrune(Method):
                 f"({config.base_model or 'unnamed'}), the model is {info.family} with {info.layers}; train one with "
                 "`foveate train glimpse`."
             )
-        return (Stage(min(config.reduce_layer + 1, info.layers), compact_earlier=True),)
+        pruning = Stage(min(config.reduce_layer + 1, info.layers), compact_earlier=True)
+        return (pruning,) if self.apart is None else (Stage(BEFORE_LLM), pruning)
 
     def taps(self, info: ModelInfo) -> Sequence[Tap]:
         return tuple(Tap("hidden", block) for block in self.glimpse.config.vision_blocks)
@@ -146,6 +178,9 @@ class GlimpsePrune(Method):
 
     def select(self, view: View) -> Choice:
         """The number of tokens depends on the predictor's probabilities."""
+        if view.layer == BEFORE_LLM:  # `spread` compares what enters the language model
+            view.memo["projected"] = view.hidden
+            return Selection.everything(len(view), view.device)
         return self._within(view, self.budget)
 
     def _within(self, view: View, budget: Keep) -> Tensor:
@@ -154,6 +189,8 @@ class GlimpsePrune(Method):
         mask = budget.choose(chance)
         if self.corners:
             mask = mask | self._anchored(view)
+        if self.apart is not None:
+            return self._spread_out(view, mask, chance, self.apart)
         return self._with_background(view, mask, chance) if self.more else mask
 
     def _with_background(self, view: View, mask: Tensor, chance: Tensor) -> Tensor:
@@ -163,6 +200,17 @@ class GlimpsePrune(Method):
         count = min(n, len(kept) + (part(share, n) if isinstance(share, float) else share))
         start = kept if len(kept) else chance.argmax().view(1)
         return mask.index_fill(0, max_min(view.hidden, max(count, len(start)), start, rough=True), True)
+
+    def _spread_out(self, view: View, mask: Tensor, chance: Tensor, spread: float) -> Tensor:
+        """`[n]` as many as a portion of the mask and the background, from the likeliest (or the corners) on."""
+        n, marked, share = len(view), int(mask.sum()), self.more
+        wanted = self.counted * marked / max(1, n)
+        count = part(wanted + share, n, 1e-12) if isinstance(share, float) else part(wanted, n, 1e-12) + share
+        start = self._anchored(view).nonzero().squeeze(1) if self.corners else chance.argmax().view(1)
+        count = min(n, max(count, len(start) if marked else 0))
+        features = view.memo["projected"].to(view.device)  # of the same tokens: nothing selects in between
+        weight = chance + spread * chance.mean()
+        return torch.zeros_like(mask).index_fill(0, max_min(features, count, start, weight), True)
 
     def logits(self, view: View) -> Tensor:
         """`[n]` the predictor's logits."""
