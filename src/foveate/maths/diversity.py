@@ -115,6 +115,8 @@ def max_min(
     Returns:
         `[count]` indices in order of choice, those of `start` first; of equally covered tokens the first.
     """
+    if start is not None and count <= len(start):
+        return start[:count]
     n, width = x.shape
     features = outline(x) if rough and 4 * OUTLINE < width < n and width <= NARROW else unit(x)
     known = Coverage(features, most_isolated(features) if start is None else start[:count], weight)
