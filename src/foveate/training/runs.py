@@ -54,6 +54,7 @@ _FREE = {
     "data",
     "start",
     "shard",
+    "screen_file",
 }
 """Settings that are not compared by name: they may change, or their content is compared."""
 

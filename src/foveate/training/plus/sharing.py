@@ -92,7 +92,9 @@ class Shared:
     def _of_first(self, images: Sequence[Any]) -> list[Any]:
         """Of one entry for every image those of the first rows."""
         starts = [sum(self.images[:row]) for row in self.first]
-        return [x for start, row in zip(starts, self.first, strict=True) for x in images[start : start + self.images[row]]]
+        return [
+            x for start, row in zip(starts, self.first, strict=True) for x in images[start : start + self.images[row]]
+        ]
 
     def spread(self, values: Sequence[Any]) -> list[Any]:
         """What belongs to the prompts, for every row."""
@@ -113,12 +115,9 @@ def _device(cache: DynamicCache) -> torch.device | None:
 
 
 @contextmanager
-def read_once(model: nn.Module, config: Any, shared: Shared | None) -> Iterator[None]:
-    """Within the block `model.generate`, given every prompt once, returns `shared.times` sequences for each, and reads
-    it once for all of them: stock code would copy it before it is read.
-
-    Args:
-        config: the generation's `GenerationConfig`.
+def read_once(model: nn.Module, shared: Shared | None) -> Iterator[None]:
+    """Within the block `model.generate`, given every prompt once and `num_return_sequences=shared.times`, reads it once
+    for all of them: stock code copies it before it is read.
     """
     if shared is None:
         yield
@@ -135,12 +134,10 @@ def read_once(model: nn.Module, config: Any, shared: Shared | None) -> Iterator[
             shared.spread_cache(output.past_key_values)
         read = True
 
-    before, config.num_return_sequences = config.num_return_sequences, shared.times
     handles = [model.register_forward_pre_hook(narrow, with_kwargs=True), model.register_forward_hook(spread)]
     try:
         yield
     finally:
-        config.num_return_sequences = before
         for handle in handles:
             handle.remove()
 

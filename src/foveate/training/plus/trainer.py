@@ -183,7 +183,8 @@ class PlusTrainer(GRPOTrainer):
             shared = None
         samples = self._samples if shared is None else [self._samples[row] for row in shared.first]
         method = self.pruning.method(samples, sampled)
-        with prune(self.base, method) as trace, read_once(self.base, self.generation_config, shared):
+        self.generation_config.num_return_sequences = 1 if shared is None else shared.times
+        with prune(self.base, method) as trace, read_once(self.base, shared):
             result = super()._generate_single_turn(prompt_ids, images, fields, *args, **kwargs)
         self._choices = None
         if method is not None:
@@ -212,7 +213,13 @@ class PlusTrainer(GRPOTrainer):
         return loss
 
     def _get_per_token_logps_and_entropies(
-        self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         def shared(rows: slice, inputs: Mapping[str, Any]) -> Shared | None:
             return self.shared(rows, kwargs.get("num_images"), inputs)
