@@ -1,0 +1,103 @@
+"""The page of benchmarks/plus_rollouts.py."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from foveate.evals.paired import difference
+
+TRAIN_FROM = 500
+"""Where the samples to train on begin; those before are held out."""
+
+INPUTS = {
+    "none": "unpruned", "background": "module with background", "module": "module alone", "boxes": "evidence boxes",
+}  # fmt: skip
+
+Hits = dict[str, list[float]]
+
+
+def markdown(report: dict[str, Any], command: str) -> str:
+    about = report["about"]
+    lines = [
+        "# GlimpsePrune+: three kinds of rollouts", "", f"Written by `{command}`.", "",
+        f"The zoo model never saw images like those of `scenes:{about['split']}`. Its {about['train']} samples from "
+        f"{TRAIN_FROM} on were sampled {about['screen']} times each, pruned as the rollouts are; trained on are those "
+        f"answered sometimes but not always: {about['steps']} steps of {about['prompts']} groups of {about['group']}, "
+        f"learning rate {about['rate']:g}, KL weight {about['beta']:g}, reward exact match. Tested on the first "
+        f"{about['test']} samples, all types; exact match, greedy, in percent.", "",
+        f"Pruned after layer {report['layer']} to the evidence boxes (which nobody has when the model is used), by the "
+        f"shipped module alone, or by it with a background (`max_keep={about['max_keep']}, "
+        f"background={about['background']}`). ± is the standard error of the paired difference to the **unpruned "
+        "base** (over the questions; of several seeds, of a question's mean).", "",
+    ]  # fmt: skip
+    lines += [*_accuracy(report), "", *_types(report), "", *_runs(report)]
+    facts = f"Machine: `{json.dumps(report['facts'])}`"
+    return "\n".join([*lines, "", f"Settings: `{json.dumps(about)}`", "", facts, ""])
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def averaged(report: dict[str, Any]) -> dict[str, Hits]:
+    """Every kind's hits by input, question by question averaged over its seeds; `base` first."""
+    kinds: dict[str, list[Hits]] = {}
+    for name, row in report["hits"].items():
+        kinds.setdefault(name.split(",")[0], []).append(row)
+    return {
+        kind: {how: [mean(list(each)) for each in zip(*(row[how] for row in rows), strict=True)] for how in rows[0]}
+        for kind, rows in kinds.items()
+    }
+
+
+def _seeds(report: dict[str, Any], kind: str) -> int:
+    return sum(name.startswith(f"{kind},") for name in report["hits"])
+
+
+def _accuracy(report: dict[str, Any]) -> list[str]:
+    base = report["hits"]["base"]["none"]
+    lines = ["| rollouts | asked | correct | - unpruned base | of unpruned base | seeds |", "|---|---|---|---|---|---|"]
+    for kind, row in averaged(report).items():
+        head = "base, untrained" if kind == "base" else INPUTS[kind]
+        for how, hits in row.items():
+            found = difference(hits, base)
+            gain = 100 * found.mean
+            text = f"{gain:+.1f} ± {100 * (found.error or 0):.1f}" if (kind, how) != ("base", "none") else ""
+            if kind != "base" and how != "none" and found.mean > 2 * (found.error or 0):
+                text = f"**{text}**"
+            each = [mean(own[how]) for name, own in report["hits"].items() if name.startswith(f"{kind},")]
+            seeds = ", ".join(f"{100 * value:.1f}" for value in each)
+            lines.append(
+                f"| {head} | {INPUTS[how]} | {100 * mean(hits):.1f} | {text} | {mean(hits) / mean(base):.0%} | {seeds} |"
+            )
+    return [*lines, "", "Bold: pruned, and above the unpruned base by more than two standard errors."]
+
+
+def _types(report: dict[str, Any]) -> list[str]:
+    names = list(dict.fromkeys(report["types"]))
+    lines = ["## By type", "", "| rollouts | asked | " + " | ".join(f"`{name}`" for name in names) + " |"]
+    lines.append("|---|---|" + "---|" * len(names))
+    for kind, row in averaged(report).items():
+        for how, hits in row.items():
+            cells = [
+                f"{100 * mean([hit for hit, own in zip(hits, report['types'], strict=True) if own == name]):.0f}"
+                for name in names
+            ]
+            lines.append(f"| {'base' if kind == 'base' else INPUTS[kind]} | {INPUTS[how]} | {' | '.join(cells)} |")
+    return lines
+
+
+def _runs(report: dict[str, Any]) -> list[str]:
+    head = ["rollouts", "questions", "reward, first eight steps", "last eight", "groups with equal rewards"]
+    head += ["tokens kept", "seconds a step", "whole run"]
+    lines = ["## The runs", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for name, run in report["runs"].items():
+        kind, _, seed = name.partition(",")
+        cells = [
+            f"{INPUTS[kind]},{seed}", str(run["rows"]), f"{mean(run['reward'][:8]):.2f}",
+            f"{mean(run['reward'][-8:]):.2f}", f"{mean(run['frac_reward_zero_std']):.0%}",
+            f"{mean(run['kept_share']):.1%}", f"{mean(run['step_time'][1:]):.1f}", f"{run['seconds']:.0f} s",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
