@@ -68,9 +68,8 @@ def _accuracy(report: dict[str, Any]) -> list[str]:
                 text = f"**{text}**"
             each = [mean(own[how]) for name, own in report["hits"].items() if name.startswith(f"{kind},")]
             seeds = ", ".join(f"{100 * value:.1f}" for value in each)
-            lines.append(
-                f"| {head} | {INPUTS[how]} | {100 * mean(hits):.1f} | {text} | {mean(hits) / mean(base):.0%} | {seeds} |"
-            )
+            share = f"{mean(hits) / mean(base):.0%}"
+            lines.append(f"| {head} | {INPUTS[how]} | {100 * mean(hits):.1f} | {text} | {share} | {seeds} |")
     return [*lines, "", "Bold: pruned, and above the unpruned base by more than two standard errors."]
 
 

@@ -196,16 +196,20 @@ def train(settings: PlusSettings) -> dict[str, float]:
     trainer = build_trainer(settings, arguments, examples, rewards, base, processor, eval_data)
     metrics = run(trainer, settings, checkpoint)
     if trainer.is_world_process_zero():
-        judge = settings.judge and {name: value for name, value in settings.judge.items() if name != "api_key"}
-        results = {
-            "rows": len(examples),
-            "rows_skipped": len(examples.skipped),
-            "threshold": None if trainer.policy is None else trainer.policy.threshold,
-            "metrics": metrics,
-            "log": trainer.state.log_history,
-        }
-        write_summary(replace(settings, judge=judge), arguments, tuple(PUBLISHED), results, ("trl", "peft"))
+        _summarize(settings, trainer, examples, metrics)
     return metrics
+
+
+def _summarize(settings: PlusSettings, trainer: Any, rows: Rows, metrics: dict[str, float]) -> None:
+    judge = settings.judge and {name: value for name, value in settings.judge.items() if name != "api_key"}
+    results = {
+        "rows": len(rows),
+        "rows_skipped": len(rows.skipped),
+        "threshold": None if trainer.policy is None else trainer.policy.threshold,
+        "metrics": metrics,
+        "log": trainer.state.log_history,
+    }
+    write_summary(replace(settings, judge=judge), trainer.args, tuple(PUBLISHED), results, ("trl", "peft"))
 
 
 def check_done(settings: PlusSettings) -> None:
