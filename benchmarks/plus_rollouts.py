@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from plus import claim
-from plus_rollouts_page import TRAIN_FROM, markdown
+from plus_page import HELD_OUT
+from plus_rollouts_page import markdown
 from resume import read_report
 from rich.progress import track
 
@@ -36,6 +37,7 @@ from foveate.glimpse import GlimpseModule, load_module
 from foveate.inference.answer import Asker
 from foveate.inference.weights import fingerprint
 from foveate.methods import GlimpsePrune
+from foveate.scenes.splits import sample
 from foveate.training.base import merged
 from foveate.training.evidence import EvidenceBoxes
 
@@ -43,6 +45,28 @@ KINDS = ("background", "module", "boxes", "none")
 """How rollouts are pruned, in the order of interest."""
 
 Samples = list[Any]
+
+
+def table(options: argparse.Namespace) -> Path:
+    """Training questions of the wanted types as a table with images: samples of the split from `HELD_OUT` on, rendered
+    on beyond the thousand that `scenes.load` gives, so that none has to be trained on often."""
+    path: Path = options.out / "data" / "questions.jsonl"
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows: list[str] = []
+    index = HELD_OUT
+    while len(rows) < options.train:
+        if scenes.TYPES[index % len(scenes.TYPES)] in options.types:
+            found = sample(options.split, index)
+            names = [f"{index}-{number}.png" for number in range(len(found.images))]
+            for name, image in zip(names, found.images, strict=True):
+                image.save(path.parent / name)
+            row = {"images": names, "question": found.question, "answer": found.answer}
+            rows.append(json.dumps(row | {"boxes": [list(map(list, own)) for own in found.evidence]}))
+        index += 1
+    path.write_text("\n".join(rows) + "\n")
+    return path
 
 
 def modules(options: argparse.Namespace) -> dict[str, Path]:
@@ -64,9 +88,8 @@ def train(options: argparse.Namespace, kind: str, seed: int) -> dict[str, Any]:
     if not note.exists():
         own = modules(options)
         command = [sys.executable, "-c", "from foveate.cli import main; main()", "train", "plus"]
-        command += ["--model", options.model, "--data", f"scenes:{options.split}", "--first", str(TRAIN_FROM)]
-        command += ["--limit", str(options.train), "--out", str(out), "--screen", str(options.screen)]
-        command += ["--screen-file", str(options.out / f"screen-{kind}.jsonl")]
+        command += ["--model", options.model, "--data", str(table(options)), "--out", str(out)]
+        command += ["--screen", str(options.screen), "--screen-file", str(options.out / f"screen-{kind}.jsonl")]
         command += ["--module", str(own.get(kind, own["module"]))]
         command += ["--prune", {"boxes": "boxes", "none": "none"}.get(kind, "glimpse")]
         values = {
@@ -95,8 +118,11 @@ class Test:
         self.options = options
         self.modules = {kind: GlimpsePrune(load_module(folder)) for kind, folder in modules(options).items()}
         self.layer = self.modules["module"].glimpse.config.reduce_layer
-        split = scenes.load(options.split, options.test)
-        self.samples = [split[i] for i in range(len(split))]
+        every = scenes.load(options.split, HELD_OUT)
+        own = [i for i in range(len(every)) if every[i].type in options.types][: options.test]
+        places = sorted({*own, *range(options.test_all)})
+        self.samples = [every[i] for i in places]
+        self.sets = {"trained types": [places.index(i) for i in own], "all types": list(range(options.test_all))}
 
     def methods(self, how: str, batch: Samples) -> Method | None:
         """What a batch is pruned by."""
@@ -153,10 +179,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--background", type=float, default=0.06)
     parser.add_argument("--split", default="hard", choices=scenes.SPLITS)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
-    parser.add_argument("--train", type=int, default=500, help=f"questions, from sample {TRAIN_FROM} on, to screen")
+    parser.add_argument("--types", nargs="+", default=["relational", "count", "count_all"], choices=scenes.TYPES)
+    parser.add_argument("--train", type=int, default=480, help=f"questions, from sample {HELD_OUT} on, to screen")
     parser.add_argument("--screen", type=int, default=8, help="samples of each")
-    parser.add_argument("--test", type=int, default=180, help="held-out questions: the first of the split")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--test", type=int, default=165, help="held-out questions of these types")
+    parser.add_argument("--test-all", type=int, default=90, help="held-out questions of all types")
+    parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--prompts", type=int, default=8, help="groups per step")
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--rate", type=float, default=1e-3)
@@ -173,7 +201,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    names = ["split", "max_keep", "background", "train", "screen", "test", "steps", "prompts", "group", "rate", "beta"]
+    names = ["split", "types", "max_keep", "background", "train", "screen", "test", "test_all", "steps", "prompts"]
+    names += ["group", "rate", "beta"]
     model = Asker.load(options.model, 8).model
     about = {name: getattr(options, name) for name in names} | {"weights": fingerprint(model)}
     about["module"] = fingerprint(load_module(options.module))
@@ -181,7 +210,7 @@ def main() -> None:
     test = Test(options)
     report = read_report(options.json, about, hits={}, runs={}) | {"facts": facts(model)}
     report["types"] = [sample.type for sample in test.samples]
-    report["layer"] = test.layer
+    report |= {"layer": test.layer, "sets": test.sets}
     measure(options, report, test, "none", None)
     for kind in options.kinds:
         for seed in options.control_seeds if kind == "none" else options.seeds:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from foveate.evals.paired import difference
+from plus_page import HELD_OUT
 
-TRAIN_FROM = 500
-"""Where the samples to train on begin; those before are held out."""
+from foveate.evals.paired import difference
 
 INPUTS = {
     "none": "unpruned", "background": "module with background", "module": "module alone", "boxes": "evidence boxes",
@@ -21,11 +20,12 @@ def markdown(report: dict[str, Any], command: str) -> str:
     about = report["about"]
     lines = [
         "# GlimpsePrune+: three kinds of rollouts", "", f"Written by `{command}`.", "",
-        f"The zoo model never saw images like those of `scenes:{about['split']}`. Its {about['train']} samples from "
-        f"{TRAIN_FROM} on were sampled {about['screen']} times each, pruned as the rollouts are; trained on are those "
-        f"answered sometimes but not always: {about['steps']} steps of {about['prompts']} groups of {about['group']}, "
-        f"learning rate {about['rate']:g}, KL weight {about['beta']:g}, reward exact match. Tested on the first "
-        f"{about['test']} samples, all types; exact match, greedy, in percent.", "",
+        f"The zoo model never saw images like those of `scenes:{about['split']}`. {about['train']} questions "
+        f"({', '.join(about['types'])}) of its samples from {HELD_OUT} on were sampled {about['screen']} times each, "
+        "pruned as the rollouts are; trained on are those answered sometimes but not always: "
+        f"{about['steps']} steps of {about['prompts']} groups of {about['group']}, learning rate {about['rate']:g}, KL "
+        f"weight {about['beta']:g}, reward exact match. Tested on {about['test']} questions of these types and on the "
+        f"first {about['test_all']} of all types, all before sample {HELD_OUT}; exact match, greedy, in percent.", "",
         f"Pruned after layer {report['layer']} to the evidence boxes (which nobody has when the model is used), by the "
         f"shipped module alone, or by it with a background (`max_keep={about['max_keep']}, "
         f"background={about['background']}`). ± is the standard error of the paired difference to the **unpruned "
@@ -51,26 +51,36 @@ def averaged(report: dict[str, Any]) -> dict[str, Hits]:
     }
 
 
-def _seeds(report: dict[str, Any], kind: str) -> int:
-    return sum(name.startswith(f"{kind},") for name in report["hits"])
-
-
 def _accuracy(report: dict[str, Any]) -> list[str]:
     base = report["hits"]["base"]["none"]
-    lines = ["| rollouts | asked | correct | - unpruned base | of unpruned base | seeds |", "|---|---|---|---|---|---|"]
+    trained, every = report["sets"].values()
+    head = ["rollouts", "asked", "trained types", "- unpruned base", "of unpruned base", "seeds", "all types"]
+    head += ["- unpruned base"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for kind, row in averaged(report).items():
-        head = "base, untrained" if kind == "base" else INPUTS[kind]
         for how, hits in row.items():
-            found = difference(hits, base)
-            gain = 100 * found.mean
-            text = f"{gain:+.1f} ± {100 * (found.error or 0):.1f}" if (kind, how) != ("base", "none") else ""
-            if kind != "base" and how != "none" and found.mean > 2 * (found.error or 0):
-                text = f"**{text}**"
-            each = [mean(own[how]) for name, own in report["hits"].items() if name.startswith(f"{kind},")]
-            seeds = ", ".join(f"{100 * value:.1f}" for value in each)
-            share = f"{mean(hits) / mean(base):.0%}"
-            lines.append(f"| {head} | {INPUTS[how]} | {100 * mean(hits):.1f} | {text} | {share} | {seeds} |")
+            own, wanted = _of(hits, trained), _of(base, trained)
+            runs = [h[how] for name, h in report["hits"].items() if name.startswith(f"{kind},")]
+            cells = [
+                "base, untrained" if kind == "base" else INPUTS[kind], INPUTS[how], f"{100 * mean(own):.1f}",
+                _gain(own, wanted, bold=kind != "base" and how != "none"), f"{mean(own) / mean(wanted):.0%}",
+                ", ".join(f"{100 * mean(_of(run, trained)):.1f}" for run in runs),
+                f"{100 * mean(_of(hits, every)):.1f}", _gain(_of(hits, every), _of(base, every)),
+            ]  # fmt: skip
+            lines.append("| " + " | ".join(cells) + " |")
     return [*lines, "", "Bold: pruned, and above the unpruned base by more than two standard errors."]
+
+
+def _of(hits: list[float], places: list[int]) -> list[float]:
+    return [hits[place] for place in places]
+
+
+def _gain(hits: list[float], base: list[float], bold: bool = False) -> str:
+    if hits == base:
+        return ""
+    found = difference(hits, base)
+    text = f"{100 * found.mean:+.1f} ± {100 * (found.error or 0):.1f}"
+    return f"**{text}**" if bold and found.mean > 2 * (found.error or 0) else text
 
 
 def _types(report: dict[str, Any]) -> list[str]:
