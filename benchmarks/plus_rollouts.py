@@ -1,6 +1,6 @@
 """GlimpsePrune+ with each kind of rollout, on a split that the zoo model never saw: is tuned and pruned above unpruned?
 
-    OMP_NUM_THREADS=1 python benchmarks/plus_rollouts.py --seeds 0 1 2 --markdown docs/plus_rollouts.md
+    OMP_NUM_THREADS=1 python benchmarks/plus_rollouts.py --kinds background none --markdown docs/plus_rollouts.md
 
 Rollouts are pruned to the evidence boxes, by the module, by the module with a background, or not at all (the control:
 what reinforcement learning alone does). For every kind the questions are screened once (`--screen`); then for every

@@ -54,7 +54,8 @@ def averaged(report: dict[str, Any]) -> dict[str, Hits]:
 def _accuracy(report: dict[str, Any]) -> list[str]:
     base = report["hits"]["base"]["none"]
     trained, every = report["sets"].values()
-    head = ["rollouts", "asked", "trained types", "- unpruned base", "of unpruned base", "seeds", "all types"]
+    head = ["rollouts", "asked", "trained types", "- unpruned base", "of unpruned base", "- base asked alike", "seeds"]
+    head += ["all types"]
     head += ["- unpruned base"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for kind, row in averaged(report).items():
@@ -64,6 +65,7 @@ def _accuracy(report: dict[str, Any]) -> list[str]:
             cells = [
                 "base, untrained" if kind == "base" else INPUTS[kind], INPUTS[how], f"{100 * mean(own):.1f}",
                 _gain(own, wanted, bold=kind != "base" and how != "none"), f"{mean(own) / mean(wanted):.0%}",
+                _gain(own, _of(report["hits"]["base"][how], trained)),
                 ", ".join(f"{100 * mean(_of(run, trained)):.1f}" for run in runs),
                 f"{100 * mean(_of(hits, every)):.1f}", _gain(_of(hits, every), _of(base, every)),
             ]  # fmt: skip

@@ -238,7 +238,8 @@ class PlusTrainer(GRPOTrainer):
             rows: of the batch, those in `inputs`.
             images: number of images of every row of the batch.
         """
-        if self.args.gradient_checkpointing or images is None:
+        again = any(getattr(layer, "gradient_checkpointing", False) for layer in adapt(self.base).parts.layers)
+        if again or self.args.gradient_checkpointing or images is None:
             return None
         kept = [0] * len(self._rows) if self._choices is None else [id(own) for own in self._choices]
         fields = {name: value for name, value in inputs.items() if name not in (*COLUMNS, *HEAD)}
