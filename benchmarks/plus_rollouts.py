@@ -17,7 +17,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,7 +83,7 @@ def modules(options: argparse.Namespace) -> dict[str, Path]:
 def train(options: argparse.Namespace, kind: str, seed: int) -> dict[str, Any]:
     """One run of `foveate train plus`: its folder has the adapter; returns what it took and how rewards went."""
     out = options.out / f"{kind}-{seed}"
-    note = out / "cost.json"
+    note = out / "done"
     if not note.exists():
         own = modules(options)
         command = [sys.executable, "-c", "from foveate.cli import main; main()", "train", "plus"]
@@ -100,15 +99,14 @@ def train(options: argparse.Namespace, kind: str, seed: int) -> dict[str, Any]:
         }  # fmt: skip
         for name, value in values.items():
             command += ["--set", f"{name}={value}"]
-        started = time.perf_counter()
         status = subprocess.run([*command, *(["--resume"] if out.exists() else [])], stdout=subprocess.DEVNULL)
         if status.returncode:
             raise SystemExit(f"training in {out} stopped; the same command goes on from its last checkpoint")
-        note.write_text(json.dumps({"seconds": time.perf_counter() - started}))
+        note.touch()
     summary = json.loads((out / "training.json").read_text())
     log = [entry for entry in summary["log"] if "step_time" in entry]
     names = ("reward", "frac_reward_zero_std", "kept_share", "step_time")
-    return json.loads(note.read_text()) | {"rows": summary["rows"], **{n: [entry[n] for entry in log] for n in names}}
+    return {"rows": summary["rows"], **{name: [entry[name] for entry in log] for name in names}}
 
 
 class Test:
