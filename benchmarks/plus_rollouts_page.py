@@ -111,4 +111,4 @@ def _runs(report: dict[str, Any]) -> list[str]:
             f"{mean(run['kept_share']):.1%}", f"{mean(run['step_time'][1:]):.1f}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    return [*lines, "", "Times were taken beside other work; runs that were made at different times do not compare."]
