@@ -3,10 +3,6 @@
     OMP_NUM_THREADS=1 python benchmarks/plus.py --seeds 0 1 --markdown docs/plus_accuracy.md
     OMP_NUM_THREADS=1 python benchmarks/plus.py --prune glimpse --steps 24 --every 8 --out runs/plus-glimpse \
       --json benchmarks/results/plus-glimpse.json --markdown docs/plus_glimpse.md
-    OMP_NUM_THREADS=1 python benchmarks/plus.py --prune glimpse --max-keep 0.04 --background 0.06 --split multi \
-      --types read_field relational count_all --train 160 --steps 24 --every 24 --cost-steps 1 --test 160 \
-      --test-all 135 --seeds 0 1 --out runs/plus-background --json benchmarks/results/plus-background.json \
-      --markdown docs/plus_background.md
 
 Everything outside the evidence boxes is removed after an early layer. That costs the zoo model its counting
 (`count_all`), so it is fine-tuned on such questions and tested on them and on all types. `--prune glimpse` lets the

@@ -20,6 +20,7 @@ from foveate.training.base import ADAPTER
 from foveate.training.plus import run as plus
 from foveate.training.plus.judge import JudgeError
 from foveate.training.plus.rewards import Rewards
+from foveate.training.plus.sharing import Shared
 from tests.engine.test_gradients import checkpointed_calls
 from tests.golden_files import golden_tensors
 
@@ -48,8 +49,7 @@ def test_log_probabilities_are_computed_on_what_the_rollout_kept(run: plus.PlusS
     assert [grad for _, grad, _ in prefills] == [False, False, True] * 2
     for start in (0, 3):
         rollout, reference, policy = (kept for _, _, kept in prefills[start : start + 3])
-        assert rollout == reference
-        assert sorted(policy) == sorted(rollout)
+        assert set(rollout) == set(reference) == set(policy)  # of a group, perhaps read once for all
         assert max(rollout) < 20, "nothing was pruned"
     moved = [n for n, p in trainer.model.named_parameters() if p.requires_grad and not torch.equal(p, before[n])]
     assert moved, "nothing was trained"
@@ -140,6 +140,7 @@ def test_layers_that_checkpoint_their_call_train_alike(
     found, repeated = [], []
     stock = seams.apply_again
     monkeypatch.setattr(seams, "apply_again", lambda *args: repeated.append(stock(*args)) or repeated[-1])
+    monkeypatch.setattr(Shared, "of", lambda *_: None)  # prompts read once would draw other dropout
     for older in (False, True):
         values = {**QUICK, "max_steps": 1, "gradient_checkpointing": False}
         trainer = trainer_of(dataclasses.replace(run, arguments=values), length_reward)

@@ -36,6 +36,11 @@ def plus(
     judge_model: Annotated[str | None, typer.Option(help="Model that the reward `judge` asks.")] = None,
     judge_url: Annotated[str, typer.Option(help="OpenAI-compatible endpoint.")] = "http://localhost:8000/v1",
     learn_threshold: Annotated[bool, typer.Option("--learn-threshold", help="Threshold as policy.")] = False,
+    screen: Annotated[
+        int, typer.Option(min=0, help="Sample every question so often first; train on those with unequal rewards.")
+    ] = 0,
+    screen_file: Annotated[Path | None, typer.Option(help="Where to keep that (default: in OUT).")] = None,
+    first: Annotated[int, typer.Option(min=0, help="Row to begin with, counted from 0.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first rows only.")] = None,
     eval_data: Annotated[str | None, typer.Option(help="Evaluate on this at every eval_steps.")] = None,
     eval_limit: Annotated[int, typer.Option(min=1, help="The same for evaluation.")] = 200,
@@ -70,6 +75,9 @@ def plus(
         rewards=_rewards(reward),
         judge=None if judge_model is None else {"model": judge_model, "base_url": judge_url},
         learn_threshold=learn_threshold,
+        screen=screen,
+        screen_file=screen_file,
+        first=first,
         limit=limit,
         eval_data=eval_data,
         eval_limit=eval_limit,

@@ -41,20 +41,9 @@ DECISIVE = (
 """Fields of a trainer's arguments that a run may not change on its way; how long it goes, it may."""
 
 _FREE = {
-    "out",
-    "resume",
-    "skip_bad",
-    "attention",
-    "arguments",
-    "eval_data",
-    "eval_limit",
-    "patience",
-    "judge",
-    "model",
-    "data",
-    "start",
-    "shard",
-}
+    "out", "resume", "skip_bad", "attention", "arguments", "eval_data", "eval_limit", "patience", "judge", "model",
+    "data", "start", "shard", "screen_file",
+}  # fmt: skip
 """Settings that are not compared by name: they may change, or their content is compared."""
 
 

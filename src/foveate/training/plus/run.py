@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from foveate.training.plus.held_out import HeldOut
 from foveate.training.plus.judge import Judge
 from foveate.training.plus.rewards import Rewards
 from foveate.training.plus.rollouts import Prune, Pruning, dataset
+from foveate.training.plus.screening import screened, suppressed
 from foveate.training.plus.threshold import ThresholdPolicy
 from foveate.training.processes import together
 from foveate.training.rows import check_for, tracked
@@ -75,6 +77,9 @@ class PlusSettings(RunSettings):
         rewards: weight of each reward.
         judge: arguments of `Judge` (its cache is `out/judge.sqlite` unless given), or None.
         learn_threshold: make the module's threshold part of the policy.
+        screen: sample every question so often before training, and train on those that are answered sometimes but not
+            always; 0: on all.
+        screen_file: where the results are kept, also for other runs; None: `out/screen.jsonl`.
         lora: fields of `peft.LoraConfig` that differ from `LORA`. None: no adapter, all of the language model.
     """
 
@@ -85,6 +90,8 @@ class PlusSettings(RunSettings):
     rewards: dict[str, float] = field(default_factory=lambda: {"exact_match": 1.0})
     judge: dict[str, Any] | None = None
     learn_threshold: bool = False
+    screen: int = 0
+    screen_file: Path | None = None
     lora: dict[str, Any] | None = field(default_factory=dict)
 
 
@@ -183,19 +190,26 @@ def train(settings: PlusSettings) -> dict[str, float]:
         examples = check_for(adapt(base), processor, examples, settings.skip_bad, settings.system)
         if eval_data is not None:
             eval_data = check_for(adapt(base), processor, eval_data, settings.skip_bad, settings.system)
+    if settings.screen:
+        pruning = _pruning(settings, base)
+        examples = screened(settings, arguments, examples, rewards, base, processor, pruning, known)
     trainer = build_trainer(settings, arguments, examples, rewards, base, processor, eval_data)
     metrics = run(trainer, settings, checkpoint)
     if trainer.is_world_process_zero():
-        judge = settings.judge and {name: value for name, value in settings.judge.items() if name != "api_key"}
-        results = {
-            "rows": len(examples),
-            "rows_skipped": len(examples.skipped),
-            "threshold": None if trainer.policy is None else trainer.policy.threshold,
-            "metrics": metrics,
-            "log": trainer.state.log_history,
-        }
-        write_summary(replace(settings, judge=judge), arguments, tuple(PUBLISHED), results, ("trl", "peft"))
+        _summarize(settings, trainer, examples, metrics)
     return metrics
+
+
+def _summarize(settings: PlusSettings, trainer: Any, rows: Rows, metrics: dict[str, float]) -> None:
+    judge = settings.judge and {name: value for name, value in settings.judge.items() if name != "api_key"}
+    results = {
+        "rows": len(rows),
+        "rows_skipped": len(rows.skipped),
+        "threshold": None if trainer.policy is None else trainer.policy.threshold,
+        "metrics": metrics,
+        "log": trainer.state.log_history,
+    }
+    write_summary(replace(settings, judge=judge), trainer.args, tuple(PUBLISHED), results, ("trl", "peft"))
 
 
 def check_done(settings: PlusSettings) -> None:
@@ -219,18 +233,15 @@ def build_trainer(
     """The trainer on a freshly loaded model."""
     from foveate.training.plus.trainer import PlusTrainer
 
-    module = _module(settings)
-    pruning = Pruning(settings.prune, _layer(settings, base, module), module)
+    pruning = _pruning(settings, base)
     adapter = make_adapter(settings, base)
     if adapter is None:
         base.requires_grad_(False)
         adapt(base).parts.text.requires_grad_(True)
     policy = None
     if settings.learn_threshold:
-        policy = ThresholdPolicy(0.5 if module is None else module.config.threshold)
-    # a sampled placeholder would stand for an image that nobody gave
-    placeholders = {"suppress_tokens": sorted(adapt(base).token_ids.values())}
-    arguments.generation_kwargs = placeholders | (arguments.generation_kwargs or {})
+        policy = ThresholdPolicy(0.5 if pruning.module is None else pruning.module.config.threshold)
+    arguments.generation_kwargs = suppressed(base) | (arguments.generation_kwargs or {})
     return PlusTrainer(
         base,
         reward_funcs=rewards,
@@ -258,6 +269,11 @@ def _held_out(
 
 def _module(settings: PlusSettings) -> GlimpseModule | None:
     return None if settings.module is None else load_module(settings.module).eval()
+
+
+def _pruning(settings: PlusSettings, base: nn.Module) -> Pruning:
+    module = _module(settings)
+    return Pruning(settings.prune, _layer(settings, base, module), module)
 
 
 def _layer(settings: PlusSettings, base: nn.Module, module: GlimpseModule | None) -> int:

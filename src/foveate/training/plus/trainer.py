@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from foveate.engine.attach import prune
+from foveate.engine.cache import FoveatedCache
 from foveate.engine.replay import Replay, RowChoices, row_choices
 from foveate.errors import ConfigurationError
 from foveate.families import adapt
@@ -22,6 +23,7 @@ from foveate.files.atomic import publish
 from foveate.training.plus.held_out import HeldOut
 from foveate.training.plus.judge import JudgeError
 from foveate.training.plus.rollouts import Pruning
+from foveate.training.plus.sharing import COLUMNS, HEAD, Shared, read_once, score_once
 from foveate.training.plus.threshold import ThresholdPolicy
 from foveate.training.sharding import leave_alone, place
 
@@ -40,17 +42,38 @@ def _check_threshold(pruning: Pruning, arguments: Any) -> None:
 
 
 class Replaying:
-    """A model as TRL calls it for log-probabilities, in chunks of a batch: each chunk is pruned as it was sampled."""
+    """A model as TRL calls it for log-probabilities, in chunks of a batch: each chunk is pruned as it was sampled.
 
-    def __init__(self, model: nn.Module, base: nn.Module, choices: Sequence[RowChoices] | None) -> None:
-        self.model, self.base, self.choices, self.done = model, base, choices, 0
+    Args:
+        model, base: what TRL calls, and the stock model inside.
+        choices: what every row kept, None if nothing was pruned.
+        once: reads what rows share once; see `PlusTrainer.shared`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        base: nn.Module,
+        choices: Sequence[RowChoices] | None,
+        once: Callable[[slice, Mapping[str, Any]], Shared | None],
+        length: int,
+        temperature: float,
+    ) -> None:
+        self.model, self.base, self.choices, self.once = model, base, choices, once
+        self.length, self.temperature, self.done = length, temperature, 0
 
     def __call__(self, **inputs: Any) -> Any:
-        rows = inputs["input_ids"].shape[0]
-        own = None if self.choices is None else self.choices[self.done : self.done + rows]
-        self.done += rows
-        with nullcontext() if own is None else prune(self.base, Replay(own), full_length=True):
-            return self.model(**inputs)
+        rows = slice(self.done, self.done + inputs["input_ids"].shape[0])
+        self.done = rows.stop
+        own = None if self.choices is None else self.choices[rows]
+        shared = self.once(rows, inputs)
+        if shared is None:
+            with nullcontext() if own is None else prune(self.base, Replay(own), full_length=True):
+                return self.model(**inputs)
+        method = None if own is None else Replay([own[row] for row in shared.first])
+        cache = FoveatedCache(config=adapt(self.base).parts.text.config)
+        with prune(self.base, method, full_length=True):
+            return score_once(self.model, shared, cache, inputs, self.length, self.temperature)
 
 
 class _FreshGradient(TrainerCallback):
@@ -103,6 +126,7 @@ class PlusTrainer(GRPOTrainer):
             self.add_callback(_FreshGradient(policy))
         self._choices: list[RowChoices] | None = None
         self._samples: Sequence[Mapping[str, Any]] = ()
+        self._rows: Sequence[Any] = ()
         self._thresholds: Tensor | None = None
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
@@ -136,26 +160,36 @@ class PlusTrainer(GRPOTrainer):
     # -- rollouts ----------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._samples = inputs
+        self._samples, self._rows = inputs, [sample["row"] for sample in inputs]
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self._choices is not None:
             output["choices"] = self._choices  # a list with one entry per row: TRL shuffles and splits it along
         if self._thresholds is not None:
             output["thresholds"] = self._thresholds
+        output["rows"] = self._rows
         return output
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+    def _generate_single_turn(self, prompt_ids: Any, images: Any, fields: Any, *args: Any, **kwargs: Any) -> Any:
         self._thresholds = None
         if self.policy is not None:
             self._thresholds = self.policy.sample(len(self._samples), spread=self.model.training)
         sampled = None if self._thresholds is None else self._thresholds.sigmoid().tolist()
-        method = self.pruning.method(self._samples, sampled)
-        if method is None:
-            self._choices = None
-            return super()._generate_single_turn(*args, **kwargs)
-        with prune(self.base, method) as trace:
-            result = super()._generate_single_turn(*args, **kwargs)
-        self._choices = row_choices(trace.last, method, adapt(self.base).info)
+        shared = None
+        if sampled is None and images is not None:  # else every row has a threshold of its own
+            shared = Shared.of(self._rows, [len(own or ()) for own in images], fields)
+        if shared is not None and shared.times is not None:
+            prompt_ids, fields = [prompt_ids[row] for row in shared.first], shared.narrow(fields)
+        else:
+            shared = None
+        samples = self._samples if shared is None else [self._samples[row] for row in shared.first]
+        method = self.pruning.method(samples, sampled)
+        self.generation_config.num_return_sequences = 1 if shared is None else shared.times
+        with prune(self.base, method) as trace, read_once(self.base, shared):
+            result = super()._generate_single_turn(prompt_ids, images, fields, *args, **kwargs)
+        self._choices = None
+        if method is not None:
+            choices = row_choices(trace.last, method, adapt(self.base).info)
+            self._choices = choices if shared is None else shared.spread(choices)
         return result
 
     def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any) -> Tensor:
@@ -178,12 +212,41 @@ class PlusTrainer(GRPOTrainer):
             loss: Tensor = super().training_step(*args, **kwargs)
         return loss
 
-    def _get_per_token_logps_and_entropies(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        replaying = Replaying(model, self.base, self._choices)
-        return super()._get_per_token_logps_and_entropies(replaying, *args, **kwargs)
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        def shared(rows: slice, inputs: Mapping[str, Any]) -> Shared | None:
+            return self.shared(rows, kwargs.get("num_images"), inputs)
+
+        replaying = Replaying(model, self.base, self._choices, shared, logits_to_keep, self.temperature)
+        return super()._get_per_token_logps_and_entropies(
+            replaying, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
+
+    def shared(self, rows: slice, images: Sequence[int] | None, inputs: Mapping[str, Any]) -> Shared | None:
+        """What rows of the batch share of a pass over prompts and completions, None if all is to be read.
+
+        Layers that are checkpointed keep no cache for completions to read, so then every row is read whole.
+
+        Args:
+            rows: of the batch, those in `inputs`.
+            images: number of images of every row of the batch.
+        """
+        again = any(getattr(layer, "gradient_checkpointing", False) for layer in adapt(self.base).parts.layers)
+        if again or self.args.gradient_checkpointing or images is None:
+            return None
+        kept = [0] * len(self._rows) if self._choices is None else [id(own) for own in self._choices]
+        fields = {name: value for name, value in inputs.items() if name not in (*COLUMNS, *HEAD)}
+        return Shared.of(list(zip(self._rows, kept, strict=True))[rows], images[rows], fields)
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        self._choices = inputs.get("choices")
+        self._choices, self._rows = inputs.get("choices"), inputs.get("rows", ())
         loss: Tensor = super()._compute_loss(model, inputs)
         if self.policy is not None:
             # of all processes: then every one of them takes the same step
