@@ -82,13 +82,14 @@ def neighbour(x: Tensor, rows: Tensor, others: Tensor) -> Tensor:
 
 
 def outline(x: Tensor) -> Tensor:
-    """`[n, 64]` coordinates of unit vectors `[n, d]` in the space that 64 of them span, evenly spaced in their order.
+    """`[n, 64]` coordinates of the directions of `x` `[n, d]` in the space that 64 of them span, evenly spaced.
 
-    Inner products are similarities up to the product of the lengths of the two parts outside that space.
+    Inner products are similarities up to the product of the lengths of the two parts outside that space. Rows that
+    are not finite become zeros.
     """
-    some = torch.linspace(0, len(x) - 1, OUTLINE, device=x.device).long()
-    basis: Tensor = torch.linalg.qr(x.index_select(0, some).T).Q
-    return x @ basis
+    x, some = x.float(), torch.linspace(0, len(x) - 1, OUTLINE, device=x.device).long()
+    basis: Tensor = torch.linalg.qr(unit(x.index_select(0, some)).T).Q
+    return (x @ basis).div_(x.norm(dim=1, keepdim=True).clamp(min=1e-12)).nan_to_num_(nan=0.0)
 
 
 def max_min(x: Tensor, count: int, start: Tensor | None = None, rough: bool = False) -> Tensor:
@@ -110,10 +111,8 @@ def max_min(x: Tensor, count: int, start: Tensor | None = None, rough: bool = Fa
     Returns:
         `[count]` indices in order of choice, those of `start` first; of equally covered tokens the first.
     """
-    features = unit(x)
-    n, width = features.shape
-    if rough and 4 * OUTLINE < width < n and width <= NARROW:
-        features = outline(features)
+    n, width = x.shape
+    features = outline(x) if rough and 4 * OUTLINE < width < n and width <= NARROW else unit(x)
     known = Coverage(features, most_isolated(features) if start is None else start[:count])
     while known.count < count:
         known.choose(count - known.count)
