@@ -1,11 +1,13 @@
 """What share of a prefill max-min diversity takes on a model of published shape, without its weights.
 
     python benchmarks/max_min.py --model qwen2.5-vl-7b --tokens 2304 --json runs/max_min.json
+    python benchmarks/max_min.py --model mid-llava --tokens 16384 --method divprune
 
 One decoder layer with random weights is timed at the numbers of tokens that `vitcop_diverse` leaves after each stage,
 and multiplied by how many layers run at each: the prefill after the vision tower, as in docs/methods_speed.md. The
 choices are timed on what `mid-llava` with random weights gives them to choose from, turned into the model's width by a
-fixed rotation, which leaves all cosines as they are. Processor time of one thread, in float32.
+fixed rotation, which leaves all cosines as they are. The `mid` models run as they are, and all of a method's selecting
+counts. Processor time of one thread, in float32: other work on the machine hardly changes it.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from foveate.families.prompts import TEXT_TOKENS, random_prompt
 from foveate.files.atomic import write_text
 from foveate.files.environment import facts
 from foveate.maths.diversity import max_min
-from foveate.methods import vitcop
+from foveate.methods import registry, vitcop
 from foveate.methods.vitcop_diverse import ViTCoPDiverse
 
 Call = tuple[Tensor, int, Tensor]
@@ -116,16 +118,38 @@ def share(name: str, tokens: int, keep: float, repeats: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def whole(name: str, tokens: int, method: str, keep: float, repeats: int) -> dict[str, Any]:
+    """Selecting and prefill of a model that runs in full, medians in milliseconds; one run if there are no repeats."""
+    model, found = build(name, tokens), []
+    inputs = random_prompt(model, tokens)
+    with mock.patch("time.perf_counter", time.process_time):
+        for _ in range(repeats + 1):
+            with foveate.prune(model, registry()[method](keep=keep)) as trace, torch.inference_mode():
+                model(**inputs, use_cache=True, logits_to_keep=1)
+            found.append((trace.last.selecting.ms, trace.last.prefill.ms))
+    select, prefill = (statistics.median(times) for times in zip(*(found[1:] or found), strict=True))
+    return {
+        "model": name, "visual_tokens": tokens, "keep": keep, "method": method, "select_ms": select,
+        "prefill_ms": prefill, "share": select / prefill, "facts": facts(model),
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["qwen2.5-vl-3b", "qwen2.5-vl-7b"], default="qwen2.5-vl-7b")
+    parser.add_argument(
+        "--model", choices=["mid-llava", "mid-qwen2.5-vl", "qwen2.5-vl-3b", "qwen2.5-vl-7b"], default="qwen2.5-vl-7b"
+    )
     parser.add_argument("--tokens", type=int, default=2304)
+    parser.add_argument("--method", default="vitcop_diverse", help="of a mid model")
     parser.add_argument("--keep", type=float, default=1 / 9)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = share(options.model, options.tokens, options.keep, options.repeats)
+    if options.model.startswith("mid"):
+        found = whole(options.model, options.tokens, options.method, options.keep, options.repeats)
+    else:
+        found = share(options.model, options.tokens, options.keep, options.repeats)
     print(json.dumps(found, indent=1))
     if options.json:
         rows = json.loads(options.json.read_text()) if options.json.is_file() else []

@@ -134,13 +134,8 @@ REASONS = {
 """Why a method takes over 10 % of a prefill: the methods are sequential or quadratic by definition."""
 
 
-MAX_MIN = """
-**Max-min diversity** (`divprune`, `vitcop_diverse`, `vitcop` on Qwen2.5-VL) was to take less than 5 % of its own
-prefill at 2,304 and 16,384 tokens. On these models of width 512 it does not: choosing m of n tokens of width d
-takes 2nmd operations (`vitcop_diverse` chooses three in ten in its first stage), which is 7 % of the pruned
-prefill's at 2,304 tokens and nearly 30 % at 16,384 even if nothing else took any time; DivPrune's published start
-takes 2n²d more. The share falls with width times depth: by the same count `vitcop_diverse` is at 0.3 % and 2.5 % on
-a LLaVA-1.5-7B (d = 4,096, 32 layers). That is counted, not measured."""
+MAX_MIN = "\n" + (Path(__file__).parent / "results" / "max_min.md").read_text(encoding="utf-8").strip()
+"""What benchmarks/max_min.py found, in words."""
 
 DEFAULTS_CHANGED = "2026-11-26T01:42"
 """When these methods began to follow the published code by default."""

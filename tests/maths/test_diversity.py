@@ -15,7 +15,6 @@ from torch import Tensor
 from foveate.bench.operations import counting
 from foveate.maths import diversity
 from foveate.maths.diversity import greedy_map, max_min
-from foveate.maths.similarity import unit
 
 
 def features(n: int, d: int, seed: int) -> Tensor:
@@ -118,11 +117,11 @@ def test_rows_that_are_not_finite_are_chosen_once_and_resemble_nothing(
     bounds: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if bounds:
-        bookish(monkeypatch)
-    x = features(40, 6, 0).abs()
-    x[[3, 17]] = torch.tensor([[float("nan")], [float("inf")]])
-    for start in (None, torch.tensor([5])):
-        found = max_min(x, 40, start).tolist()
+        bookish(monkeypatch, OUTLINE=4)
+    x = features(40, 20, 0).abs()
+    x[3], x[17, 5] = float("nan"), float("inf")
+    for start, rough in ((None, False), (torch.tensor([5]), False), (torch.tensor([5]), True)):
+        found = max_min(x, 40, start, rough).tolist()
         assert sorted(found) == list(range(40))
         assert {3, 17} <= set(found[:3])
 
@@ -159,7 +158,7 @@ def test_a_rough_choice_leaves_no_token_much_farther_than_the_one_it_takes() -> 
     similarity = cosines(x).float()
     found = max_min(x, 200, torch.tensor(start), rough=True).tolist()
     assert found != max_min(x, 200, torch.tensor(start)).tolist()
-    outside = 1 - diversity.outline(unit(x)).square().sum(1).amin()
+    outside = 1 - diversity.outline(x).square().sum(1).amin()
     assert outside < 0.2
     nearest = similarity[:, start].amax(1)
     for step, token in enumerate(found[2:], 2):
