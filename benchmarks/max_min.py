@@ -55,7 +55,7 @@ def choices(tokens: int, keep: float) -> list[Call]:
 
     def spy(x: Tensor, count: int, start: Tensor, rough: bool) -> Tensor:
         calls.append((x.clone(), count, start))
-        return max_min(x, count, start, rough)
+        return max_min(x, count, start, rough=rough)
 
     model = build("mid-llava", tokens)
     with (

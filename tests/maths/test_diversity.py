@@ -121,7 +121,7 @@ def test_rows_that_are_not_finite_are_chosen_once_and_resemble_nothing(
     x = features(40, 20, 0).abs()
     x[3], x[17, 5] = float("nan"), float("inf")
     for start, rough in ((None, False), (torch.tensor([5]), False), (torch.tensor([5]), True)):
-        found = max_min(x, 40, start, rough).tolist()
+        found = max_min(x, 40, start, rough=rough).tolist()
         assert sorted(found) == list(range(40))
         assert {3, 17} <= set(found[:3])
 

@@ -93,7 +93,7 @@ def outline(x: Tensor) -> Tensor:
 
 
 def max_min(
-    x: Tensor, count: int, start: Tensor | None = None, weight: Tensor | None = None, rough: bool = False
+    x: Tensor, count: int, start: Tensor | None = None, weight: Tensor | None = None, *, rough: bool = False
 ) -> Tensor:
     """Greedy max-min diversity: each next token is the one farthest (cosine) from all chosen so far.
 
