@@ -25,6 +25,7 @@ METHODS = [
     Drop((0, 2, 4)),
     Drop((0, 2, 4), proportional=True),
     Drop((3,), as_mask=True, compact=True, proportional=True),
+    Drop((2, 4), compact=True, proportional=True),
     Drop((LAYERS,), compact=True),
 ]
 

@@ -14,7 +14,7 @@ import foveate
 from foveate.engine.kept import Kept, join_kept
 from foveate.errors import ConfigurationError
 from foveate.maths.similarity import closest
-from foveate.methods import DivPrune, ViTCoPDiverse
+from foveate.methods import DivPrune, ViTCoPDiverse, make
 from foveate.trace.records import PrefillTrace
 from tests.reference import Drop, generate, masked_logits, weights
 from tests.tiny import FAMILIES, LAYERS, make_tiny
@@ -80,6 +80,42 @@ def test_layers_before_the_stage_are_not_weighed(family: str) -> None:
         cache = tiny.model(**inputs, use_cache=True).past_key_values
     held = [cache.held(layer) for layer in range(LAYERS)]
     assert [kept.bias is None for kept in held] == [True, True] + [False] * (LAYERS - 2)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_compaction_keeps_the_weights_of_earlier_stages(family: str) -> None:
+    tiny = make_tiny(family, "sdpa")
+    with foveate.prune(tiny.model, Drop((1, 3), compact=True, proportional=True)):
+        cache = tiny.model(**tiny.batch(ROWS), use_cache=True).past_key_values
+    first, early, late = (cache.held(layer) for layer in (0, 1, 3))
+    assert torch.equal(early.index, late.index)
+    assert first.bias is None
+    assert early.bias.max() > 0  # what its layer was given; less than behind the later stage
+    assert (early.bias <= late.bias).all()
+    assert early.bias.sum() < late.bias.sum()
+
+
+def test_nothing_left_stands_for_nothing() -> None:
+    class Nothing(Drop):
+        def select(self, view: Any) -> Tensor:
+            return torch.zeros(len(view), dtype=torch.bool)
+
+    tiny = make_tiny("llava", "sdpa")
+    with foveate.prune(tiny.model, Nothing((2,), proportional=True)) as trace, torch.no_grad():
+        logits = tiny.model(**tiny.batch(ROWS)).logits
+    assert logits[:, -1].isfinite().all()
+    assert trace.last.to_dict()["alive_per_layer"][-1] == 0
+
+
+@pytest.mark.parametrize("value", ["no", "false", 1, 0.5])
+def test_it_is_on_or_off(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match="true or false"):
+        DivPrune(0.5, proportional=value)
+
+
+def test_methods_of_the_tower_have_no_attention_to_weigh() -> None:
+    with pytest.raises(ConfigurationError, match="vision tower"):
+        make("tower_filter", keep=0.5, proportional=True)
 
 
 def test_a_row_does_not_depend_on_the_batch() -> None:

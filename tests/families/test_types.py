@@ -69,10 +69,11 @@ def test_dropping_is_masking(name: str, attention: str, layers: tuple[int, ...])
 
 @pytest.mark.parametrize("name", names(exact=True))
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_survivors_weigh_as_many_as_they_stand_for(name: str, attention: str) -> None:
+@pytest.mark.parametrize("layers", [(0, 2), (4,), (0, 5)], ids=str)  # also behind layers that lend their keys
+def test_survivors_weigh_as_many_as_they_stand_for(name: str, layers: tuple[int, ...], attention: str) -> None:
     model, entry = model_of(name, attention)
     inputs = entry.batch(rows_of("image"))
-    check_dropping_is_masking(model, entry, inputs, (0, 2), 3, TOLERANCE, proportional=True)
+    check_dropping_is_masking(model, entry, inputs, layers, 3, TOLERANCE, proportional=True)
 
 
 @pytest.mark.parametrize("name", names(exact=False))

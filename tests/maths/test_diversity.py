@@ -195,6 +195,25 @@ def test_weighted_rounds_choose_what_choosing_one_by_one_does(
     assert found == one_by_one((x @ x.T / 4 - 1) * weight[:, None], start, count)
 
 
+@pytest.mark.parametrize("n", [40, 1100])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
+def test_weights_that_are_none_count_as_little_and_every_token_is_taken_once(n: int, bad: float) -> None:
+    x, weight = features(n, 16, 0), torch.rand(n, generator=torch.Generator().manual_seed(0))
+    for places in ([5], list(range(n))):
+        weight[places] = bad
+        found = max_min(x, n // 2, torch.tensor([3]), weight).tolist()
+        assert len(set(found)) == n // 2
+
+
+def test_counts_and_starts_at_the_edges() -> None:
+    x = features(20, 8, 0)
+    assert max_min(x, 0).tolist() == []
+    assert sorted(max_min(x, 99).tolist()) == list(range(20))
+    assert max_min(x, 2, torch.tensor([4, 1, 3])).tolist() == [4, 1]
+    assert max_min(x, 5, torch.tensor([], dtype=torch.long)).tolist() == max_min(x, 5).tolist()
+    assert max_min(x[:0], 3).tolist() == []
+
+
 def test_equal_weights_change_nothing() -> None:
     x, start = features(300, 24, 3), torch.tensor([5])
     assert max_min(x, 150, start, torch.full((300,), 2.0)).tolist() == max_min(x, 150, start).tolist()

@@ -70,8 +70,38 @@ def json_id(settings: plus.PlusSettings, line: str) -> str:
 def test_another_pruning_needs_another_file(numbered: plus.PlusSettings, asked: list[str], tmp_path: Path) -> None:
     plus.train(numbered)
     other = dataclasses.replace(numbered, out=tmp_path / "b", layer=2, screen_file=numbered.out / "screen.jsonl")
-    with pytest.raises(ConfigurationError, match="screening of something else"):
+    with pytest.raises(ConfigurationError, match="layer was 1, is 2|layer was .*, is 2"):
         plus.train(other)
+
+
+@pytest.mark.parametrize("line", ['{"a', "12", "null", "not JSON"])
+def test_a_file_that_holds_no_screening_is_refused(numbered: plus.PlusSettings, tmp_path: Path, line: str) -> None:
+    (tmp_path / "notes.jsonl").write_text(line + "\n")
+    with pytest.raises(ConfigurationError, match="holds no screening"):
+        plus.train(dataclasses.replace(numbered, screen_file=tmp_path / "notes.jsonl"))
+
+
+def test_how_completions_are_sampled_is_part_of_it(
+    numbered: plus.PlusSettings, asked: list[str], tmp_path: Path
+) -> None:
+    plus.train(numbered)
+    arguments = {**numbered.arguments, "generation_kwargs": {"typical_p": 0.9}}
+    file = numbered.out / "screen.jsonl"
+    with pytest.raises(ConfigurationError, match="typical_p was not set, is 0.9"):
+        plus.train(dataclasses.replace(numbered, out=tmp_path / "b", screen_file=file, arguments=arguments))
+
+
+@pytest.mark.parametrize(
+    "given", [{"screen": 1}, {"screen": -3}, {"first": -1}, {"screen": 0, "screen_file": Path("x")}]
+)
+def test_settings_that_screen_nothing_are_refused(run: plus.PlusSettings, given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="screen|first"):
+        plus.train(dataclasses.replace(run, **given))
+
+
+def test_a_folder_is_no_file_of_a_screening(run: plus.PlusSettings, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no file can be written"):
+        plus.train(dataclasses.replace(run, screen=4, screen_file=tmp_path))
 
 
 def test_nothing_left_is_an_error(numbered: plus.PlusSettings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,3 +114,4 @@ def test_what_differs() -> None:
     assert screening.teaches([0.0, None, 1.0])
     assert not screening.teaches([1.0, None, 1.0])
     assert not screening.teaches([None, None])
+    assert not screening.teaches([float("nan"), float("nan"), 1.0])

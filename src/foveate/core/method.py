@@ -107,6 +107,8 @@ class Method:
             raise ConfigurationError(
                 f"{self.name}: positions={self.positions!r} must be original, contiguous or index."
             )
+        if self.proportional is not None and not isinstance(self.proportional, bool):
+            raise ConfigurationError(f"{self.name}: proportional={self.proportional!r} must be true or false.")
         if self.keep is None and type(self).keep is None:
             return
         object.__setattr__(self, "keep", Keep.of(self.keep))  # type: ignore[arg-type]

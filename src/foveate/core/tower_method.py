@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from foveate.core.method import BEFORE_LLM, Method, Stage
 from foveate.core.selection import Choice, Selection
 from foveate.core.view import ModelInfo, View
+from foveate.errors import ConfigurationError
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +22,14 @@ class TowerMethod(Method):
 
     takes_prompt = False
     takes_frames = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.proportional:
+            raise ConfigurationError(
+                f"{self.name} drops tokens in the vision tower, and proportional attention is the language model's; "
+                "give it to a method that selects there."
+            )
 
     def stages(self, info: ModelInfo) -> Sequence[Stage]:
         return (Stage(BEFORE_LLM),)

@@ -20,6 +20,7 @@ class EarlierLayers:
     def __init__(self, forward: ForwardPass) -> None:
         self.forward = forward
         self._left: dict[tuple[int, ...], tuple[Tensor, Tensor | None]] = {}
+        self._biases: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def compact(self, layer: int) -> None:
         """Leave only the tokens alive now in a layer's block of this pass."""
@@ -28,10 +29,20 @@ class EarlierLayers:
         assert cache is not None
         if not cache.shrinks(layer):
             return  # recurrent layers have no tokens, windows are bounded as they are
-        index, length, *_ = forward.entered[layer]
-        columns, valid = self._columns(index, length, cache.physical_length(layer) - length)
+        index, length, _, bias = forward.entered[layer]
+        past = cache.physical_length(layer) - length
+        columns, valid = self._columns(index, length, past)
         select_columns(cache, layer, columns, valid)
-        forward.entered[layer] = Block(alive.index, alive.length, valid is not None)
+        left = None if bias is None else self._bias(bias, columns, past)
+        forward.entered[layer] = Block(alive.index, alive.length, valid is not None, left)
+
+    def _bias(self, bias: Tensor, columns: Tensor, past: int) -> Tensor:
+        """`[B, m]` of a layer's own weights those of what is left."""
+        key = (id(bias), id(columns))
+        if key not in self._biases:  # the given one is kept too, so that its id stays its own
+            left, valid = bias.gather(1, columns[:, past:] - past), self.forward.alive.valid
+            self._biases[key] = bias, left if valid is None else left.masked_fill(~valid, 0)
+        return self._biases[key][1]
 
     def _columns(self, index: Tensor | None, length: int, past: int) -> tuple[Tensor, Tensor | None]:
         """`[B, m]` columns of a layer's cache that hold what is alive, and which of them are real (None: all)."""

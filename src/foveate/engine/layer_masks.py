@@ -43,18 +43,35 @@ class LayerMasks:
                 made = self._mask(layer, hidden, given, held, past)
             else:
                 made = self._shared(layer, facts.source, hidden, given)
-            bias = self._bias(layer, held, past)
+            bias = self._bias(layer, held, past, hidden.device)
             self._made[key] = made if bias is None else biased(made, bias, hidden)
         return self._made[key]
 
-    def _bias(self, layer: int, held: Kept | None, past: int) -> Tensor | None:
+    def _bias(self, layer: int, held: Kept | None, past: int, device: torch.device) -> Tensor | None:
         """`[B, k]` what is added to the logits of what a layer's attention reads, None if that is nothing."""
         forward = self.forward
-        source, rows = forward.family.layers[layer].source, forward.layout.rows
-        block = forward.entered[layer] if source == layer else forward.lent[source][0]
+        source, rows, block = forward.family.layers[layer].source, forward.layout.rows, forward.entered[layer]
+        if source != layer:
+            return self._shared_bias(layer, source, device)
         before = None if held is None else held.full_bias(forward.layout.past)
-        device = next((b.device for b in (before, block.bias) if b is not None), None)
-        return None if device is None else joined_bias(before, block.bias, (rows, past), (rows, block.length), device)
+        return joined_bias(before, block.bias, (rows, past), (rows, block.length), device)
+
+    def _shared_bias(self, layer: int, source: int, device: torch.device) -> Tensor | None:
+        """The same for a layer that reads the keys of an earlier one: its own tokens say what they stand for."""
+        forward = self.forward
+        own = None if forward.cache is None else forward.cache.held(layer)
+        block, past = forward.entered[layer], forward.layout.past
+        parts = [] if own is None or own.bias is None else [(own.index, own.bias, 0)]
+        if block.columns is not None and block.bias is not None:
+            parts.append((block.columns, block.bias, past))
+        if not parts:
+            return None
+        columns = self._shared_columns(layer, source, device)
+        every = torch.zeros(columns.shape[0], past + forward.layout.length + 1, device=device)
+        for index, bias, start in parts:
+            index = index.to(device)
+            every.scatter_(1, torch.where(index >= 0, index + start, every.shape[1] - 1), bias.to(device))
+        return every.gather(1, columns.clamp(min=0))
 
     def _padding(self, given: Any, hidden: Tensor) -> Any:
         """Layers without keys read the 2-D mask of real tokens, if any is padding."""
@@ -84,27 +101,32 @@ class LayerMasks:
 
     def _shared(self, layer: int, source: int, hidden: Tensor, given: Any) -> Any:
         """The mask of a layer that reads the keys of an earlier one, of which some were dropped in between."""
-        forward = self.forward
-        layout = forward.layout
-        block, _ = forward.lent[source]
-        cache, past = forward.cache, layout.past
-        device = hidden.device
-        now = torch.arange(layout.length, device=device).expand(layout.rows, -1)
-        now = now if block.columns is None else block.columns.to(device)
-        columns = torch.where(now >= 0, now + past, -1)
-        held, own = (None, None) if cache is None else (cache.held(source), cache.held(layer))
-        if past:
-            columns = torch.cat([self._before(held, forward.past_columns(layer), device, layout.rows), columns], 1)
+        forward, device = self.forward, hidden.device
+        past = forward.layout.past
+        columns = self._shared_columns(layer, source, device)
+        own = None if forward.cache is None else forward.cache.held(layer)
         gone = self._gone(columns, own)
         rows = self._rows(device)
         if isinstance(given, Tensor):
-            made = gathered_mask(given, rows, columns, past, layout.length)
+            made = gathered_mask(given, rows, columns, past, forward.layout.length)
             return hide_columns(made, gone)
         allowed = columns[:, None] <= (rows + past)[:, :, None]
         valid = (columns >= 0) & ~gone
         if forward.mask is not None:
             valid = valid & forward.mask.to(device, torch.bool).gather(1, columns.clamp(min=0))
         return self._as_backend((allowed & valid[:, None])[:, None], hidden)
+
+    def _shared_columns(self, layer: int, source: int, device: torch.device) -> Tensor:
+        """`[B, k]` logical index of the keys that a layer reads of an earlier one, -1 on padding."""
+        forward, layout = self.forward, self.forward.layout
+        block, _ = forward.lent[source]
+        now = torch.arange(layout.length, device=device).expand(layout.rows, -1)
+        now = now if block.columns is None else block.columns.to(device)
+        columns = torch.where(now >= 0, now + layout.past, -1)
+        if not layout.past:
+            return columns
+        held = None if forward.cache is None else forward.cache.held(source)
+        return torch.cat([self._before(held, forward.past_columns(layer), device, layout.rows), columns], 1)
 
     def _gone(self, columns: Tensor, own: Kept | None) -> Tensor:
         """`[B, k]` which of the columns a layer's own tokens do not hold any more."""

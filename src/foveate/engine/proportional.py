@@ -47,7 +47,7 @@ def weighs(family: Family, method: Method) -> bool:
 
 def standing_for(view: View, selection: Selection) -> Selection:
     """The same, with the survivor that each token is most like."""
-    if len(selection) == selection.n:
+    if len(selection) in (0, selection.n):
         return selection
     return replace(selection, nearest=closest(view.hidden, selection.index))
 

@@ -107,16 +107,20 @@ def max_min(
         count: how many to choose, those of `start` included.
         start: `[s]` distinct tokens that are chosen already. None: the token whose nearest neighbour is farthest
             (DivPrune, arXiv 2503.02175, algorithm 1).
-        weight: `[n]`, not negative: each next token is the one with the greatest product of weight and distance
-            (1 - cosine) to the nearest chosen. None: all alike.
+        weight: `[n]`, not negative (0 where it is not a number): each next token is the one with the greatest product
+            of weight and distance (1 - cosine) to the nearest chosen. None: all alike.
         rough: choose by 64 dimensions (`outline`) where more tokens than dimensions come from a narrow model, whose
             prefill the exact choice would lengthen by more than a twentieth. Not for published rules.
 
     Returns:
         `[count]` indices in order of choice, those of `start` first; of equally covered tokens the first.
     """
+    count, start = min(count, len(x)), None if start is None or not len(start) else start
     if start is not None and count <= len(start):
         return start[:count]
+    if count <= 0:
+        return torch.arange(0, device=x.device)
+    weight = None if weight is None else weight.float().nan_to_num(nan=0.0).clamp(min=0)
     n, width = x.shape
     features = outline(x) if rough and 4 * OUTLINE < width < n and width <= NARROW else unit(x)
     known = Coverage(features, most_isolated(features) if start is None else start[:count], weight)

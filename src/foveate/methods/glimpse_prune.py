@@ -185,7 +185,7 @@ class GlimpsePrune(Method):
 
     def _within(self, view: View, budget: Keep) -> Tensor:
         """`[n]` bool: what the module's probabilities keep within a budget, and the corners."""
-        chance = self.logits(view).float().sigmoid()
+        chance = self.logits(view).float().sigmoid().nan_to_num(nan=0.0)
         mask = budget.choose(chance)
         if self.corners:
             mask = mask | self._anchored(view)

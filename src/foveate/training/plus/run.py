@@ -25,7 +25,7 @@ from foveate.training.plus.held_out import HeldOut
 from foveate.training.plus.judge import Judge
 from foveate.training.plus.rewards import Rewards
 from foveate.training.plus.rollouts import Prune, Pruning, dataset
-from foveate.training.plus.screening import screened, suppressed
+from foveate.training.plus.screening import check_screening, screened, suppressed
 from foveate.training.plus.threshold import ThresholdPolicy
 from foveate.training.processes import together
 from foveate.training.rows import check_for, tracked
@@ -122,6 +122,7 @@ def grpo_arguments(settings: PlusSettings) -> Any:
         raise ConfigurationError("--shard divides what is frozen, and with --full nothing is; train an adapter")
     if arguments.use_vllm:
         raise ConfigurationError("use_vllm=True: vLLM would sample from unpruned prompts; leave it off")
+    check_screening(settings)
     return arguments
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from foveate.engine.replay import row_choices
 from foveate.errors import ConfigurationError, DataError
 from foveate.families import adapt
 from foveate.training.glimpse.collate import Collator
-from foveate.training.identity import table_digest
+from foveate.training.identity import differences, plain, table_digest
 from foveate.training.plus.rewards import Rewards
 from foveate.training.plus.rollouts import Pruning
 from foveate.training.plus.sharing import Shared, read_once
@@ -92,23 +93,19 @@ class Screening:
         lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.is_file() else []
         if not lines:
             return {}
-        if json.loads(lines[0]) != json.loads(json.dumps(self.about)):
+        known, *others = [_parsed(line) for line in lines]
+        if differ := differences(known, plain(self.about)):
             raise ConfigurationError(
-                f"{self.file} holds a screening of something else ({lines[0]}); remove it, or choose another file"
+                f"{self.file} holds no screening, or one of something else ({'; '.join(differ)}); remove it, or choose "
+                "another file"
             )
-        found: Found = {}
-        for line in lines[1:]:
-            try:
-                found |= json.loads(line)
-            except ValueError:  # the last line of a run that was killed
-                continue
-        return found
+        return {name: rewards for line in others for name, rewards in line.items()}
 
     def _append(self, found: Found) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps({name: rewards}) for name, rewards in found.items()]
         if not self.file.is_file() or not self.file.stat().st_size:
-            lines.insert(0, json.dumps(self.about))
+            lines.insert(0, json.dumps(plain(self.about)))
         with self.file.open("a", encoding="utf-8") as file:
             file.write("\n".join(["", *lines] if file.tell() else lines))
 
@@ -136,9 +133,35 @@ class Screening:
         return [found[start : start + self.times] for start in range(0, len(found), self.times)]
 
 
+def _parsed(line: str) -> dict[str, Any]:
+    """A line of the file; nothing, if a run was killed while it wrote it."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def teaches(rewards: Sequence[float | None]) -> bool:
     """Whether the samples of a question differ in reward; those without one do not count."""
-    return len({reward for reward in rewards if reward is not None}) > 1
+    return len({reward for reward in rewards if reward is not None and math.isfinite(reward)}) > 1
+
+
+def check_screening(settings: PlusSettings) -> None:
+    """Refuse what cannot be screened before anything is loaded.
+
+    Raises:
+        ConfigurationError: too few samples, a file without them, or one that is a folder.
+    """
+    file = settings.screen_file
+    if settings.screen < 0 or settings.screen == 1:
+        raise ConfigurationError(f"screen={settings.screen}: samples differ from two on; 0 screens nothing")
+    if settings.first < 0:
+        raise ConfigurationError(f"first={settings.first}: rows count from 0")
+    if file is not None and not settings.screen:
+        raise ConfigurationError(f"screen_file={file}: nothing is screened; give --screen N as well")
+    if file is not None and (file.is_dir() or file.parent.is_file()):
+        raise ConfigurationError(f"screen_file={file}: no file can be written there")
 
 
 class _Some(Sequence[Row]):
@@ -179,14 +202,18 @@ def screened(
     """
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
     sampled = {name: x for name in names if (x := getattr(arguments, name)) is not None}
-    options = {"do_sample": True, "max_new_tokens": arguments.max_completion_length, **sampled, **suppressed(base)}
+    more = arguments.generation_kwargs or {}
+    limits = {"do_sample": True, "max_new_tokens": arguments.max_completion_length}
+    options = {**limits, **sampled, **more, **suppressed(base)}
+    module = None if pruning.module is None else asdict(pruning.module.config)
+    told = ("system", "box_format", "dtype", "learn_threshold", "rewards", "judge", "screen")
     about = {
         "weights": weights,
         "data": table_digest(settings.data),
         "prune": pruning.kind,
         "layer": pruning.layer,
-        "rewards": dict(settings.rewards),
-        "times": settings.screen,
+        "module": module,
+        **{name: getattr(settings, name) for name in told},
         **options,
     }
     collator = Collator(adapt(base), processor, settings.system, with_boxes=False)
