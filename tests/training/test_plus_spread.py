@@ -1,4 +1,4 @@
-"""Rollouts pruned by a module whose configuration has a spread: before the language model it looks, and drops nothing."""
+"""Rollouts pruned by a module with a spread: it looks before the language model, and drops nothing there."""
 
 from __future__ import annotations
 
