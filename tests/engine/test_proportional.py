@@ -154,10 +154,12 @@ def test_a_later_turn_goes_on_with_the_weights() -> None:
     assert torch.allclose(read([more]), read(list(more.split(1, dim=1))), atol=1e-5)
 
 
-def test_asked_of_a_backend_without_additive_masks_it_is_refused_and_recommended_it_is_noted() -> None:
+def test_asked_of_a_backend_without_additive_masks_it_is_refused_and_recommended_it_is_noted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     tiny = make_tiny("llava", "sdpa")
     config: Any = tiny.model.model.language_model.config
-    config._attn_implementation_internal = "flash_attention_2"
+    monkeypatch.setattr(config, "_attn_implementation_internal", "flash_attention_2")  # other tests share the model
     with pytest.raises(ConfigurationError, match="sdpa"):
         foveate.prune(tiny.model, DivPrune(0.5, proportional=True)).__enter__()
 
