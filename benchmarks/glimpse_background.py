@@ -51,7 +51,7 @@ class AnyTokens(GlimpsePrune):
     share: float | int = 1
     draw: torch.Generator = field(default_factory=torch.Generator, kw_only=True)
 
-    def select(self, view: View) -> Tensor:
+    def decide(self, view: View) -> Tensor:
         count = self.share if isinstance(self.share, int) else max(1, part(self.share, len(view)))
         return torch.randperm(len(view), generator=self.draw)[:count].sort().values.to(view.device)
 

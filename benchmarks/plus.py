@@ -21,25 +21,20 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from plus_page import HELD_OUT, markdown, mean
+from plus_runs import Samples, claim, correct, row, to_evidence, trainer_options, with_background
 from resume import read_report
-from rich.progress import track
 
 from foveate import scenes, zoo
-from foveate.data.boxes import normalize_boxes
+from foveate.core.method import Method
 from foveate.files.atomic import write_text
 from foveate.files.environment import facts
-from foveate.glimpse import GlimpseModule, load_module
 from foveate.inference.answer import Asker
 from foveate.inference.weights import fingerprint
 from foveate.methods import GlimpsePrune
-from foveate.training.evidence import EvidenceBoxes
-
-Samples = list[Any]
 
 
 def table(options: argparse.Namespace) -> Path:
@@ -54,11 +49,7 @@ def table(options: argparse.Namespace) -> Path:
     while len(rows) < options.train:
         for sample in scenes.load(split, 50, start):
             if sample.type in options.types and len(rows) < options.train:
-                names = [f"{len(rows)}-{number}.png" for number in range(len(sample.images))]
-                for name, image in zip(names, sample.images, strict=True):
-                    image.save(folder / name)
-                row = {"images": names, "question": sample.question, "answer": sample.answer}
-                rows.append(json.dumps(row | {"boxes": [list(map(list, own)) for own in sample.evidence]}))
+                rows.append(row(sample, folder, str(len(rows))))
         start += 50
     path.write_text("\n".join(rows) + "\n")
     return path
@@ -68,13 +59,8 @@ def module(options: argparse.Namespace) -> str:
     """The folder of the module, with the decision that was asked for."""
     if options.max_keep is None and not options.background:
         return str(options.module)
-    found = load_module(options.module)
     folder = options.out.with_name(f"{options.out.name}-module")
-    if not folder.exists():
-        other = GlimpseModule(replace(found.config, max_keep=options.max_keep, background=options.background))
-        other.load_state_dict(found.state_dict())
-        other.save_pretrained(folder)
-    return str(folder)
+    return str(with_background(options.module, folder, options.max_keep, options.background))
 
 
 def train(options: argparse.Namespace, prune: str, seed: int, out: Path, steps: int) -> dict[str, float]:
@@ -87,14 +73,7 @@ def train(options: argparse.Namespace, prune: str, seed: int, out: Path, steps: 
     command = [sys.executable, "-c", code, "train", "plus", "--model", options.model, "--out", str(out)]
     command += ["--data", str(table(options)), "--prune", prune]
     command += ["--module", module(options)] if prune == "glimpse" else ["--layer", str(options.layer)]
-    values = {
-        "max_steps": steps, "save_steps": options.every, "save_total_limit": 100, "seed": seed, "beta": options.beta,
-        "gradient_accumulation_steps": options.prompts, "learning_rate": options.rate, "max_completion_length": 8,
-        "per_device_train_batch_size": options.group, "num_generations": options.group,
-        "gradient_checkpointing": False, "disable_tqdm": True,
-    }  # fmt: skip
-    for name, value in values.items():
-        command += ["--set", f"{name}={value}"]
+    command += trainer_options(options, max_steps=steps, save_steps=options.every, save_total_limit=100, seed=seed)
     started = time.perf_counter()
     process = subprocess.Popen([*command, *(["--resume"] if out.exists() else [])], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)  # its own peak memory, not that of all children so far
@@ -140,21 +119,10 @@ class Test:
         return found
 
     def _hits(self, samples: Samples, pruned: bool, name: str) -> list[int]:
-        hits: list[int] = []
-        for start in track(range(0, len(samples), self.batch), description=name):
-            batch = samples[start : start + self.batch]
-            inputs = self.asker.questions([(s.images, s.question) for s in batch])
-            boxes = [
-                [
-                    normalize_boxes(own, "pixel", width=image.width, height=image.height)
-                    for image, own in zip(s.images, s.evidence, strict=True)
-                ]
-                for s in batch
-            ]
-            method = self.module or EvidenceBoxes(boxes, self.layer)
-            answers = self.asker.answer(inputs, method if pruned else None)
-            hits += [int(found.text == s.answer) for found, s in zip(answers, batch, strict=True)]
-        return hits
+        def by(batch: Samples) -> Method | None:
+            return (self.module or to_evidence(batch, self.layer)) if pruned else None
+
+        return correct(self.asker, samples, self.batch, by, name)
 
 
 def curve(options: argparse.Namespace, report: dict[str, Any], test: Test, prune: str, seed: int) -> None:
@@ -168,14 +136,6 @@ def curve(options: argparse.Namespace, report: dict[str, Any], test: Test, prune
             if name not in report["accuracy"]:
                 report["accuracy"][name] = test.hits(path, pruned, name)
                 write_text(options.json, json.dumps(report, indent=1))
-
-
-def claim(out: Path, about: dict[str, Any]) -> None:
-    """Refuse a folder with the training of other settings: it would be published under these."""
-    note = out / "about.json"
-    if out.exists() and (not note.is_file() or json.loads(note.read_text()) != about):
-        raise SystemExit(f"{out} holds a run with other settings; choose another --out or remove it")
-    write_text(note, json.dumps(about))
 
 
 def arguments() -> argparse.Namespace:

@@ -1,6 +1,6 @@
 """GlimpsePrune+ with each kind of rollout, on a split that the zoo model never saw: is tuned and pruned above unpruned?
 
-    OMP_NUM_THREADS=1 python benchmarks/plus_rollouts.py --kinds background none --markdown docs/plus_rollouts.md
+    python benchmarks/plus_rollouts.py --seeds 0 1 2 --control-seeds 0 1 --markdown docs/plus_rollouts.md
 
 Rollouts are pruned to the evidence boxes, by the module, by the module with a background, or not at all (the control:
 what reinforcement learning alone does). For every kind the questions are screened once (`--screen`); then for every
@@ -21,29 +21,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from plus import claim
 from plus_page import HELD_OUT
 from plus_rollouts_page import markdown
+from plus_runs import Samples, claim, correct, row, to_evidence, trainer_options, with_background
 from resume import read_report
-from rich.progress import track
 
 from foveate import scenes, zoo
 from foveate.core.method import Method
-from foveate.data.boxes import normalize_boxes
 from foveate.files.atomic import write_text
 from foveate.files.environment import facts
-from foveate.glimpse import GlimpseModule, load_module
+from foveate.glimpse import load_module
 from foveate.inference.answer import Asker
 from foveate.inference.weights import fingerprint
 from foveate.methods import GlimpsePrune
 from foveate.scenes.splits import sample
 from foveate.training.base import merged
-from foveate.training.evidence import EvidenceBoxes
 
 KINDS = ("background", "module", "boxes", "none")
 """How rollouts are pruned, in the order of interest."""
-
-Samples = list[Any]
 
 
 def table(options: argparse.Namespace) -> Path:
@@ -57,12 +52,7 @@ def table(options: argparse.Namespace) -> Path:
     index = HELD_OUT
     while len(rows) < options.train:
         if scenes.TYPES[index % len(scenes.TYPES)] in options.types:
-            found = sample(options.split, index)
-            names = [f"{index}-{number}.png" for number in range(len(found.images))]
-            for name, image in zip(names, found.images, strict=True):
-                image.save(path.parent / name)
-            row = {"images": names, "question": found.question, "answer": found.answer}
-            rows.append(json.dumps(row | {"boxes": [list(map(list, own)) for own in found.evidence]}))
+            rows.append(row(sample(options.split, index), path.parent, str(index)))
         index += 1
     path.write_text("\n".join(rows) + "\n")
     return path
@@ -70,14 +60,9 @@ def table(options: argparse.Namespace) -> Path:
 
 def modules(options: argparse.Namespace) -> dict[str, Path]:
     """The folder of the module by kind."""
-    found = load_module(options.module)
-    folder: Path = options.out / "module-background"
-    if not folder.exists():
-        config = replace(found.config, max_keep=options.max_keep, background=options.background)
-        other = GlimpseModule(config)
-        other.load_state_dict(found.state_dict())
-        other.save_pretrained(folder)
-    return {"module": Path(options.module), "background": folder}
+    folder = options.out / "module-background"
+    other = with_background(options.module, folder, options.max_keep, options.background)
+    return {"module": Path(options.module), "background": other}
 
 
 def train(options: argparse.Namespace, kind: str, seed: int) -> dict[str, Any]:
@@ -91,14 +76,7 @@ def train(options: argparse.Namespace, kind: str, seed: int) -> dict[str, Any]:
         command += ["--screen", str(options.screen), "--screen-file", str(options.out / f"screen-{kind}.jsonl")]
         command += ["--module", str(own.get(kind, own["module"]))]
         command += ["--prune", {"boxes": "boxes", "none": "none"}.get(kind, "glimpse")]
-        values = {
-            "max_steps": options.steps, "save_steps": 20, "save_total_limit": 1, "seed": seed, "beta": options.beta,
-            "gradient_accumulation_steps": options.prompts, "learning_rate": options.rate, "max_completion_length": 8,
-            "per_device_train_batch_size": options.group, "num_generations": options.group,
-            "gradient_checkpointing": False, "disable_tqdm": True,
-        }  # fmt: skip
-        for name, value in values.items():
-            command += ["--set", f"{name}={value}"]
+        command += trainer_options(options, max_steps=options.steps, save_steps=20, save_total_limit=1, seed=seed)
         status = subprocess.run([*command, *(["--resume"] if out.exists() else [])], stdout=subprocess.DEVNULL)
         if status.returncode:
             raise SystemExit(f"training in {out} stopped; the same command goes on from its last checkpoint")
@@ -124,26 +102,11 @@ class Test:
 
     def methods(self, how: str, batch: Samples) -> Method | None:
         """What a batch is pruned by."""
-        if how == "boxes":
-            boxes = [
-                [
-                    normalize_boxes(own, "pixel", width=image.width, height=image.height)
-                    for image, own in zip(s.images, s.evidence, strict=True)
-                ]
-                for s in batch
-            ]
-            return EvidenceBoxes(boxes, self.layer)
-        return self.modules.get(how)
+        return to_evidence(batch, self.layer) if how == "boxes" else self.modules.get(how)
 
     def hits(self, asker: Asker, how: str, name: str) -> list[int]:
         """Which answers are right."""
-        found: list[int] = []
-        for start in track(range(0, len(self.samples), self.options.batch), description=name):
-            batch = self.samples[start : start + self.options.batch]
-            inputs = asker.questions([(s.images, s.question) for s in batch])
-            answers = asker.answer(inputs, self.methods(how, batch))
-            found += [int(answer.text == s.answer) for answer, s in zip(answers, batch, strict=True)]
-        return found
+        return correct(asker, self.samples, self.options.batch, lambda batch: self.methods(how, batch), name)
 
 
 def inputs_of(kind: str) -> tuple[str, ...]:

@@ -108,7 +108,7 @@ def _runs(report: dict[str, Any]) -> list[str]:
         cells = [
             f"{INPUTS[kind]},{seed}", str(run["rows"]), f"{mean(run['reward'][:8]):.2f}",
             f"{mean(run['reward'][-8:]):.2f}", f"{mean(run['frac_reward_zero_std']):.0%}",
-            f"{mean(run['kept_share']):.1%}", f"{mean(run['step_time'][1:]):.1f}",
+            f"{mean(run['kept_share']):.1%}", f"{mean(run['step_time'][1:]):.1f}" if run["step_time"][1:] else "-",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, "", "Times were taken beside other work; runs that were made at different times do not compare."]

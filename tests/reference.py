@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import foveate
 from foveate import Method, Stage, View
 from foveate.core.view import ModelInfo
 from foveate.families import adapt
 from foveate.trace.records import PrefillTrace
+from tests.tiny import make_tiny
 
 
 @dataclass(frozen=True, init=False)
@@ -183,6 +185,22 @@ def masked_logits(
         with masked(model, inputs, trace, compact, weights), torch.no_grad():
             found.append(model(**longer, use_cache=False).logits[:, -1])
     return found
+
+
+def check_dropping_is_masking(
+    family: str, attention: str, rows: list[Any], method: Method, steps: int
+) -> list[PrefillTrace]:
+    """Logits of a pruned answer are those of the stock model that masks what was dropped, and weighs what is left where
+    the method does; returns what was recorded."""
+    tiny = make_tiny(family, attention)
+    inputs = tiny.batch(rows)
+    with foveate.prune(tiny.model, method) as trace:
+        tokens, logits = generate(tiny.model, inputs, steps)
+    own = weights(trace.prefills, inputs["input_ids"].shape) if method.proportional else None
+    found = torch.stack(masked_logits(tiny.model, inputs, trace.to_dict(), list(tokens.unbind(1)), weights=own), 1)
+    assert (found - logits).abs().max().item() < 1e-4
+    assert torch.equal(found.argmax(-1), tokens)
+    return trace.prefills
 
 
 def generate(model: Any, inputs: dict[str, Tensor], steps: int, **more: Any) -> tuple[Tensor, Tensor]:

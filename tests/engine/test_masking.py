@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import foveate
-from tests.reference import Drop, generate, masked_logits
-from tests.tiny import FAMILIES, LAYERS, make_tiny
+from tests.reference import Drop, check_dropping_is_masking
+from tests.tiny import FAMILIES, LAYERS
 
 STEPS = 8
 
 
 def check(family: str, attention: str, rows: list, method: Drop, steps: int = STEPS) -> None:
-    tiny = make_tiny(family, attention)
-    inputs = tiny.batch(rows)
-    with foveate.prune(tiny.model, method) as trace:
-        tokens, logits = generate(tiny.model, inputs, steps)
-    seen = trace.to_dict()
-    reference = masked_logits(tiny.model, inputs, seen, list(tokens.unbind(1)))
-    difference = (torch.stack(reference, 1) - logits).abs().max().item()
-    assert difference < 1e-4
-    assert torch.equal(torch.stack(reference, 1).argmax(-1), tokens)
+    check_dropping_is_masking(family, attention, rows, method, steps)
 
 
 ROWS = [[3, (4, 4), 5], [2, (4, 6), 3, (2, 4), 4], [7]]

@@ -16,22 +16,14 @@ from foveate.errors import ConfigurationError
 from foveate.maths.similarity import closest
 from foveate.methods import DivPrune, ViTCoPDiverse, make
 from foveate.trace.records import PrefillTrace
-from tests.reference import Drop, generate, masked_logits, weights
+from tests.reference import Drop, check_dropping_is_masking, generate, weights
 from tests.tiny import FAMILIES, LAYERS, make_tiny
 
 ROWS = [[3, (4, 4), 5], [2, (4, 6), 3, (2, 4), 4], [7]]
 
 
 def check(family: str, attention: str, rows: list[Any], method: foveate.Method, steps: int = 4) -> PrefillTrace:
-    tiny = make_tiny(family, attention)
-    inputs = tiny.batch(rows)
-    with foveate.prune(tiny.model, method) as trace:
-        tokens, logits = generate(tiny.model, inputs, steps)
-    prefill = trace.prefills[0]
-    own = weights([prefill], inputs["input_ids"].shape)
-    found = masked_logits(tiny.model, inputs, trace.to_dict(), list(tokens.unbind(1)), weights=own)
-    assert (torch.stack(found, 1) - logits).abs().max().item() < 1e-4
-    return prefill
+    return check_dropping_is_masking(family, attention, rows, method, steps)[0]
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -181,6 +181,10 @@ class GlimpsePrune(Method):
         if view.layer == BEFORE_LLM:  # `spread` compares what enters the language model
             view.memo["projected"] = view.hidden
             return Selection.everything(len(view), view.device)
+        return self.decide(view)
+
+    def decide(self, view: View) -> Choice:
+        """What stays behind layer K."""
         return self._within(view, self.budget)
 
     def _within(self, view: View, budget: Keep) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveate.core.budget import Per
 from foveate.core.grid import Grid
-from foveate.core.method import BEFORE_LLM, Method, Stage
+from foveate.core.method import Method, Stage
 from foveate.core.selection import Choice
 from foveate.core.tiles import Box as Part
 from foveate.core.tiles import covers
@@ -140,9 +140,7 @@ class RowwiseGlimpse(GlimpsePrune):
     boxes: Sequence[ImageBoxes | None] | None = None
     thresholds: Sequence[float] | None = None
 
-    def select(self, view: View) -> Choice:
-        if view.layer == BEFORE_LLM:  # of a module with a spread, which only looks there
-            return super().select(view)
+    def decide(self, view: View) -> Choice:
         boxes = None if self.boxes is None else self.boxes[view.row]
         if boxes is not None:
             return _within(boxes, view)
